@@ -319,9 +319,8 @@ def traffic(comm: Comm, codec: Codec, n: int, referenced: bool) -> dict[str, tup
         "broadcast": lambda: coded.broadcast(x, 0),
         "permute": lambda: coded.permute(x, [*range(1, comm.size), 0]),
     }.items():
-        before = metered.traffic.copy()
-        call()
-        moved = metered.traffic - before
+        with metered.counting() as moved:
+            call()
         found[name] = moved.sent, moved.received
     return found
 

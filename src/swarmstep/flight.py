@@ -11,7 +11,7 @@ from torch import Tensor
 
 from swarmstep import records
 from swarmstep.comm.base import Comm, Done, Pending
-from swarmstep.comm.metered import Metered, Traffic
+from swarmstep.comm.metered import Call, Metered, Traffic
 from swarmstep.flat import Flat
 from swarmstep.options import Options
 from swarmstep.probe import Probe
@@ -82,6 +82,7 @@ def saved(flight: Flight, arrived: Arrived) -> dict[str, Any]:
         "message": records.tensors(arrived.message),
         "buffers": arrived.buffers.clone(),
         "bytes": [arrived.traffic.sent, arrived.traffic.received],
+        "calls": [list(call) for call in arrived.traffic.calls],
         "probe_seconds": arrived.probe_seconds,
     }
 
@@ -101,7 +102,7 @@ def loaded(
     Raises:
         CheckpointError: a field is missing or does not fit.
     """
-    fields = {name: records.field(saved, name) for name in ("roll", "message", "bytes", "x", "buffers")}
+    fields = {name: records.field(saved, name) for name in ("roll", "message", "bytes", "calls", "x", "buffers")}
     said = {name: records.field(fields["roll"], name).clone() for name in ("steps", "losses", "reports")}
     each = torch.zeros(size, dtype=torch.float64)
     records.pairs("flight.roll", {"steps": each, "losses": each}, {n: said[n] for n in ("steps", "losses")})
@@ -116,6 +117,7 @@ def loaded(
         if tensor.dim() and tensor.shape != (size,):
             records.same(f"flight.message.{name}", (like.dtype, like.shape), (tensor.dtype, tensor.shape))
     sent, received = (int(count) for count in fields["bytes"])
+    calls = [Call(str(verb), int(octets), int(ranks)) for verb, octets, ranks in fields["calls"]]
     probing, lands = float(records.field(saved, "probe_seconds")), int(records.field(saved, "lands"))
-    arrived = Arrived(roll, message, fields["buffers"].clone(), Traffic(sent, received), probing)
+    arrived = Arrived(roll, message, fields["buffers"].clone(), Traffic(sent, received, calls), probing)
     return Flight(lands, fields["x"].clone(), Done(lambda: arrived), float(records.field(saved, "seconds")))

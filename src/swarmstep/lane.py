@@ -135,17 +135,18 @@ class Lane:
         if self._wire:
             self._wire.discard()
         called = called or self._call(x, now, loss, count)
-        before, probed = self._metered.traffic.copy(), probe.seconds if probe else 0.0
         if not called.due:
             return None
         roll, step = called.roll, int(called.roll.steps.max())
-        strategy = self.strategy_at(step)
-        message = strategy.exchange(x, self.state, self._signal(step, now.lr, loss, count), roll, self._comm)
+        strategy, probed = self.strategy_at(step), probe.seconds if probe else 0.0
+        signal = self._signal(step, now.lr, loss, count)
         buffers = x[self.layout.parameters :].clone()
-        if setting.buffers == "first" and len(buffers):
-            buffers = self._metered.broadcast(buffers, int(roll.present.int().argmax()))
+        with self._metered.counting() as traffic:
+            message = strategy.exchange(x, self.state, signal, roll, self._comm)
+            if setting.buffers == "first" and len(buffers):
+                buffers = self._metered.broadcast(buffers, int(roll.present.int().argmax()))
         probing = probe.seconds - probed if probe else 0.0
-        return Arrived(roll, message, buffers, self._metered.traffic - before + called.traffic, probing)
+        return Arrived(roll, message, buffers, called.traffic + traffic, probing)
 
     def _signal(self, step: int, lr: float | None, loss: Tensor, count: int) -> Signal:
         setting = self.setting
@@ -194,6 +195,7 @@ class Lane:
             losses=tuple(arrived.roll.losses.tolist()),
             bytes_sent=arrived.traffic.sent,
             bytes_received=arrived.traffic.received,
+            calls=tuple(arrived.traffic.calls),
             seconds=under_way.seconds + ended - began,
             probe_seconds=arrived.probe_seconds,
             distrusted=left_out,

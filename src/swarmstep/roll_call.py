@@ -55,12 +55,12 @@ def call_roll(answer: Answer, comm: Metered, island: Comm | None, fragments: int
     said = torch.tensor(row, dtype=torch.float64)
     if island is not None:
         said = _of_island(island.gather(said), 2 + (fragments > 1))
-    before = comm.traffic.copy()
-    rows = comm.gather(said).clone()  # it outlives the round's memory
+    with comm.counting() as traffic:
+        rows = comm.gather(said).clone()  # it outlives the round's memory
     roll = Roll(rows[:, 0].abs(), rows[:, 1], rows[:, 2 + (fragments > 1) :])
     _check_steps(roll.steps)
     fragment = int(rows[:, 2].max()) if fragments > 1 else 0
-    return Called(roll, bool((rows[:, 0] > 0).any()), max(0, fragment), comm.traffic - before)
+    return Called(roll, bool((rows[:, 0] > 0).any()), max(0, fragment), traffic)
 
 
 def _of_island(rows: Tensor, head: int) -> Tensor:

@@ -77,7 +77,8 @@ class Round:
 
     `step` is the one it started at; `fragment` which part of the model it was about, 0 where there is one.
     `participants` is how many workers had weight; `losses` are the workers' mean training losses since the
-    round before, in rank order (+inf: has none); `bytes_sent` and `bytes_received` are this worker's payload.
+    round before, in rank order (+inf: has none); `bytes_sent` and `bytes_received` are this worker's payload, and
+    `calls` what it was sent by: (verb, bytes of the tensor that this worker gave to it, size of its group).
     `seconds` are what the training spent on it, by the Comm's clock: in real processes they include the wait
     for the others, in simulation they are this worker's own; `probe_seconds` went into the probe. `distrusted`
     are the workers that the strategy left out.
@@ -90,6 +91,7 @@ class Round:
     losses: tuple[float, ...]
     bytes_sent: int
     bytes_received: int
+    calls: tuple[tuple[str, int, int], ...]
     seconds: float
     probe_seconds: float
     distrusted: tuple[Distrust, ...]

@@ -23,9 +23,8 @@ def costs(comm: Comm) -> dict[str, tuple[int, int]]:
         "split": lambda: metered.split(0),
         "gather in pairs": lambda: metered.split(comm.rank // 2).gather(x),
     }.items():
-        before = metered.traffic.copy()
-        call()
-        moved = metered.traffic - before
+        with metered.counting() as moved:
+            call()
         found[name] = moved.sent, moved.received
     return found
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+import contextlib
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeVar
 
 from torch import Tensor
 
@@ -13,22 +14,24 @@ from swarmstep.comm.base import Comm, Pending
 T = TypeVar("T")
 
 
+class Call(NamedTuple):
+    """One call of a verb: its name, the bytes of the tensor that this worker gave to it, the size of its group."""
+
+    verb: str
+    bytes: int
+    size: int
+
+
 @dataclass(slots=True)
 class Traffic:
-    """Bytes of payload one worker has sent and received so far."""
+    """Bytes of payload one worker has sent and received, and by which calls, where those are counted."""
 
     sent: int = 0
     received: int = 0
-
-    def __sub__(self, earlier: Traffic) -> Traffic:
-        return Traffic(self.sent - earlier.sent, self.received - earlier.received)
+    calls: list[Call] = field(default_factory=list[Call])
 
     def __add__(self, other: Traffic) -> Traffic:
-        return Traffic(self.sent + other.sent, self.received + other.received)
-
-    def copy(self) -> Traffic:
-        """Return the counts as they are now."""
-        return Traffic(self.sent, self.received)
+        return Traffic(self.sent + other.sent, self.received + other.received, self.calls + other.calls)
 
 
 class Metered(Comm):
@@ -38,23 +41,38 @@ class Metered(Comm):
     all-reduce of the vector with the weight behind it; `gather` W (W-1) n b; `broadcast` (W-1) n b, as a
     chain, so all but its last rank send and all but `src` receive; `permute` n b for each rank whose source is
     another; `all_to_all` (W-1) n b, where n counts the elements of all its rows. Setting up a `split` is not
-    counted; the Comm it returns counts into the same `traffic`.
+    counted; the Comm it returns counts into the same `traffic`, which is the sum, without the calls.
     """
 
-    def __init__(self, comm: Comm, traffic: Traffic | None = None) -> None:
+    def __init__(self, comm: Comm, parent: Metered | None = None) -> None:
         self._comm = comm
         self.rank = comm.rank
         self.size = comm.size
-        self.traffic = Traffic() if traffic is None else traffic
+        self.traffic = parent.traffic if parent else Traffic()
+        self._counting: list[Traffic] = parent._counting if parent else []
 
     @property
     def bare(self) -> Comm:
         """The Comm within, whose traffic is not counted."""
         return self._comm
 
-    def _count(self, sent: int, received: int) -> None:
-        self.traffic.sent += sent
-        self.traffic.received += received
+    @contextlib.contextmanager
+    def counting(self) -> Generator[Traffic]:
+        """Yield what is sent and received within this block, with the calls."""
+        traffic = Traffic()
+        self._counting.append(traffic)
+        try:
+            yield traffic
+        finally:
+            self._counting.remove(traffic)
+
+    def count(self, call: Call, sent: int, received: int) -> None:
+        """Count a call; also one that something else has made, such as DDP."""
+        for traffic in (self.traffic, *self._counting):
+            traffic.sent += sent
+            traffic.received += received
+        for traffic in self._counting:
+            traffic.calls.append(call)
 
     def clock(self) -> float:
         return self._comm.clock()
@@ -63,34 +81,36 @@ class Metered(Comm):
         result = self._comm.mean(x, weight)
         total = 2 * (self.size - 1) * (x.numel() + 1) * x.element_size()
         share = total // self.size + (self.rank < total % self.size)
-        self._count(share, share)
+        self.count(Call("mean", x.nbytes, self.size), share, share)
         return result
 
     def gather(self, x: Tensor) -> Tensor:
         result = self._comm.gather(x)
-        self._count((self.size - 1) * x.nbytes, (self.size - 1) * x.nbytes)
+        moved = (self.size - 1) * x.nbytes
+        self.count(Call("gather", x.nbytes, self.size), moved, moved)
         return result
 
     def broadcast(self, x: Tensor, src: int) -> Tensor:
         result = self._comm.broadcast(x, src)
         last = (src - 1) % self.size
-        self._count(x.nbytes * (self.rank != last), x.nbytes * (self.rank != src))
+        sent, received = x.nbytes * (self.rank != last), x.nbytes * (self.rank != src)
+        self.count(Call("broadcast", x.nbytes, self.size), sent, received)
         return result
 
     def permute(self, x: Tensor, source: Sequence[int]) -> Tensor:
         result = self._comm.permute(x, source)
         moved = x.nbytes * (source[self.rank] != self.rank)
-        self._count(moved, moved)
+        self.count(Call("permute", moved, self.size), moved, moved)
         return result
 
     def all_to_all(self, x: Tensor) -> Tensor:
         result = self._comm.all_to_all(x)
         moved = x.nbytes // self.size * (self.size - 1)
-        self._count(moved, moved)
+        self.count(Call("all_to_all", x.nbytes, self.size), moved, moved)
         return result
 
     def split(self, color: int, name: str = "") -> Metered:
-        return Metered(self._comm.split(color, name), self.traffic)
+        return Metered(self._comm.split(color, name), self)
 
     def sent(self, x: Tensor) -> Tensor:
         return self._comm.sent(x)
@@ -99,7 +119,7 @@ class Metered(Comm):
         return self._comm.start(task)
 
     def reusing(self) -> Metered:
-        return Metered(self._comm.reusing(), self.traffic)
+        return Metered(self._comm.reusing(), self)
 
     def recycle(self) -> None:
         self._comm.recycle()
