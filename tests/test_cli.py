@@ -97,7 +97,7 @@ def refuse(capsys: pytest.CaptureFixture[str]) -> Refuse:
     return refuse
 
 
-NAMES = ", ".join(sorted({*STRATEGIES, "synchronous"}))
+NAMES = ", ".join(sorted({*STRATEGIES, "synchronous", "ddp"}))
 
 
 @pytest.mark.parametrize(
@@ -393,7 +393,7 @@ def test_the_exit_codes_are_those_of_the_errors() -> None:
 def test_the_table_of_methods(capsys: pytest.CaptureFixture[str], refuse: Refuse) -> None:
     assert main(["strategies", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
-    assert {row["name"] for row in listed} == {*STRATEGIES, "synchronous"}
+    assert {row["name"] for row in listed} == {*STRATEGIES, "synchronous", "ddp"}
     assert all(row[key] for row in listed for key in ("title", "traffic", "memory", "paper"))
     assert main(["strategies"]) == 0
     table = capsys.readouterr().out

@@ -91,7 +91,7 @@ def test_models(name: str, model: str) -> None:
 
 def test_every_name_has_defaults_and_models() -> None:
     assert list(WORKLOADS) == list(DEFAULTS) == list(MODELS)
-    assert MODELS == {"digits": ("mlp",), "mnist": ("lenet5", "mlp"), "cifar10": ("resnet20", "cnn")}
+    assert MODELS == {"digits": ("mlp",), "mnist": ("lenet5", "mlp", "wide"), "cifar10": ("resnet20", "cnn")}
 
 
 def test_digits_equal_their_origin() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from swarmstep.bench.config import SYNCHRONOUS
+from swarmstep.bench.config import DDP, SYNCHRONOUS
 from swarmstep.errors import UsageError
 from swarmstep.strategies import STRATEGIES
 
@@ -38,14 +38,14 @@ def rows() -> list[dict[str, str]]:
         }
         for name, kind in STRATEGIES.items()
     ]
-    baseline = {
-        "name": SYNCHRONOUS,
-        "title": "gradients averaged at every step",
-        "traffic": "2 (W-1)/W",
-        "memory": "0",
-        "paper": "baseline",
-    }
-    return sorted([*found, baseline], key=lambda row: row["name"])
+    baselines = [
+        {"name": name, "title": title, "traffic": "2 (W-1)/W", "memory": memory, "paper": "baseline"}
+        for name, title, memory in (
+            (SYNCHRONOUS, "gradients averaged at every step", "0"),
+            (DDP, "the same by torch's DistributedDataParallel, real processes only", "1"),
+        )
+    ]
+    return sorted([*found, *baselines], key=lambda row: row["name"])
 
 
 def table() -> str:

@@ -8,7 +8,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from swarmstep.bench import faults
+from swarmstep.bench import faults, sharding
 from swarmstep.bench.sharding import hold_out
 from swarmstep.bench.workloads import Defaults, Workload
 from swarmstep.comm import codecs
@@ -19,7 +19,8 @@ from swarmstep.strategies.base import check_choice
 from swarmstep.when import Every, GradientChange, Never, QuadraticRule, WarmupThen, When
 
 SYNCHRONOUS = "synchronous"  # averages gradients at every step: a function, not a strategy
-BASELINES = (SYNCHRONOUS, "independent")
+DDP = "ddp"  # the same, done by torch's DistributedDataParallel
+BASELINES = (SYNCHRONOUS, DDP, "independent")
 BACKENDS = ("sim", "gloo", "nccl")
 FREE = ("backend", "data")  # what a resumed run may set anew
 WHENS = "every:N, never, warmup:STEPS,SPEC, change:THRESHOLD, qsr:BASE,ALPHA"
@@ -30,6 +31,7 @@ class Config:
     """One run. `None` in a field that has a default in the workload is filled in by `resolved`.
 
     `backend` and `data` do not change the numbers of a run; all other fields do.
+    `until_accuracy` ends it at the first evaluation with so high a test accuracy.
     """
 
     workload: str
@@ -55,6 +57,7 @@ class Config:
     fragments: int = 1
     codec: str | None = None
     fast_sums: bool = False
+    until_accuracy: float | None = None
     backend: str = "sim"
     data: str | None = None
 
@@ -78,17 +81,34 @@ class Config:
         if config.seed < 0:
             raise UsageError(f"seed must be at least 0, found {config.seed}")
         build_options(config)
+        config._check_ddp()
+        if config.until_accuracy is not None and not 0 < config.until_accuracy <= 1:
+            raise UsageError(f"until_accuracy must be above 0 and at most 1, found {config.until_accuracy}")
         if config.checkpoint_every < 1:
             raise UsageError(f"checkpoint_every must be at least 1, found {config.checkpoint_every}")
         defaults = config.defaults()
         examples = len(hold_out(len(workload.train), config.seed).train)
         _check_count("workers", config.workers, examples)
         _check_count("batch", defaults.batch, max(examples, workload.defaults.batch))
+        sharding.parse(config.shards, config.workers, workload.classes)
         fault = faults.parse(config.fault, config.workers, config.seed)
         if fault and fault.kind == "nan" and fault.number > defaults.steps:
             raise UsageError(f"fault {config.fault!r}: STEP must be 1 to {defaults.steps}, the steps of the run")
         build_strategy(config)
         return config
+
+    @property
+    def averages_gradients(self) -> bool:
+        """Whether the workers average gradients at every step, and have no rounds."""
+        return self.strategy in (SYNCHRONOUS, DDP)
+
+    def _check_ddp(self) -> None:
+        if self.strategy == DDP and self.backend == "sim":
+            raise UsageError(
+                f"{DDP} is torch's own, between real processes: give --backend gloo, or {SYNCHRONOUS}"
+            )
+        if self.strategy == DDP and self.fault:
+            raise UsageError(f"{DDP} takes no --fault; expected {SYNCHRONOUS} or a strategy")
 
     def defaults(self) -> Defaults:
         """Return the settings of the training itself, checked."""
@@ -105,8 +125,8 @@ def build_options(config: Config) -> Options:
     options = Options(
         seed=config.seed, delay=config.delay, mix=config.mix, fragments=config.fragments, codec=codec
     )
-    if config.strategy == SYNCHRONOUS and options != Options(seed=config.seed):
-        raise UsageError(f"{SYNCHRONOUS} takes none of --delay, --mix, --fragments and --codec")
+    if config.averages_gradients and options != Options(seed=config.seed):
+        raise UsageError(f"{config.strategy} takes none of --delay, --mix, --fragments and --codec")
     return options
 
 
@@ -121,10 +141,10 @@ def build_strategy(config: Config) -> Strategy:
     Raises:
         UsageError: an unknown strategy, setting or trigger, or a value out of range.
     """
-    names = sorted({*STRATEGIES, SYNCHRONOUS})
+    names = sorted({*STRATEGIES, *BASELINES})
     if config.strategy not in names:
         raise UsageError(f"unknown strategy {config.strategy!r}; expected one of {', '.join(names)}")
-    kind = STRATEGIES["independent" if config.strategy == SYNCHRONOUS else config.strategy]
+    kind = STRATEGIES["independent" if config.averages_gradients else config.strategy]
     if config.strategy in BASELINES:
         if config.when is not None or config.settings:
             raise UsageError(f"{config.strategy} takes neither --when nor --set")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -13,8 +12,6 @@ from swarmstep.bench.config import SYNCHRONOUS, Config
 from swarmstep.bench.workloads import Workload
 from swarmstep.comm.base import Comm
 from swarmstep.errors import NotFinite, UsageError
-from swarmstep.flat import Flat
-from swarmstep.gradients import average_gradients
 
 
 def build_model(config: Config, workload: Workload) -> nn.Module:
@@ -63,24 +60,6 @@ def measure_loss(workload: Workload, outputs: Tensor, targets: Tensor) -> Tensor
     if torch.is_grad_enabled() and not loss.requires_grad:
         raise UsageError(f"workload {workload.name!r}: the loss does not depend on the model's parameters")
     return loss.reshape(())
-
-
-def share_gradients(
-    model: nn.Module, comm: Comm, tamper: Callable[[Tensor, Tensor, int], None] | None, step: int
-) -> None:
-    """Replace all workers' gradients by their mean; what `tamper` strikes is what this worker brings.
-
-    Raises:
-        NotFinite: names the ranks with a gradient that is not finite; on all ranks.
-    """
-    flat = Flat(model)
-    own = flat.gradient()
-    if tamper:
-        tamper(own, torch.zeros_like(own), step)
-        flat.write_gradient(own)
-    average_gradients(model, comm)
-    if not flat.gradient().isfinite().all():
-        check_finite(own, f"step {step}: the gradient", comm)
 
 
 def check_finite(own: Tensor, what: str, comm: Comm) -> None:

@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 
-from swarmstep.bench.config import Config
-from swarmstep.bench.record import RunFolder, new_folder
 from swarmstep.comm.base import Comm
 from swarmstep.errors import CheckpointError, DataError, SwarmstepError, UsageError
 
@@ -22,7 +20,7 @@ class Job:
 
     `out` is the run's folder (None: a new one below runs/), `resume` goes on from the checkpoint in it,
     `stopping` says that somebody asked to stop, `stop_at` is a step to stop at as if asked, `quiet` shows
-    nothing, `keep` False writes no files.
+    nothing, `keep` False writes no files, `listen` is given on rank 0 each event as it happens.
     """
 
     out: Path | None = None
@@ -31,17 +29,23 @@ class Job:
     stop_at: int | None = None
     quiet: bool = False
     keep: bool = True
+    listen: Callable[[dict[str, Any]], None] | None = None
 
 
 @dataclasses.dataclass
 class Tally:
-    """What is counted during a run, and survives a stop."""
+    """What is counted during a run, and survives a stop.
+
+    `seconds` of training, evaluations and checkpoints not included; of them `compute_seconds` for local steps by
+    this worker's own clock, `sync_seconds` for rounds, `probe_seconds` of those for probes.
+    """
 
     step: int = 0
     rounds: int = 0
     bytes_sent: int = 0
     bytes_received: int = 0
     seconds: float = 0.0
+    compute_seconds: float = 0.0
     sync_seconds: float = 0.0
     probe_seconds: float = 0.0
     train_loss: float = math.nan
@@ -53,25 +57,6 @@ class Tally:
         self.bytes_sent += sent
         self.bytes_received += received
         self.sync_seconds += seconds
-
-
-def open_folder(config: Config, comm: Comm, job: Job) -> tuple[RunFolder | None, Path | None]:
-    """Return (the folder, on rank 0 only; its path, on all); an error of rank 0 is raised on all."""
-    if not job.keep:
-        return None, None
-    opened: list[RunFolder] = []
-
-    def start() -> str:
-        opened.append(RunFolder(job.out or new_folder(config), resume=job.resume))
-        return str(opened[0].path)
-
-    try:
-        path = Path(from_rank_0(start, comm))
-    except BaseException:
-        for folder in opened:
-            folder.close()
-        raise
-    return (opened[0] if opened else None), path
 
 
 def from_rank_0(make: Callable[[], str], comm: Comm) -> str:

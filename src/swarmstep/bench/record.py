@@ -44,7 +44,7 @@ class RunFolder:
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._check_empty(resume)
-            self._lock = _locked(path / "lock")
+            self._lock = locked(path / "lock")
             self._check_empty(resume)  # another run may have begun and ended in between
         except BlockingIOError:
             raise CheckpointError(f"{path} is in use by another process; wait for it, or end it") from None
@@ -94,22 +94,30 @@ class RunFolder:
         self._replace("model.safetensors", lambda partial: save_model(model, str(partial)))
 
     def _replace(self, name: str, write: Callable[[Path], object]) -> None:
-        """Let `write` write a file beside `name`, then put it in its place."""
-        from safetensors import SafetensorError
-
-        partial = self.path / f".{name}.partial"
-        try:
-            write(partial)
-            os.replace(partial, self.path / name)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
-            raise _unwritable(self.path / name, error) from None
+        replace_file(self.path / name, write)
 
     def close(self) -> None:
         """Let go of the folder."""
         if self._lock:
             self._lock.close()
+
+
+def replace_file(file: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` write a file beside `file`, then put it in its place.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    from safetensors import SafetensorError
+
+    partial = file.with_name(f".{file.name}.partial")
+    try:
+        write(partial)
+        os.replace(partial, file)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise _unwritable(file, error) from None
 
 
 def read_config(path: Path) -> Config:
@@ -188,18 +196,22 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 def _unwritable(file: Path, error: Exception) -> CheckpointError:
     why = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    return CheckpointError(f"{file} cannot be written: {why}; free space, then go on with --resume")
+    return CheckpointError(f"{file} cannot be written: {why}; free space, then go on")
 
 
 def _step_of(line: str) -> float:
     try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+        row = json.loads(line)
+        return float(row.get("landed", row["step"]))
+    except (ValueError, KeyError, TypeError, AttributeError):
         return math.inf  # a line cut short by a crash
 
 
-def _locked(path: Path) -> IO[str]:
-    """Return the file, locked until it is closed or the process ends; unlocked where there is no flock."""
+def locked(path: Path) -> IO[str]:
+    """Return the file, locked until it is closed or the process ends; unlocked where there is no flock.
+
+    Raises BlockingIOError where another process holds it.
+    """
     file = path.open("a")
     try:
         import fcntl

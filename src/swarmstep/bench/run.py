@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import shlex
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Generator
 from typing import Any
 
 import torch
@@ -15,31 +15,31 @@ from torch import Tensor, nn
 
 from swarmstep import checkpoint
 from swarmstep.bench import faults
-from swarmstep.bench.config import FREE, SYNCHRONOUS, Config, build_options, build_strategy
+from swarmstep.bench.averaging import GradientAveraging
+from swarmstep.bench.config import FREE, Config, build_options, build_strategy
 from swarmstep.bench.evaluate import evaluate
+from swarmstep.bench.feed import Feed
 from swarmstep.bench.inner import (
     build_model,
     build_optimizer,
     check_finite,
     learning_rate,
     measure_loss,
-    share_gradients,
 )
-from swarmstep.bench.job import Job, Tally, open_folder
-from swarmstep.bench.record import RunFolder
-from swarmstep.bench.sampler import Sampler
-from swarmstep.bench.sharding import hold_out, shard
-from swarmstep.bench.view import Progress, View, choose_view
-from swarmstep.bench.workloads import Examples, Workload
+from swarmstep.bench.job import Job, Tally
+from swarmstep.bench.scribe import Scribe
+from swarmstep.bench.trace import Trace
+from swarmstep.bench.view import Progress
+from swarmstep.bench.workloads import Workload
 from swarmstep.comm.base import Comm
 from swarmstep.comm.metered import Metered
 from swarmstep.comm.sim import simulate
 from swarmstep.errors import CheckpointError, Interrupted, UsageError
 from swarmstep.flat import Flat
-from swarmstep.seeding import generator, mix
+from swarmstep.seeding import mix, seed_torch
+from swarmstep.signal import Round
 from swarmstep.synchronizer import Synchronizer
 
-PROBE = 128  # examples of one probe; a forward pass of two is taken to cost as much as a step with one
 CHECK_EVERY = 25  # steps between two looks of all ranks at each other: losses to show, a request to stop
 
 
@@ -61,106 +61,83 @@ def run(config: Config, workload: Workload, comm: Comm, job: Job) -> dict[str, A
         Interrupted: somebody asked to stop; all ranks stopped at the same step and wrote a checkpoint.
         SwarmstepError: as the parts of a run say.
     """
-    folder, path = open_folder(config, comm, job)
-    title = f"{config.workload} {config.strategy}, {config.workers} workers, {config.backend}"
-    view = View() if job.quiet else choose_view(comm.rank, title)
+    scribe = Scribe(config, comm, job)
     try:
-        return _Worker(config, workload, comm, job, folder, path, view).train()
+        return _Worker(config, workload, comm, job, scribe).train()
     finally:
-        view.close()
-        if folder:
-            folder.close()
+        scribe.close()
 
 
 class _Worker:
     """One worker of one run."""
 
-    def __init__(
-        self,
-        config: Config,
-        workload: Workload,
-        comm: Comm,
-        job: Job,
-        folder: RunFolder | None,
-        path: Path | None,
-        view: View,
-    ) -> None:
-        self.config, self.workload, self.comm, self.job = config, workload, comm, job
-        self.folder, self.path, self.view = folder, path, view
+    def __init__(self, config: Config, workload: Workload, comm: Comm, job: Job, scribe: Scribe) -> None:
+        self.config, self.workload, self.comm, self.job, self.scribe = config, workload, comm, job, scribe
         self.steps = config.defaults().steps
         self.device = torch.device("cuda" if config.backend == "nccl" else "cpu")
-        self.held = held = hold_out(len(workload.train), config.seed)
-        shards = shard(
-            workload.train.targets[held.train], config.shards, config.workers, config.seed, workload.classes
-        )
-        self.sampler = Sampler(shards[comm.rank], config.defaults().batch, config.seed, comm.rank)
+        self.feed = Feed(config, workload, comm.rank, self.device)
         self.fault = faults.parse(config.fault, config.workers, config.seed)
         self.tamper = self.fault.tamper(comm.rank) if self.fault else None
         self.strategy = build_strategy(config)
-        torch.manual_seed(mix(config.seed, "model"))
+        seed_torch(mix(config.seed, "model"), self.device)
         self.model = build_model(config, workload).to(self.device)
-        self.gradients = Metered(comm)
         self.sync = Synchronizer(
             self.model,
             self.strategy,
             comm,
             dataclasses.replace(
                 build_options(config),
-                probe=self._probe_loss(workload.train.take(held.probe)),
-                probe_cost=min(PROBE, len(held.probe)) / (2 * config.defaults().batch),
+                probe=self.feed.probe,
+                probe_cost=self.feed.probe_cost,
                 tamper=self.tamper,
             ),
         )
+        self.averaging: GradientAveraging | None = None
+        if config.averages_gradients:
+            self.averaging = GradientAveraging(config, self.model, Metered(comm), self.tamper)
         self.optimizer = build_optimizer(self.model, config)
         self.judge = copy.deepcopy(self.model)
-        self.tally = Tally()
+        self.tally, self.trace = Tally(), Trace()
         self.window = torch.zeros((), device=self.device)  # sum of losses since the last look
         self.looked = 0  # the step of the last look
         self.scores: dict[str, float] = {}
-
-    def _probe_loss(self, examples: Examples) -> Callable[[nn.Module, int], Tensor]:
-        """Return the loss on as many as PROBE of the examples held out for it, others at each step."""
-
-        def loss(module: nn.Module, step: int) -> Tensor:
-            order = torch.randperm(len(examples), generator=generator(self.config.seed, step, "probe"))
-            part = examples.take(order[:PROBE])
-            inputs, targets = self.workload.prepare(part.inputs).to(self.device), part.targets.to(self.device)
-            return measure_loss(self.workload, module(inputs), targets)
-
-        return loss
 
     def train(self) -> dict[str, Any]:
         """Take all steps and return the summary."""
         if self.job.resume:
             self._load()
         self._check_stop()
-        if self.folder:
-            self.folder.write_settings(self.config)
-        while self.tally.step < self.steps:
-            started = time.perf_counter()
-            self._step(self.tally.step + 1)
-            self.tally.seconds += time.perf_counter() - started
+        self.scribe.begin(self.config)
+        while self.tally.step < self.steps and not self._reached():
+            with self._timed():
+                self._step(self.tally.step + 1)
             self._after_step()
-        started = time.perf_counter()
-        self.sync.finish()
-        if self.config.strategy == SYNCHRONOUS:
-            check_finite(Flat(self.model).read(), "after the last step: the model", self.comm)
-        self.tally.seconds += time.perf_counter() - started
+        with self._timed():
+            self.sync.finish()
+            if self.averaging:
+                check_finite(Flat(self.model).read(), "after the last step: the model", self.comm)
         return self._summarize()
 
+    @contextlib.contextmanager
+    def _timed(self) -> Generator[None]:
+        """Count what is done within as training."""
+        started = time.perf_counter()
+        yield
+        self.tally.seconds += time.perf_counter() - started
+
     def _step(self, step: int) -> None:
-        config, model = self.config, self.model
-        torch.manual_seed(mix(config.seed, step, self.comm.rank))  # dropout: a stop in between changes nothing
-        inputs, targets = self._batch(step)
+        config, model, began = self.config, self.model, self.comm.clock()
+        seed_torch(mix(config.seed, step, self.comm.rank), self.device)  # dropout: a stop changes nothing
+        inputs, targets = self.feed.batch(step)
         lr = learning_rate(config, step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         model.train()
-        loss = measure_loss(self.workload, model(inputs), targets)
+        loss = measure_loss(
+            self.workload, self.averaging.module(inputs) if self.averaging else model(inputs), targets
+        )
         self.optimizer.zero_grad()
-        loss.backward()
-        if config.strategy == SYNCHRONOUS:
-            self._average_gradients(step)
+        spent = self._backward(loss, step)
         self.optimizer.step()
         if self.fault:
             self.fault.after_step(model, self.comm.rank, step)
@@ -168,23 +145,29 @@ class _Worker:
         self.window += loss.detach()
         self.tally.step = step
         if report:
-            self.tally.add_round(report.bytes_sent, report.bytes_received, report.seconds)
-            self.tally.probe_seconds += report.probe_seconds
-            self.tally.distrusted = [dataclasses.asdict(worker) for worker in report.distrusted]
-            self._record(kind="round", **dataclasses.asdict(report))
+            spent += report.seconds
+            self._note_round(report)
+        self.tally.compute_seconds += self.comm.clock() - began - spent
 
-    def _batch(self, step: int) -> tuple[Tensor, Tensor]:
-        batch = self.sampler.batch(step)
-        inputs = self.workload.prepare(self.workload.train.inputs[self.held.train[batch.indices]])
-        if self.workload.augment:
-            inputs = self.workload.augment(inputs, generator(self.config.seed, step, self.comm.rank, "augment"))
-        return inputs.to(self.device), batch.targets.to(self.device)
+    def _backward(self, loss: Tensor, step: int) -> float:
+        """Compute the gradients, averaged where the run does so; return the seconds that the averaging took."""
+        if not self.averaging:
+            loss.backward()
+            return 0.0
+        self.averaging.backward(loss)
+        began = self.comm.clock()
+        moved = self.averaging.share(step)
+        spent = self.comm.clock() - began
+        self.tally.add_round(moved.sent, moved.received, spent)
+        self.trace.add(step, step, moved.calls)
+        return spent
 
-    def _average_gradients(self, step: int) -> None:
-        started, before = self.comm.clock(), self.gradients.traffic.copy()
-        share_gradients(self.model, self.gradients, self.tamper, step)
-        moved = self.gradients.traffic - before
-        self.tally.add_round(moved.sent, moved.received, self.comm.clock() - started)
+    def _note_round(self, report: Round) -> None:
+        self.tally.add_round(report.bytes_sent, report.bytes_received, report.seconds)
+        self.tally.probe_seconds += report.probe_seconds
+        self.tally.distrusted = [dataclasses.asdict(worker) for worker in report.distrusted]
+        self.trace.add(report.step, self.tally.step, report.calls)
+        self.scribe.record(kind="round", landed=self.tally.step, **dataclasses.asdict(report))
 
     def _check_stop(self) -> None:
         first, at = self.tally.step + 1, self.job.stop_at
@@ -196,17 +179,19 @@ class _Worker:
         step, config = self.tally.step, self.config
         last = step == self.steps
         stop = step == self.job.stop_at
-        if step % CHECK_EVERY == 0 or last:
-            stop = self._look() or stop
+        judged = step % config.defaults().eval_every == 0
+        if step % CHECK_EVERY == 0 or last or judged:
+            with self._timed():  # so that the slowest is waited for before an evaluation
+                stop = self._look() or stop
         if last:
             return
-        if step % config.defaults().eval_every == 0:
+        if judged:
             self._evaluate()
-        if self.path and (stop or step % config.checkpoint_every == 0):
+        if self.scribe.path and (stop or step % config.checkpoint_every == 0):
             self._save()
         if stop:
-            name = shlex.quote(str(self.path))
-            where = f"; go on with: swarmstep train --resume {name}" if self.path else ""
+            name = shlex.quote(str(self.scribe.path))
+            where = f"; go on with: swarmstep train --resume {name}" if self.scribe.path else ""
             raise Interrupted(f"stopped at step {step} of {self.steps}, on all ranks{where}")
 
     def _look(self) -> bool:
@@ -217,28 +202,38 @@ class _Worker:
         rows = self.comm.gather(torch.tensor([loss, self.job.stopping()], dtype=torch.float64))
         losses = rows[:, 0].tolist()
         self.tally.train_loss = sum(losses) / len(losses)
-        self._record(kind="look", step=self.tally.step, losses=losses)
+        self.scribe.record(kind="look", step=self.tally.step, losses=losses)
         sent, rounds = self.tally.bytes_sent, self.tally.rounds
         words = [f"rank {d['rank']} since step {d['since']}: {d['why']}" for d in self.tally.distrusted]
-        self.view.show(Progress(self.tally.step, self.steps, losses, rounds, sent, self.scores, words))
+        self.scribe.show(Progress(self.tally.step, self.steps, losses, rounds, sent, self.scores, words))
         return bool(rows[:, 1].any())
 
     def _evaluate(self) -> None:
         Flat(self.judge).write(self.sync.result())
-        self._record(kind="evaluation", step=self.tally.step, **self._score(self.judge))
+        self._record_scores(self._score(self.judge))
+
+    def _reached(self) -> bool:
+        """Return whether the accuracy at which to end has been reached; the same on all ranks."""
+        until = self.config.until_accuracy
+        return until is not None and self.scores.get("test_accuracy", 0.0) >= until
+
+    def _record_scores(self, scores: dict[str, float]) -> None:
+        tally = self.tally
+        self.scribe.record(
+            kind="evaluation", step=tally.step, seconds=tally.seconds, bytes_sent=tally.bytes_sent, **scores
+        )
 
     def _score(self, model: nn.Module) -> dict[str, float]:
-        validation = self.workload.train.take(self.held.validation)
-        for name, examples in (("validation", validation), ("test", self.workload.test)):
+        for name, examples in (("validation", self.feed.validation), ("test", self.workload.test)):
             score = evaluate(model, self.workload, examples, self.comm, alike=self._alike())
             self.scores |= {f"{name}_loss": score.loss, f"{name}_accuracy": score.accuracy}
         return self.scores
 
     def _alike(self) -> bool:
-        return self.strategy.one_result or self.config.strategy == SYNCHRONOUS
+        return self.strategy.one_result or self.averaging is not None
 
     def _save(self) -> None:
-        assert self.path
+        assert self.scribe.path
         state = {
             "config": dataclasses.asdict(self.config),
             "model": self.model.state_dict(),
@@ -247,20 +242,21 @@ class _Worker:
             "tally": dataclasses.asdict(self.tally),
             "window": self.window,
             "looked": self.looked,
+            "scores": self.scores,
+            "trace": self.trace.folded,
         }
-        checkpoint.save(self.path / "checkpoints", self.tally.step, state, self.comm)
+        checkpoint.save(self.scribe.path / "checkpoints", self.tally.step, state, self.comm)
 
     def _load(self) -> None:
-        assert self.path
-        where = self.path / "checkpoints"
+        assert self.scribe.path
+        where = self.scribe.path / "checkpoints"
         state = checkpoint.load(where, self.comm)
         try:
             self._restore(state)
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             said = " ".join(str(error).split())  # the workload's code has changed since
             raise CheckpointError(f"{where}: does not fit this run: {said}; start a new one") from error
-        if self.folder:
-            self.folder.rewind(self.tally.step)
+        self.scribe.rewind(self.tally.step)
 
     def _restore(self, state: dict[str, Any]) -> None:
         for field, expected in dataclasses.asdict(self.config).items():
@@ -274,16 +270,12 @@ class _Worker:
         self.sync.load_state_dict(state["sync"])
         self.tally = Tally(**state["tally"])
         self.window.copy_(state["window"])
-        self.looked = state["looked"]
-
-    def _record(self, **row: Any) -> None:
-        if self.folder:
-            self.folder.append(row)
+        self.looked, self.scores, self.trace = state["looked"], state["scores"], Trace(state["trace"])
 
     def _summarize(self) -> dict[str, Any]:
         tally, config = self.tally, self.config
         scores = self._score(self.model)
-        self._record(kind="evaluation", step=tally.step, **scores)
+        self._record_scores(scores)
         counts = [tally.bytes_sent, tally.bytes_received, tally.sync_seconds]
         rows = self.comm.gather(torch.tensor(counts, dtype=torch.float64))
         sent, received, sync_seconds = (rows.sum(dim=0) / self.comm.size).tolist()
@@ -295,13 +287,14 @@ class _Worker:
             "bytes_sent_per_worker": sent,
             "bytes_received_per_worker": received,
             "seconds": tally.seconds,
+            "compute_seconds": tally.compute_seconds,
             "sync_seconds": sync_seconds,
             "probe_seconds": tally.probe_seconds,
             "distrusted": tally.distrusted,
             "parameters": Flat(self.model).layout.parameters,
-            "out": str(self.path) if self.path else None,
+            "steps_taken": tally.step,
+            "out": str(self.scribe.path) if self.scribe.path else None,
         }
-        if self.folder:
-            self.folder.save_model(self.model)
-            self.folder.write("summary.json", summary)
+        self.scribe.record(kind="trace", step=tally.step, folded=self.trace.folded)
+        self.scribe.end(self.model, summary)
         return summary

@@ -76,7 +76,7 @@ def shard(targets: Tensor, spec: str, workers: int, seed: int, classes: int | No
     Raises UsageError for any other spec, a number out of range, a worker without an example, or a spec by
     class where `classes` is None.
     """
-    base, number, bad = _parse(spec, workers, classes)
+    base, number, bad = parse(spec, workers, classes)
     if workers < 1 or workers > len(targets):
         raise UsageError(f"workers must be 1 to {len(targets)}, the number of examples, found {workers}")
     shards = _BASES[base](targets, number, workers, seed, classes or 0)
@@ -89,8 +89,12 @@ def shard(targets: Tensor, spec: str, workers: int, seed: int, classes: int | No
     return shards
 
 
-def _parse(spec: str, workers: int, classes: int | None) -> tuple[str, float, int]:
-    """Return the base of `spec`, its number (0 if it takes none), and how many ranks have bad labels."""
+def parse(spec: str, workers: int, classes: int | None) -> tuple[str, float, int]:
+    """Return the base of `spec`, its number (0 if it takes none), and how many ranks have bad labels.
+
+    Raises:
+        UsageError: it is none, or does not go with so many workers or classes.
+    """
     first, *rest = [_parse_part(part, spec) for part in spec.split("+")]
     if first[0] == "bad-labels":
         first, rest = ("iid", 0.0), [first, *rest]

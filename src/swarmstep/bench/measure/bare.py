@@ -24,7 +24,8 @@ from swarmstep.errors import CommError
 
 
 @contextlib.contextmanager
-def _limited(what: str) -> Generator[None]:
+def limited(what: str) -> Generator[None]:
+    """Turn what torch says of a lost peer into a CommError; `what` was under way."""
     try:
         yield
     except RuntimeError as error:
@@ -33,13 +34,13 @@ def _limited(what: str) -> Generator[None]:
 
 def all_reduce(x: Tensor) -> None:
     """Sum x over all ranks, in place."""
-    with _limited("all-reduce"):
+    with limited("all-reduce"):
         dist.all_reduce(x)
 
 
 def broadcast(x: Tensor) -> None:
     """Set x to that of rank 0."""
-    with _limited("broadcast"):
+    with limited("broadcast"):
         dist.broadcast(x, 0)
 
 
@@ -60,13 +61,13 @@ def periodic_averager(module: nn.Module) -> Callable[[], None]:
         averager = PeriodicModelAverager(period=1)
 
     def run() -> None:
-        with _limited("PeriodicModelAverager"):
+        with limited("PeriodicModelAverager"):
             averager.average_parameters(module.parameters())
 
     return run
 
 
-def data_parallel(module: nn.Module, *, bfloat16: bool) -> nn.Module:
+def data_parallel(module: nn.Module, *, bfloat16: bool = False) -> nn.Module:
     """Return a module wrapped in torch's DistributedDataParallel, its gradients sent as bfloat16 on request."""
     wrapped = DistributedDataParallel(module)
     if bfloat16:
@@ -86,7 +87,7 @@ def accelerate_local_sgd(module: nn.Module) -> Callable[[], None]:
     averager = kind(accelerate.Accelerator(cpu=True), module, local_sgd_steps=1)
 
     def run() -> None:
-        with _limited("accelerate.LocalSGD"):
+        with limited("accelerate.LocalSGD"):
             averager.step()
 
     return run
