@@ -115,6 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--data", metavar="DIR", help="data folder (default: SWARMSTEP_DATA, or ./data)")
     doctor.set_defaults(command=_doctor)
     _add_bench(commands)
+    _add_compare(commands)
     return parser
 
 
@@ -156,6 +157,7 @@ def _add_train(commands: Any) -> None:
     add("--codec", metavar="SPEC", help=f"how vectors are coded when sent: {codecs.SPECS}")
     add("--fast-sums", action="store_true", default=None, help="let the network choose the order of sums: "
         "faster with real processes, no longer bitwise equal to sim")  # fmt: skip
+    add("--until-accuracy", type=float, metavar="A", help="end at the first evaluation with this test accuracy")
     add("--data", metavar="DIR", help="data folder (default: SWARMSTEP_DATA, or ./data)")
     add("--out", metavar="DIR", help="folder for the run's files (default: a new one below runs/)")
     add("--no-files", action="store_true", help="write no files at all")
@@ -176,6 +178,19 @@ def _add_bench(commands: Any) -> None:
     bench = commands.add_parser("bench", help=about, description=f"{about.capitalize()}, as ratios in one run.")
     add_options(bench)
     bench.set_defaults(command=_bench)
+
+
+def _add_compare(commands: Any) -> None:
+    from swarmstep.bench.compare import command
+    from swarmstep.bench.report import command as report_command
+
+    about = "find out which method reaches the accuracy wanted soonest"
+    compare = commands.add_parser("compare", help=about, description=command.DESCRIPTION)
+    command.add_options(compare)
+    compare.set_defaults(command=_compare)
+    report = commands.add_parser("report", help="make a page of comparisons")
+    report_command.add_options(report)
+    report.set_defaults(command=_report)
 
 
 def _defaults_table() -> str:
@@ -291,5 +306,17 @@ def _doctor(args: argparse.Namespace, _given: list[str]) -> int:
 
 def _bench(args: argparse.Namespace, _given: list[str]) -> int:
     from swarmstep.bench.measure.command import run
+
+    return run(args)
+
+
+def _compare(args: argparse.Namespace, given: list[str]) -> int:
+    from swarmstep.bench.compare.command import run
+
+    return run(args, given)
+
+
+def _report(args: argparse.Namespace, _given: list[str]) -> int:
+    from swarmstep.bench.report.command import run
 
     return run(args)

@@ -1,0 +1,135 @@
+"""Carries out a plan: simulated runs side by side, real ones alone; what is done is never done again."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from swarmstep.bench.compare import real, results
+from swarmstep.bench.compare.plan import Group, Task
+from swarmstep.bench.compare.pool import Pool
+from swarmstep.bench.compare.results import Cell
+from swarmstep.bench.launch import noting_interrupts
+from swarmstep.bench.workloads import Workload
+from swarmstep.errors import Interrupted
+
+
+class Runner:
+    """One comparison, whose cells are files in a folder.
+
+    Args:
+        folder: of the comparison; exists.
+        jobs: how many simulated cells at once.
+        quiet: say nothing on the way.
+    """
+
+    def __init__(self, folder: Path, jobs: int, *, quiet: bool = False) -> None:
+        self.folder = folder
+        self.jobs = jobs
+        self.quiet = quiet
+        (folder / "cells").mkdir(exist_ok=True)
+        known = results.load(folder).cells
+        self.cells = {cell.key: cell for cell in known if not cell.failed}
+        self.failed: dict[str, Cell] = {}
+        self._began = time.monotonic()
+        self._made = self._total = 0
+
+    def run(self, groups: Sequence[Group], workload: Workload) -> None:
+        """Run whatever is missing.
+
+        Raises:
+            UsageError: a group asks for what does not exist; before anything runs.
+            Interrupted: somebody asked to stop; what is done is kept.
+        """
+        plans = [_Plan(group, workload) for group in groups]  # all are checked here, as far as is known
+        self._total = sum(plan.size for plan in plans)
+        with noting_interrupts() as interrupts:
+            self._simulate(plans, interrupts)
+            for plan in plans:
+                for task in plan.missing(self.cells):
+                    self._keep(task, real.do(task, self.folder, interrupts), interrupts)
+
+    def _simulate(self, plans: Sequence[_Plan], interrupts: list[int]) -> None:
+        """Do all that is simulated; tasks for real processes are left."""
+        with Pool(self.jobs) as pool:
+            waiting: dict[str, list[_Plan]] = {}
+            for plan in plans:
+                self._advance(plan, pool, waiting)
+            while waiting:
+                self._check(interrupts)
+                done = pool.get(timeout=0.2)
+                if done:
+                    task, cell = done
+                    self._keep(task, cell, interrupts)
+                    for plan in waiting.pop(task.key):
+                        self._advance(plan, pool, waiting)
+
+    def _advance(self, plan: _Plan, pool: Pool, waiting: dict[str, list[_Plan]]) -> None:
+        """Go on with a plan as far as what is known allows, and hand in what it lacks."""
+        known = self.cells | self.failed
+        while not plan.over and not plan.missing(known):
+            plan.go_on(known)
+        for task in [] if plan.over or plan.real else plan.missing(known):
+            if task.key not in waiting:
+                pool.put(task)
+            if plan not in waiting.setdefault(task.key, []):
+                waiting[task.key].append(plan)
+
+    def _keep(self, task: Task, cell: Cell, interrupts: list[int]) -> None:
+        if cell.failed:
+            self._check(interrupts)  # that may be why
+            self.failed[task.key] = cell
+        else:
+            self.cells[task.key] = cell
+        results.add(self.folder, cell)
+        self._made += 1
+        self._say(task, cell)
+
+    def _check(self, interrupts: list[int]) -> None:
+        if interrupts:
+            raise Interrupted(f"stopped on request; {len(self.cells)} cells are done, the same command goes on")
+
+    def _say(self, task: Task, cell: Cell) -> None:
+        if self.quiet:
+            return
+        config = task.config
+        where = ", ".join([f"n = {config.every}", config.shards, *([config.fault] if config.fault else [])])
+        what = f"seed {config.seed}" if task.purpose == "run" else f"tuning, lr {config.lr:g}"
+        said = f"failed: {cell.failed}" if cell.failed else f"test accuracy {cell.points[-1].test_accuracy:.4f}"
+        each = (time.monotonic() - self._began) / self._made
+        left = each * max(0, self._total - len(self.cells) - len(self.failed))
+        print(
+            f"{len(self.cells) + len(self.failed)} of {self._total}, about {left / 60:.0f} min left: "
+            f"{task.method}, {where}, {config.workers} workers, {what}: {said} ({cell.seconds:.0f} s)",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+class _Plan:
+    """A group on its way: which list of tasks it waits for."""
+
+    def __init__(self, group: Group, workload: Workload) -> None:
+        self._work = group.work(workload)
+        self._tasks = next(self._work)
+        trials = len(group.tuning.rates) + group.tuning.extra if len(group.tuning.rates) > 1 else 0
+        self.size = trials + len(group.seeds)
+        self.over = False
+
+    @property
+    def real(self) -> bool:
+        """Whether it waits for runs in real processes."""
+        return any(task.config.backend != "sim" for task in self._tasks)
+
+    def missing(self, known: dict[str, Cell]) -> list[Task]:
+        """Return the tasks it waits for."""
+        return [task for task in self._tasks if task.key not in known]
+
+    def go_on(self, known: dict[str, Cell]) -> None:
+        """Take note of the cells it waited for."""
+        try:
+            self._tasks = self._work.send([known[task.key] for task in self._tasks])
+        except StopIteration:
+            self.over = True

@@ -1,0 +1,53 @@
+"""What a link between two workers can do: its rate, its delay, its loss."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from swarmstep.errors import UsageError
+
+SPEC = "RATE[,DELAY][,LOSS], such as 100mbit or 1gbit,5ms or 50mbit,20ms,0.1%"
+_RATES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
+_TIMES = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
+
+
+@dataclass(frozen=True)
+class Link:
+    """How each worker is joined to the switch.
+
+    Args:
+        rate: bits a second, each way.
+        delay: seconds that every packet takes from one worker to another, one way, besides its own length.
+        loss: probability that a packet is lost, 0 to 0.5.
+    """
+
+    rate: float
+    delay: float = 0.0
+    loss: float = 0.0
+
+
+def parse(spec: str) -> Link:
+    """Return the link that a text such as ``100mbit,5ms,0.1%`` describes.
+
+    Raises:
+        UsageError: it is none, or a number is out of its range.
+    """
+    rate, *rest = [part.strip().lower() for part in spec.split(",")]
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kmg]?)bit", rate)
+    values: dict[str, float] = {}
+    for part in rest:
+        time, share = re.fullmatch(r"(\d+(?:\.\d+)?)(us|ms|s)", part), re.fullmatch(r"(\d+(?:\.\d+)?)%", part)
+        name, value = ("delay", float(time[1]) * _TIMES[time[2]]) if time else ("loss", -1.0)
+        value = float(share[1]) / 100 if share else value
+        if value < 0 or name in values:
+            raise UsageError(f"link {spec!r}: unknown part {part!r}; expected {SPEC}")
+        values[name] = value
+    link = Link(float(found[1]) * _RATES[found[2]] if found else 0.0, **values)
+    if not 1e3 <= link.rate <= 1e12:
+        raise UsageError(f"link {spec!r}: the rate must be 1kbit to 1000gbit, with its unit; expected {SPEC}")
+    if link.delay > 10 or link.loss > 0.5:
+        raise UsageError(
+            f"link {spec!r}: the delay must be at most 10 s and the loss at most 50 %; expected {SPEC}"
+        )
+    return link
