@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 
 export OMP_NUM_THREADS = 1
 
-.PHONY: setup demo test test-slow check format clean
+.PHONY: setup demo test test-slow check format readme clean
 
 setup: $(VENV)/ready
 
@@ -32,6 +32,9 @@ check: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+readme: setup
+	$(BIN)/python benchmarks/claims.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache
