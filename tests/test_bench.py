@@ -122,8 +122,9 @@ def test_the_wire_on_loopback_and_bytes_by_the_formula() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(bool(LACKS), reason=LACKS)
-def test_the_wire_between_namespaces_carries_what_is_metered() -> None:
-    arguments = ("--workers", "4", "--parameters", "250000", "--repeats", "3", "--link", "100mbit")
+@pytest.mark.parametrize("link", ["100mbit", "100mbit,5ms"])
+def test_the_wire_between_namespaces_carries_what_is_metered(link: str) -> None:
+    arguments = ("--workers", "4", "--parameters", "250000", "--repeats", "3", "--link", link)
     result = found("wire", *arguments)
     check_wire(result, 4, 250_000)
     assert {row["limit"] for row in result["rows"]} == {None, "local-sgd", "ideal"}
@@ -145,9 +146,10 @@ def test_the_speed_beside_no_communication() -> None:
     ("arguments", "said"),
     [
         ("wire --workers 1", "--workers: expected 2 to 64, found 1"),
-        ("wire --link fast", "rate must be like 100mbit or 1gbit, found 'fast'"),
+        ("wire --link fast", "link 'fast': the rate must be 1kbit to 1000gbit"),
         ("overlap --repeats 0", "--repeats: expected 1 to 10,000, found 0"),
-        ("overlap --link 0mbit", "rate must be like 100mbit"),
+        ("overlap --link 0mbit", "link '0mbit': the rate must be 1kbit to 1000gbit"),
+        ("wire --link 1mbit,5", "unknown part '5'; expected RATE[,DELAY][,LOSS]"),
         ("", "the following arguments are required: BENCHMARK"),
         ("nope", "invalid choice: 'nope' (choose from"),
         ("round --workers 0", "--workers: expected 1 to 128, found 0"),

@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 
 from runs import rows, weights
+from swarmstep.bench.launch import Outcome, Place, run_group
 from swarmstep.cli import main
+from swarmstep.errors import CommError
 
 LIMIT = 90.0  # seconds; a hang, not a measurement
 
@@ -306,3 +308,37 @@ def test_fast_sums_are_kept_by_a_resume(place: Path, start: Start) -> None:
     assert ended(process) == []
     assert process.returncode == 0
     assert json.loads((place / "run" / "summary.json").read_text())["fast_sums"] is True
+
+
+def test_a_group_that_nobody_watches(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (place / "go").touch()
+    where = Place(environment={"RAISING_RANK": "1"})
+    expected = f"ValueError: no luck ({place}/mine.py, line 22; SWARMSTEP_TRACEBACK=1 shows more)"
+    assert run_group(GLOO, 2, where, interrupts=[]) == Outcome(1, expected)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_end_of_patience(place: Path) -> None:
+    expected = "the workers were not done after 0.5 s; a longer wait is set with --patience SECONDS"
+    assert run_group(GLOO, 2, interrupts=[], patience=0.5) == Outcome(5, expected)
+    assert children(os.getpid()) == []
+
+
+def test_who_was_ended_by_a_signal(place: Path) -> None:
+    killed = Place(lambda rank, command: ["sh", "-c", "kill -KILL $$"])
+    expected = "rank 0 was ended by SIGKILL, rank 1 was ended by SIGKILL"
+    assert run_group(GLOO, 2, killed, interrupts=[]) == Outcome(5, expected, killed=True)
+
+
+def test_a_group_that_is_stopped_twice_ends(place: Path) -> None:
+    came = [signal.SIGINT, signal.SIGTERM]
+    assert run_group(GLOO, 2, interrupts=list(came)).code == 130
+    assert children(os.getpid()) == []
+
+
+def test_a_command_that_is_not_there() -> None:
+    nowhere = Place(lambda rank, command: ["/nowhere/ip", *command])
+    with pytest.raises(
+        CommError, match=r"^/nowhere/ip: No such file or directory; the worker could not be started$"
+    ):
+        run_group(GLOO, 2, nowhere, interrupts=[])

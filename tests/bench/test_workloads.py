@@ -27,6 +27,7 @@ from swarmstep.errors import UsageError
 PARAMETERS = {
     ("digits", "mlp"): 64 * 64 + 64 + 64 * 64 + 64 + 640 + 10,
     ("mnist", "lenet5"): 61_706,
+    ("mnist", "wide"): 992_238,
     ("mnist", "mlp"): 118_282,
     ("cifar10", "resnet20"): 269_722,
     ("cifar10", "cnn"): 89_834,

@@ -1,16 +1,19 @@
-"""Starts W real processes on this machine, like torchrun, and speaks for them."""
+"""Starts W real processes somewhere on this machine, like torchrun, and speaks for them."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import math
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from swarmstep.comm.dist import serve_store
 from swarmstep.errors import CommError
@@ -20,35 +23,95 @@ HASTE = 2.0  # the same, once somebody asked for the second time
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def launch(arguments: Sequence[str], workers: int) -> int:
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where workers run. The default is this machine's loopback interface.
+
+    Args:
+        command: called with a rank and a command, returns the command that runs it in its place (in a network
+            namespace, say).
+        environment: what differs there: MASTER_ADDR, GLOO_SOCKET_IFNAME ...
+        serve: called for each group, returns a store that the workers reach at MASTER_ADDR, and its port.
+    """
+
+    command: Callable[[int, list[str]], list[str]] = lambda rank, command: command
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict[str, str])
+    serve: Callable[[], tuple[object, int]] = serve_store
+
+
+class Outcome(NamedTuple):
+    """How a group ended: its exit code, as of the command, and what there is to say, in one line or not at all."""
+
+    code: int
+    message: str
+    killed: bool = False  # a worker was ended by a signal that nobody here has sent
+
+
+def launch(arguments: Sequence[str], workers: int, place: Place | None = None) -> int:
     """Run ``python -m swarmstep ARGUMENTS`` as `workers` processes and return the exit code of the run.
 
-    The store lives in this process, which outlives them all; everything listens on the loopback interface
-    only. Rank 0 writes to this process's output; errors are collected, and one is shown: the cause. An
-    interrupt is passed on: the first asks the workers to stop, the second ends them.
+    Rank 0 writes to this process's output; of the errors one is shown: the cause. The first interrupt asks the
+    workers to stop, the second ends them.
 
     Args:
         arguments: of the command line, the same for all.
         workers: how many processes.
+        place: where.
     """
-    store, port = serve_store()
-    with tempfile.TemporaryDirectory(prefix="swarmstep-") as folder, noting_interrupts() as interrupts:
+    with noting_interrupts() as interrupts:
+        outcome = run_group(arguments, workers, place, interrupts=interrupts, shown=True)
+    if outcome.message:
+        advice = "; go on from the last checkpoint with --resume DIR" if outcome.killed else ""
+        with contextlib.suppress(OSError):  # nobody reads it any more
+            print(f"swarmstep: {outcome.message}{advice}", file=sys.stderr, flush=True)
+    return outcome.code
+
+
+def run_group(
+    arguments: Sequence[str],
+    workers: int,
+    place: Place | None = None,
+    *,
+    interrupts: list[int],
+    patience: float | None = None,
+    ask: signal.Signals = signal.SIGINT,
+    shown: bool = False,
+) -> Outcome:
+    """Run ``python -m swarmstep ARGUMENTS`` as `workers` processes, to their end; none of them is left.
+
+    The store lives in this process, which outlives them all.
+
+    Args:
+        arguments: of the command line, the same for all.
+        workers: how many processes.
+        place: where.
+        interrupts: as `noting_interrupts` yields; each is passed on, and after the second the workers are ended.
+        patience: seconds after which whatever still runs is ended (None: never).
+        ask: the signal that passes an interrupt on.
+        shown: whether rank 0 writes to this process's output; else to nobody.
+
+    Raises:
+        CommError: a worker could not be started.
+    """
+    place = place or Place()
+    store, port = place.serve()
+    with tempfile.TemporaryDirectory(prefix="swarmstep-") as name:
+        folder = Path(name)
         processes: list[subprocess.Popen[bytes]] = []
         try:
             for rank in range(workers):
-                processes.append(_start(arguments, rank, workers, port, Path(folder)))
-            _wait(processes, interrupts)
+                command = place.command(rank, [sys.executable, "-m", "swarmstep", *arguments])
+                environment = _environment(rank, workers, port, folder) | dict(place.environment)
+                errors = None if shown and rank == 0 else folder / f"{rank}.errors"
+                processes.append(_start(command, environment, errors))
+            _wait(processes, interrupts, patience, ask)
             codes = [process.poll() for process in processes]
         finally:
             for process in processes:
                 process.kill()
                 process.wait()
         del store
-        code, message = _outcome(codes, Path(folder), bool(interrupts))
-    if message:
-        with contextlib.suppress(OSError):  # nobody reads it any more
-            print(message, file=sys.stderr, flush=True)
-    return code
+        return _outcome(codes, folder, bool(interrupts), patience)
 
 
 @contextlib.contextmanager
@@ -63,8 +126,8 @@ def noting_interrupts() -> Generator[list[int]]:
             signal.signal(number, handler)
 
 
-def member(rank: int, workers: int, port: int) -> dict[str, str]:
-    """Return the environment of a worker on this machine's loopback interface, whose store is this process's."""
+def _environment(rank: int, workers: int, port: int, folder: Path) -> dict[str, str]:
+    """Return the environment of a worker on loopback that leaves its error in a file of `folder`."""
     return {
         "OMP_NUM_THREADS": "1",
         "TORCH_CPP_LOG_LEVEL": "ERROR",  # what went wrong is said in one line
@@ -76,36 +139,37 @@ def member(rank: int, workers: int, port: int) -> dict[str, str]:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",  # rank 0 does not serve the store, this process does
+        "SWARMSTEP_LAUNCHER": str(os.getpid()),
+        "SWARMSTEP_SAYS": str(folder / f"{rank}.says"),
     }
 
 
-def environment(rank: int, workers: int, port: int, folder: Path) -> dict[str, str]:
-    """Return the environment of a `member` that leaves its error in a file of `folder`, for this process."""
-    says = {"SWARMSTEP_LAUNCHER": str(os.getpid()), "SWARMSTEP_SAYS": str(folder / f"{rank}.says")}
-    return member(rank, workers, port) | says
-
-
-def _start(arguments: Sequence[str], rank: int, workers: int, port: int, folder: Path) -> subprocess.Popen[bytes]:
+def _start(command: list[str], environment: Mapping[str, str], errors: Path | None) -> subprocess.Popen[bytes]:
+    """Start a worker; without a file for its errors it writes to where this process writes."""
     # A worker inherits the mask: an interrupt waits until it is ready for it, however early it comes.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
-        with (folder / f"{rank}.errors").open("wb") as errors:
+        with errors.open("wb") if errors else contextlib.nullcontext() as file:
             return subprocess.Popen(
-                [sys.executable, "-m", "swarmstep", *arguments],
-                env=environment(rank, workers, port, folder),
+                command,
+                env=environment,
                 stdin=subprocess.DEVNULL,
-                stdout=None if rank == 0 else subprocess.DEVNULL,
-                stderr=None if rank == 0 else errors,
+                stdout=subprocess.DEVNULL if errors else None,
+                stderr=file,
                 start_new_session=True,  # an interrupt from the keyboard reaches them through this process only
             )
+    except OSError as error:
+        raise CommError(f"{command[0]}: {error.strerror}; the worker could not be started") from None
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _wait(processes: Sequence[subprocess.Popen[bytes]], interrupts: list[int]) -> None:
-    """Wait until all have ended; after a failure, or a second interrupt, not for long."""
+def _wait(
+    processes: Sequence[subprocess.Popen[bytes]], interrupts: list[int], patience: float | None, ask: int
+) -> None:
+    """Wait until all have ended, at most `patience`; after a failure, or a second interrupt, not for long."""
     passed_on = 0
-    deadline = float("inf")
+    deadline = time.monotonic() + (math.inf if patience is None else patience)
     # All are asked each time: a later one may have failed while the first lives on.
     while None in (codes := [process.poll() for process in processes]) and time.monotonic() < deadline:
         if any(codes):
@@ -113,37 +177,42 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], interrupts: list[int]) -
         if len(interrupts) > passed_on:
             passed_on += 1
             for process in processes:
-                process.send_signal(signal.SIGINT)
+                process.send_signal(ask)
             if passed_on > 1:
                 deadline = min(deadline, time.monotonic() + HASTE)
         time.sleep(0.02)
 
 
-def _outcome(codes: Sequence[int | None], folder: Path, interrupted: bool) -> tuple[int, str]:
-    """Return the exit code of the run, and what there is to say.
+def _outcome(codes: Sequence[int | None], folder: Path, interrupted: bool, patience: float | None) -> Outcome:
+    """Return how it ended.
 
     Args:
         codes: of the workers; None for one that did not end by itself.
         folder: where their errors are.
         interrupted: somebody asked to stop.
+        patience: seconds that they had.
     """
     killed = [(rank, code) for rank, code in enumerate(codes) if code is not None and code < 0]
-    failed = [rank for rank, code in enumerate(codes) if code is not None and code > 0]
+    failed = {rank: code for rank, code in enumerate(codes) if code is not None and code > 0}
     if killed and not interrupted:
         said = ", ".join(f"rank {rank} was ended by {signal.Signals(-code).name}" for rank, code in killed)
-        return CommError.exit_code, f"swarmstep: {said}; go on from the last checkpoint with --resume DIR"
+        return Outcome(CommError.exit_code, said, killed=True)
     if failed:
-        cause = next((rank for rank in failed if codes[rank] != CommError.exit_code), failed[0])
-        return codes[cause] or 1, _said_by(cause, folder)
+        cause = next((rank for rank, code in failed.items() if code != CommError.exit_code), min(failed))
+        return Outcome(failed[cause], _said_by(cause, folder))
     if all(code == 0 for code in codes):
-        return 0, ""
-    return 130, "swarmstep: ended at once on request; nothing was saved since the last checkpoint"
+        return Outcome(0, "")
+    if interrupted:
+        return Outcome(130, "ended at once on request; nothing was saved since the last checkpoint")
+    late = f"the workers were not done after {patience:g} s; a longer wait is set with --patience SECONDS"
+    return Outcome(CommError.exit_code, late)
 
 
 def _said_by(rank: int, folder: Path) -> str:
-    """Return the error of a worker; what it wrote to standard error if it left none."""
-    for file in (folder / f"{rank}.says", folder / f"{rank}.errors"):
-        text = file.read_text(errors="replace").strip() if file.exists() else ""
-        if text:
-            return text
-    return "" if rank == 0 else f"swarmstep: rank {rank} failed and said nothing"
+    """Return the error of a worker; the end of what it wrote to standard error if it left none."""
+    files = [file for file in (folder / f"{rank}.says", folder / f"{rank}.errors") if file.exists()]
+    for file in files:
+        lines = file.read_text(errors="replace").strip().splitlines()
+        if lines:
+            return lines[-1].removeprefix("swarmstep: ")
+    return f"rank {rank} failed and said nothing" if files else ""  # all have seen what it wrote to this output

@@ -1,6 +1,7 @@
-"""A real slow network on one machine: a network namespace for each worker, joined by a switch, limited by tbf.
+"""A real slow network on one machine: a network namespace for each worker, joined by a switch.
 
-Everything that is sent is sent by the kernel's own TCP through queues of the given rate; nothing is modelled.
+Everything is sent by the kernel's own TCP through queues of the given rate (tbf); nothing is modelled. A link with
+delay or loss has a switch that holds packets and loses some (`switch.py`), others have the kernel's.
 Needs Linux, root, and `ip` and `tc` of iproute2. The names carry the pid of the process that made them, so two
 networks can stand side by side, and what a killed process left is removed by the next one.
 """
@@ -9,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import dataclasses
 import itertools
 import json
 import os
@@ -18,74 +18,58 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
-import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
-from swarmstep.bench.launch import SIGNALS, member
+from swarmstep.bench import switch
+from swarmstep.bench.launch import SIGNALS, Place
+from swarmstep.bench.link import Link
 from swarmstep.comm.dist import serve_store
 from swarmstep.errors import CommError, UsageError
 
 T = TypeVar("T")
 
 INTERFACE = "eth0"  # of every worker, in its own namespace
+HUB, UPLINK = "hub", "uplink"  # of the switch: where its own address is, and the port of a HUB that is no bridge
 PREFIX = "swarmstep-"
 FOLDER = Path("/run/netns")  # where `ip netns` keeps its names
 # The same in every kernel, allowed in every namespace, and steady: at 100 Mbit/s the times of a broadcast vary by
 # 3 % with it, and by 20 % with bbr, which probes for the rate again and again.
 CONTROL = "reno"
-UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
+BURST, BURST_RATE = 131_072, 1e8  # bytes that may pass at once, in proportion to the rate up to BURST_RATE
+FRAME = 1514
+QUEUE = 1 << 20  # bytes that wait at least for their turn before packets are dropped
+WINDOW = 1 << 25  # bytes of TCP's buffers at least
 CLONE_NEWNET = 0x40000000
 _serial = itertools.count()
 
 
-class Counters(NamedTuple):
-    """What a worker's interface has carried; bytes with the headers of each packet, from Ethernet's on."""
-
-    bytes_sent: int
-    packets_sent: int
-    bytes_received: int
-    packets_received: int
-
-    def __sub__(self, earlier: Counters) -> Counters:
-        return Counters(*(now - then for now, then in zip(self, earlier, strict=True)))
-
-
-@dataclasses.dataclass
 class Network:
     """`workers` hosts on one switch; a context manager, which removes everything at its end.
 
-    Each worker sends and receives at most `rate`. Packets are Ethernet's (1514 bytes), without the large
-    segments that the kernel hands to fast cards, so that each is shaped and counted for itself. Inside the
+    Each worker sends and receives at most the link's rate. Packets are Ethernet's (1514 bytes), without the large
+    segments that the kernel hands to fast cards, so that each is shaped, counted and lost for itself. Inside the
     context SIGTERM ends the program by SystemExit, unless it has a handler.
 
     Args:
         workers: how many, up to 200.
-        rate: as for tc: "100mbit", "1gbit".
-        burst: bytes that may pass at once, as for tc.
-        queue: bytes that wait for their turn, as for tc; what comes on top is dropped.
+        link: between each worker and the switch; what it says of delay and loss holds from one to another.
+        seed: of the losses.
     """
 
-    workers: int
-    rate: str = "100mbit"
-    burst: str = "128kb"
-    queue: str = "1mb"
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.workers <= 200:
-            raise UsageError(f"Network: workers must be 1 to 200, found {self.workers}")
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)([kmg]?)bit", self.rate)
-        if not found:
-            raise UsageError(f"Network: rate must be like 100mbit or 1gbit, found {self.rate!r}")
-        self.bits_per_second = float(found[1]) * UNITS[found[2]]
-        if not self.bits_per_second:
-            raise UsageError(f"Network: rate must be like 100mbit or 1gbit, found {self.rate!r}")
+    def __init__(self, workers: int, link: Link, seed: int = 0) -> None:
+        if not 1 <= workers <= 200:
+            raise UsageError(f"Network: workers must be 1 to 200, found {workers}")
+        self.workers = workers
+        self.link = link
+        self.seed = seed
         self.store_host = "10.0.0.254"  # the switch's own address
         self._name = f"{PREFIX}{os.getpid()}-{next(_serial)}-"
+        self._space = self._name + "switch"
+        self._switch: subprocess.Popen[str] | None = None
         self._previous: Callable[[int, FrameType | None], object] | int | None = None
 
     def __enter__(self) -> Network:
@@ -103,37 +87,87 @@ class Network:
         self._close()
 
     def _make(self) -> None:
-        switch = self._name + "switch"
-        _run("ip", "netns", "add", switch)
-        _run("ip", "-n", switch, "link", "set", "lo", "up")
-        _run("ip", "-n", switch, "link", "add", "bridge", "type", "bridge")
-        _run("ip", "-n", switch, "address", "add", f"{self.store_host}/24", "dev", "bridge")
-        _run("ip", "-n", switch, "link", "set", "bridge", "addrgenmode", "none", "up")
+        own = self.link.delay > 0 or self.link.loss > 0
+        _run("ip", "netns", "add", self._space)
+        _run("ip", "-n", self._space, "link", "set", "lo", "up")
+        kind = ("veth", "peer", "name", UPLINK) if own else ("bridge",)
+        _run("ip", "-n", self._space, "link", "add", HUB, "type", *kind)
+        _run("ip", "-n", self._space, "address", "add", f"{self.store_host}/24", "dev", HUB)
+        for device in (HUB, UPLINK) if own else (HUB,):
+            _raise(self._space, device, is_port=device == UPLINK)
         for rank in range(self.workers):
-            self._make_worker(rank, switch)
+            self._make_worker(rank, bridged=not own)
+        if own:
+            self._start_switch()
 
-    def _make_worker(self, rank: int, switch: str) -> None:
+    def _make_worker(self, rank: int, bridged: bool) -> None:
         name, port = self.namespace(rank), f"port{rank}"
         _run("ip", "netns", "add", name)
         _run("ip", "-n", name, "link", "set", "lo", "up")
-        _run("ip", "-n", switch, "link", "add", port, "type", "veth", "peer", "name", INTERFACE, "netns", name)
-        _run("ip", "-n", switch, "link", "set", port, "master", "bridge")
-        for space, device in ((name, INTERFACE), (switch, port)):
-            # gso_max_segs: what ethtool -K gso off tso off does, without ethtool. addrgenmode: no IPv6 chatter.
-            _run("ip", "-n", space, "link", "set", device, "gso_max_segs", "1", "addrgenmode", "none", "up")
-            shape = ("rate", self.rate, "burst", self.burst, "limit", self.queue)
-            _run("tc", "-n", space, "qdisc", "add", "dev", device, "root", "tbf", *shape)
+        veth = ("type", "veth", "peer", "name", INTERFACE, "netns", name)
+        _run("ip", "-n", self._space, "link", "add", port, *veth)
+        if bridged:
+            _run("ip", "-n", self._space, "link", "set", port, "master", HUB)
+        for space, device in ((name, INTERFACE), (self._space, port)):
+            _raise(space, device, is_port=device == port)
+            _run("tc", "-n", space, "qdisc", "add", "dev", device, "root", "tbf", *self._shape())
         _run("ip", "-n", name, "address", "add", f"{self.address(rank)}/24", "dev", INTERFACE)
-        _inside(name, lambda: Path("/proc/sys/net/ipv4/tcp_congestion_control").write_text(CONTROL))
+        inside(name, self._set_tcp)
+
+    def _shape(self) -> list[str]:
+        """Return the rate as tbf's options. A burst of a fixed size would be a second of a slow link."""
+        burst = max(2 * FRAME, BURST * min(1.0, self.link.rate / BURST_RATE))
+        queue = max(QUEUE, self._under_way())
+        return ["rate", f"{self.link.rate:.0f}bit", "burst", f"{burst:.0f}b", "limit", f"{queue:.0f}b"]
+
+    def _under_way(self) -> float:
+        """Return how many bytes are sent before the first of them can be acknowledged."""
+        return self.link.rate / 8 * 2 * self.link.delay
+
+    def _set_tcp(self) -> None:
+        settings = Path("/proc/sys/net/ipv4")
+        (settings / "tcp_congestion_control").write_text(CONTROL)
+        window = min(max(WINDOW, 4 * self._under_way()), 2**31 - 1)
+        for name, default in (("tcp_rmem", 131_072), ("tcp_wmem", 16_384)):
+            (settings / name).write_text(f"4096 {default} {window:.0f}")
+
+    def _start_switch(self) -> None:
+        # It ends with its standard input, and so with this process, however that ends.
+        options = [str(value) for value in (self.link.delay, self.link.loss, self.seed)]
+        ports = [UPLINK, *(f"port{rank}" for rank in range(self.workers))]
+        command = ["ip", "netns", "exec", self._space, sys.executable, "-I", switch.__file__, *options, *ports]
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        self._switch = subprocess.Popen(command, text=True, start_new_session=True, **pipes)
+        assert self._switch.stdout
+        assert self._switch.stderr
+        if self._switch.stdout.readline() != "ready\n":
+            said = self._switch.stderr.read().strip().split("\n")[-1]
+            raise CommError(f"network: the switch could not be started: {said}")
 
     def _close(self) -> None:
         try:
             with _signals_held():
                 remove(self._name)
+                if self._switch:
+                    self._switch.communicate()
         finally:
             if self._previous is not None:
                 signal.signal(signal.SIGTERM, self._previous)
                 self._previous = None
+
+    def place(self) -> Place:
+        """Return where workers are started so that each is in its namespace; for groups one after another."""
+        environment = {"MASTER_ADDR": self.store_host, "GLOO_SOCKET_IFNAME": INTERFACE}
+        return Place(self.command, environment, lambda: inside(self._space, self._serve))
+
+    def _serve(self) -> tuple[object, int]:
+        # torch warns, on the file descriptor, that it finds no name for the address: there is no name server.
+        with open(os.devnull, "wb") as nowhere, os.fdopen(os.dup(2), "wb") as kept:
+            os.dup2(nowhere.fileno(), 2)
+            try:
+                return serve_store(self.store_host)
+            finally:
+                os.dup2(kept.fileno(), 2)
 
     def namespace(self, rank: int) -> str:
         """Return the name of a worker's namespace."""
@@ -143,54 +177,9 @@ class Network:
         """Return the address of a worker, which all others and the switch reach."""
         return f"10.0.0.{rank + 1}"
 
-    def command(self, rank: int, arguments: Sequence[str]) -> list[str]:
+    def command(self, rank: int, arguments: list[str]) -> list[str]:
         """Return the command that runs `arguments` as a worker; its process is that of `arguments`."""
         return ["ip", "netns", "exec", self.namespace(rank), *arguments]
-
-    def counters(self, rank: int) -> Counters:
-        """Return what a worker has sent and received since the network was made."""
-        said = _run("ip", "-n", self.namespace(rank), "-s", "-j", "link", "show", "dev", INTERFACE)
-        stats = json.loads(said)[0]["stats64"]
-        return Counters(*(stats[way][what] for way in ("tx", "rx") for what in ("bytes", "packets")))
-
-    def at_switch(self, function: Callable[[], T]) -> T:
-        """Call a function in a thread that lives in the switch's namespace; its sockets stay there.
-
-        So this process serves a store to all workers: ``at_switch(lambda: serve_store(network.store_host))``.
-        """
-        return _inside(self._name + "switch", function)
-
-    def run(
-        self, arguments: Sequence[str], *, limit: float = 300.0, environment: Mapping[str, str] | None = None
-    ) -> str:
-        """Run `arguments` once for each worker, as one torch.distributed group; return what rank 0 printed.
-
-        Args:
-            arguments: a command, such as ``[sys.executable, "file.py"]``, that calls `DistComm.from_env`.
-            limit: seconds after which all are ended.
-            environment: variables to set besides, for all.
-
-        Raises:
-            CommError: a worker failed, or `limit` is over; with the last line that it wrote. No worker is left.
-        """
-        store, port = self.at_switch(lambda: serve_store(self.store_host))
-        processes: list[subprocess.Popen[bytes]] = []
-        with tempfile.TemporaryDirectory(prefix="swarmstep-") as folder:
-            try:
-                for rank in range(self.workers):
-                    here = self._environment(rank, port) | dict(environment or {})
-                    processes.append(_start(self.command(rank, arguments), here, Path(folder) / str(rank)))
-                _wait(processes, limit, Path(folder))
-            finally:
-                for process in processes:
-                    process.kill()
-                    process.wait()
-                del store
-            return (Path(folder) / "0.out").read_text(errors="replace")
-
-    def _environment(self, rank: int, port: int) -> dict[str, str]:
-        here = {"MASTER_ADDR": self.store_host, "GLOO_SOCKET_IFNAME": INTERFACE}
-        return member(rank, self.workers, port) | here
 
 
 def check_rights() -> None:
@@ -237,6 +226,16 @@ def remove(prefix: str) -> None:
         _tried("ip", "netns", "delete", name)
 
 
+def _raise(space: str, device: str, *, is_port: bool) -> None:
+    """Set an interface up.
+
+    A port has no addresses, so it answers no questions for them. gso_max_segs: what ethtool -K gso off tso off
+    does, without ethtool. addrgenmode: no IPv6 chatter.
+    """
+    settings = ["gso_max_segs", "1", "addrgenmode", "none", "arp", "off" if is_port else "on", "up"]
+    _run("ip", "-n", space, "link", "set", device, *settings)
+
+
 def _run(*command: str) -> str:
     """Run a command of iproute2 and return what it says; its error is one line."""
     # An interrupt, from the keyboard or not, must not leave it half done, or running on alone.
@@ -256,8 +255,8 @@ def _tried(*command: str) -> str:
         return ""
 
 
-def _inside(name: str, function: Callable[[], T]) -> T:
-    """Call a function in a thread of this process that lives in a namespace."""
+def inside(name: str, function: Callable[[], T]) -> T:
+    """Call a function in a thread of this process that lives in a namespace; its sockets stay there."""
     results: list[T] = []
     errors: list[BaseException] = []
 
@@ -307,27 +306,3 @@ def _signals_held() -> Generator[None]:
             signal.signal(number, handler)
     for number in came:
         signal.raise_signal(number)
-
-
-def _start(command: Sequence[str], environment: Mapping[str, str], file: Path) -> subprocess.Popen[bytes]:
-    with file.with_suffix(".out").open("wb") as out, file.with_suffix(".err").open("wb") as err:
-        return subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
-        )
-
-
-def _wait(processes: Sequence[subprocess.Popen[bytes]], limit: float, folder: Path) -> None:
-    """Wait until all have ended well; raise at the first that fails, or after `limit` seconds."""
-    deadline = time.monotonic() + limit
-    while time.monotonic() < deadline:
-        codes = [process.poll() for process in processes]  # of all, whoever still runs
-        if None not in codes or any(codes):
-            break
-        time.sleep(0.02)
-    for rank, process in enumerate(processes):
-        if process.returncode:
-            said = (folder / f"{rank}.err").read_text(errors="replace").strip().split("\n")[-1]
-            raise CommError(f"network: rank {rank} ended with code {process.returncode}: {said}")
-    waiting = [rank for rank, process in enumerate(processes) if process.returncode is None]
-    if waiting:
-        raise CommError(f"network: no end of ranks {', '.join(map(str, waiting))} within {limit:g} s")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from swarmstep.bench.compare import real, results
@@ -34,7 +34,8 @@ class Runner:
         self.cells = {cell.key: cell for cell in known if not cell.failed}
         self.failed: dict[str, Cell] = {}
         self._began = time.monotonic()
-        self._made = self._total = 0
+        self._made = 0
+        self._plans: list[_Plan] = []
 
     def run(self, groups: Sequence[Group], workload: Workload) -> None:
         """Run whatever is missing.
@@ -43,8 +44,7 @@ class Runner:
             UsageError: a group asks for what does not exist; before anything runs.
             Interrupted: somebody asked to stop; what is done is kept.
         """
-        plans = [_Plan(group, workload) for group in groups]  # all are checked here, as far as is known
-        self._total = sum(plan.size for plan in plans)
+        plans = self._plans = [_Plan(group, workload) for group in groups]  # which checks them all
         with noting_interrupts() as interrupts:
             self._simulate(plans, interrupts)
             for plan in plans:
@@ -98,10 +98,11 @@ class Runner:
         where = ", ".join([f"n = {config.every}", config.shards, *([config.fault] if config.fault else [])])
         what = f"seed {config.seed}" if task.purpose == "run" else f"tuning, lr {config.lr:g}"
         said = f"failed: {cell.failed}" if cell.failed else f"test accuracy {cell.points[-1].test_accuracy:.4f}"
-        each = (time.monotonic() - self._began) / self._made
-        left = each * max(0, self._total - len(self.cells) - len(self.failed))
+        known = self.cells | self.failed
+        done, total = sum(plan.done(known) for plan in self._plans), sum(plan.size for plan in self._plans)
+        left = (time.monotonic() - self._began) / self._made * (total - done)
         print(
-            f"{len(self.cells) + len(self.failed)} of {self._total}, about {left / 60:.0f} min left: "
+            f"{done} of {total}, about {left / 60:.0f} min left: "
             f"{task.method}, {where}, {config.workers} workers, {what}: {said} ({cell.seconds:.0f} s)",
             file=sys.stderr,
             flush=True,
@@ -117,19 +118,25 @@ class _Plan:
         trials = len(group.tuning.rates) + group.tuning.extra if len(group.tuning.rates) > 1 else 0
         self.size = trials + len(group.seeds)
         self.over = False
+        self._passed = 0  # tasks of the lists before
+
+    def done(self, known: Mapping[str, Cell]) -> int:
+        """Return how many of its tasks are done."""
+        return self._passed + sum(task.key in known for task in self._tasks)
 
     @property
     def real(self) -> bool:
         """Whether it waits for runs in real processes."""
         return any(task.config.backend != "sim" for task in self._tasks)
 
-    def missing(self, known: dict[str, Cell]) -> list[Task]:
+    def missing(self, known: Mapping[str, Cell]) -> list[Task]:
         """Return the tasks it waits for."""
         return [task for task in self._tasks if task.key not in known]
 
-    def go_on(self, known: dict[str, Cell]) -> None:
+    def go_on(self, known: Mapping[str, Cell]) -> None:
         """Take note of the cells it waited for."""
+        self._passed += len(self._tasks)
         try:
             self._tasks = self._work.send([known[task.key] for task in self._tasks])
         except StopIteration:
-            self.over = True
+            self._tasks, self.over = [], True

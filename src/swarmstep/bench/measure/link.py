@@ -8,15 +8,16 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import NamedTuple
 
-from swarmstep.bench.measure.workers import Place
+from swarmstep.bench.launch import Place
+from swarmstep.bench.link import SPEC, parse
 
 ETHERNET, IP, TCP = 14, 20, 32  # bytes of a packet's headers; TCP's with time stamps
 
 
 def add_link(parser: argparse.ArgumentParser) -> None:
     """Add --link."""
-    parser.add_argument("--link", metavar="RATE", help="run each worker in a network namespace of its own, on a "
-        "link of this rate, such as 100mbit (Linux, as root; default: all on the loopback interface)")  # fmt: skip
+    parser.add_argument("--link", metavar="SPEC", help="run each worker in a network namespace of its own, on a "
+        f"link {SPEC.replace('%', '%%')} (Linux, as root; default: all on the loopback interface)")  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -24,22 +25,15 @@ def placed(link: str | None, workers: int) -> Generator[tuple[Place, float]]:
     """Yield where the workers run, and the rate of their links in bits a second (0: no limit).
 
     Raises:
-        UsageError: the rate is none, or namespaces cannot be made here.
+        UsageError: `link` describes none, or namespaces cannot be made here.
     """
     if link is None:
         yield Place(), 0.0
         return
-    from swarmstep.bench.netns import INTERFACE, Network
-    from swarmstep.comm.dist import serve_store
+    from swarmstep.bench.netns import Network
 
-    with Network(workers, rate=link) as network:
-        environment = {"MASTER_ADDR": network.store_host, "GLOO_SOCKET_IFNAME": INTERFACE}
-        place = Place(
-            network.command,
-            environment,
-            lambda: network.at_switch(lambda: serve_store(network.store_host)),
-        )
-        yield place, network.bits_per_second
+    with Network(workers, parse(link)) as network:
+        yield network.place(), network.link.rate
 
 
 class Carried(NamedTuple):

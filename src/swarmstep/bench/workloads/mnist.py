@@ -46,10 +46,15 @@ def mlp() -> nn.Module:
 
 
 def wide() -> nn.Module:
-    """Return the network 784-768-512-10 with ReLU: 1,001,738 parameters, for what a slow network costs."""
+    """Return LeNet-5 with wider layers, for what a slow network costs: 992,238 parameters.
+
+    Two 5x5 convolutions of 16 and 32 channels, one hidden layer of 620.
+    """
     return nn.Sequential(
-        nn.Flatten(), nn.Linear(784, 768), nn.ReLU(), nn.Linear(768, 512), nn.ReLU(), nn.Linear(512, 10)
-    )
+        nn.Conv2d(1, 16, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Linear(1568, 620), nn.ReLU(), nn.Linear(620, 10),
+    )  # fmt: skip
 
 
 MODELS: Mapping[str, Callable[[], nn.Module]] = {"lenet5": lenet5, "mlp": mlp, "wide": wide}
