@@ -20,7 +20,7 @@ from swarmstep.bench.trace import Trace
 from swarmstep.errors import DataError
 
 VERSION = 1
-FREE = ("backend", "data")  # of a config: what does not change what a cell is
+FREE = ("backend", "data", "checkpoint_every")  # of a config: what does not change what a cell is
 
 
 class Point(NamedTuple):

@@ -22,13 +22,11 @@ class Runner:
     Args:
         folder: of the comparison; exists.
         jobs: how many simulated cells at once.
-        quiet: say nothing on the way.
     """
 
-    def __init__(self, folder: Path, jobs: int, *, quiet: bool = False) -> None:
+    def __init__(self, folder: Path, jobs: int) -> None:
         self.folder = folder
         self.jobs = jobs
-        self.quiet = quiet
         (folder / "cells").mkdir(exist_ok=True)
         known = results.load(folder).cells
         self.cells = {cell.key: cell for cell in known if not cell.failed}
@@ -92,8 +90,6 @@ class Runner:
             raise Interrupted(f"stopped on request; {len(self.cells)} cells are done, the same command goes on")
 
     def _say(self, task: Task, cell: Cell) -> None:
-        if self.quiet:
-            return
         config = task.config
         where = ", ".join([f"n = {config.every}", config.shards, *([config.fault] if config.fault else [])])
         what = f"seed {config.seed}" if task.purpose == "run" else f"tuning, lr {config.lr:g}"

@@ -1,0 +1,131 @@
+"""The headline: time to a test accuracy on a real slow link, as multiples of an infinitely fast network.
+
+    python benchmarks/headline.py          # writes docs/headline.svg from benchmarks/results/evidence-link.json
+
+An infinitely fast network takes, with each seed, the steps that synchronous training (`ddp`) needs to the target,
+times the step time of the same processes without communication (the mean over the seeds of `independent`).
+"""
+
+from __future__ import annotations
+
+import math
+from html import escape
+from pathlib import Path
+from typing import NamedTuple
+
+from swarmstep.bench.compare import results
+from swarmstep.bench.compare.results import Cell, Point
+from swarmstep.bench.stats import Estimate, estimate
+
+SOURCE = Path(__file__).parent / "results" / "evidence-link.json"
+FIGURE = Path(__file__).parents[1] / "docs" / "headline.svg"
+NAMES = {
+    "ddp": "torch's DistributedDataParallel",
+    "synchronous": "gradient averaging",
+    "local-sgd": "local SGD",
+    "diloco": "DiLoCo",
+    "pso-ps": "PSO-PS",
+    "swarm": "informed swarm",
+}
+
+
+class Line(NamedTuple):
+    """What one method took: None where not every seed reached the target."""
+
+    method: str
+    every: int
+    reached: int
+    seeds: int
+    steps: Estimate
+    seconds: Estimate
+    megabytes: Estimate
+    multiple: Estimate
+
+
+def name(line: Line) -> str:
+    """Return what a method is called in prose, with its n and options."""
+    base, *options = line.method.split("+")
+    said = [
+        option.partition("=")[2] if option.startswith("codec") else option.replace("=", " ") for option in options
+    ]
+    rounds = [f"n = {line.every}"] if line.every > 1 else []
+    return ", ".join([NAMES.get(base, base), *rounds, *said])
+
+
+def lines(source: Path = SOURCE) -> list[Line]:
+    """Return a line for each method that communicates, the fastest first."""
+    whole = results.load(source)
+    accuracy, runs = whole.about["target"]["accuracy"], [cell for cell in whole.runs() if cell.real]
+    found: dict[tuple[str, int], dict[int, Point | None]] = {}
+    for cell in runs:
+        if cell.method != "independent":
+            every = 1 if cell.method in ("synchronous", "ddp") else cell.config["every"]
+            found.setdefault((cell.method, every), {})[cell.seed] = _reached(cell, accuracy)
+    alone = [cell.points[-1] for cell in runs if cell.method == "independent"]
+    step = estimate([point.seconds / point.step for point in alone]).mean
+    # DDP is synchronous training, and takes its steps but for the order of sums.
+    fast = {seed: point.step * step for seed, point in found["ddp", 1].items() if point}
+    made = [_line(method, every, points, fast) for (method, every), points in found.items()]
+    return sorted(made, key=lambda line: (line.reached < line.seeds, line.multiple.mean))
+
+
+def _line(method: str, every: int, points: dict[int, Point | None], fast: dict[int, float]) -> Line:
+    there = {seed: point for seed, point in sorted(points.items()) if point}
+    return Line(
+        method,
+        every,
+        len(there),
+        len(points),
+        estimate([point.step for point in there.values()]),
+        estimate([point.seconds for point in there.values()]),
+        estimate([point.bytes / 1e6 for point in there.values()]),
+        estimate([point.seconds / fast[seed] for seed, point in there.items() if seed in fast]),
+    )
+
+
+def _reached(cell: Cell, accuracy: float) -> Point | None:
+    return next((point for point in cell.points if point.test_accuracy >= accuracy), None)
+
+
+STYLE = """
+text { font: 13px system-ui, sans-serif; fill: #24292f; }
+.small { font-size: 11px; fill: #57606a; }
+.bar { fill: #57606a; } .ours { fill: #0b62a4; }
+.line { stroke: #57606a; stroke-dasharray: 3 3; } .whisker { stroke: #24292f; }
+@media (prefers-color-scheme: dark) {
+  text { fill: #e6edf3; } .small { fill: #9198a1; } .bar { fill: #7d8590; } .ours { fill: #58a6ff; }
+  .line { stroke: #9198a1; } .whisker { stroke: #e6edf3; }
+}"""
+
+
+def svg(source: Path = SOURCE) -> str:
+    """Return the figure: one bar a method, on a logarithmic scale that begins at half the fast network's time."""
+    there = [line for line in lines(source) if line.reached == line.seeds]
+    accuracy = results.load(source).about["target"]["accuracy"]
+    left, width, row = 270, 400, 30
+    top = max(line.multiple.high if math.isfinite(line.multiple.high) else line.multiple.mean for line in there)
+
+    def x(multiple: float) -> float:
+        return round(left + width * math.log(max(multiple, 0.5) / 0.5) / math.log(top / 0.5), 1)
+
+    height = row * len(there) + 60
+    parts = [f'<line class="line" x1="{x(1)}" x2="{x(1)}" y1="30" y2="{height - 28}"/>']
+    parts.append(f'<text class="small" x="{x(1)}" y="22" text-anchor="middle">an infinitely fast network</text>')
+    for i, line in enumerate(there):
+        y, m = 40 + row * i, line.multiple
+        kind = "ours" if line.method.startswith("swarm") else "bar"
+        parts.append(f'<text x="{left - 10}" y="{y + 14}" text-anchor="end">{escape(name(line))}</text>')
+        parts.append(f'<rect class="{kind}" x="{left}" y="{y}" width="{round(x(m.mean) - left, 1)}" height="18"/>')
+        if math.isfinite(m.low):
+            parts.append(f'<line class="whisker" x1="{x(m.low)}" x2="{x(m.high)}" y1="{y + 9}" y2="{y + 9}"/>')
+        parts.append(f'<text x="{x(max(m.high, m.mean)) + 8}" y="{y + 14}">{m.mean:.2f}</text>')
+    about = f"Time to {accuracy:.1%} test accuracy, infinitely fast network = 1; mean and 95 % interval"
+    parts.append(f'<text class="small" x="{left}" y="{height - 8}">{escape(about)} (log scale)</text>')
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 80} {height}" role="img" '
+        f'aria-label="{escape(about)}">\n<style>{STYLE}</style>\n' + "\n".join(parts) + "\n</svg>\n"
+    )
+
+
+if __name__ == "__main__":
+    FIGURE.write_text(svg())
