@@ -38,7 +38,7 @@ evidence: setup
 	benchmarks/evidence.sh headline report
 
 evidence-full: setup
-	benchmarks/evidence.sh headline mnist conditions cifar10 report
+	benchmarks/evidence.sh link mnist conditions cifar10 report
 
 readme: setup
 	$(BIN)/python benchmarks/claims.py

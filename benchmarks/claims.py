@@ -213,7 +213,7 @@ def paper() -> str:
 
 
 def conditions() -> str:
-    file, methods = "evidence-conditions.json", ("swarm", "diloco", "local-sgd", "median")
+    file, methods = "evidence-conditions.json", ("swarm", "diloco", "local-sgd")
     rows: list[tuple[str, ...]] = [("condition", *methods)]
     for section in sections(file):
         found, said = {row.method: row for row in section.rows}, section.condition

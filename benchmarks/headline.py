@@ -55,13 +55,13 @@ def name(line: Line) -> str:
 def lines(source: Path = SOURCE) -> list[Line]:
     """Return a line for each method that communicates, the fastest first."""
     whole = results.load(source)
-    accuracy, runs = whole.about["target"]["accuracy"], [cell for cell in whole.runs() if cell.real]
+    accuracy, runs = whole.about["target"]["accuracy"], [c for c in whole.cells if c.real and c.purpose == "run"]
     found: dict[tuple[str, int], dict[int, Point | None]] = {}
     for cell in runs:
         if cell.method != "independent":
             every = 1 if cell.method in ("synchronous", "ddp") else cell.config["every"]
             found.setdefault((cell.method, every), {})[cell.seed] = _reached(cell, accuracy)
-    alone = [cell.points[-1] for cell in runs if cell.method == "independent"]
+    alone = [cell.points[-1] for cell in runs if cell.method == "independent" and not cell.failed]
     step = estimate([point.seconds / point.step for point in alone]).mean
     # DDP is synchronous training, and takes its steps but for the order of sums.
     fast = {seed: point.step * step for seed, point in found["ddp", 1].items() if point}
@@ -118,7 +118,8 @@ def svg(source: Path = SOURCE) -> str:
         parts.append(f'<rect class="{kind}" x="{left}" y="{y}" width="{round(x(m.mean) - left, 1)}" height="18"/>')
         if math.isfinite(m.low):
             parts.append(f'<line class="whisker" x1="{x(m.low)}" x2="{x(m.high)}" y1="{y + 9}" y2="{y + 9}"/>')
-        parts.append(f'<text x="{x(max(m.high, m.mean)) + 8}" y="{y + 14}">{m.mean:.2f}</text>')
+        end = m.high if math.isfinite(m.high) else m.mean
+        parts.append(f'<text x="{x(end) + 8}" y="{y + 14}">{m.mean:.2f}</text>')
     about = f"Time to {accuracy:.1%} test accuracy, infinitely fast network = 1; mean and 95 % interval"
     parts.append(f'<text class="small" x="{left}" y="{height - 8}">{escape(about)} (log scale)</text>')
     return (

@@ -120,6 +120,11 @@ class Synchronizer:
         """Payload this worker has received, the start and the end included."""
         return sum(traffic.received for traffic in self._traffic())
 
+    @property
+    def under_way(self) -> bool:
+        """Whether a round travels; the same on all ranks."""
+        return any(lane.flight for lane in self._lanes)
+
     def _traffic(self) -> list[Traffic]:
         rounds = self._setting.comm.traffic
         return [self._comm.traffic] if rounds is self._comm.traffic else [self._comm.traffic, rounds]
@@ -178,32 +183,37 @@ class Synchronizer:
             landed.append(lane.land())
         return landed
 
-    def finish(self) -> None:
+    def finish(self) -> list[Round]:
         """Land what is under way, answer the others' rounds until all have finished, then load the result.
 
         Every rank calls it once, after its last step; the ranks may have taken different numbers of steps.
+
+        Returns:
+            Reports of the rounds that landed meanwhile.
 
         Raises:
             NotFinite: as in `step`.
             CommError: as in `step`.
         """
         if self._loaded:
-            return
+            return []
         self._finished = True
         gone = Now(self._step, None, False, finished=True)
+        landed: list[Round | None] = []
         try:
             for lane in sorted(self._lanes, key=lambda lane: lane.flight.lands if lane.flight else 0):
-                lane.land()
+                landed.append(lane.land())
             while (called := self._lanes[0].call(self._lanes[0].open(gone), gone)).roll.steps.any():
                 if called.due:
                     lane = self._lanes[called.fragment]
                     lane.start(lane.open(gone), gone, called)
-                    lane.land()
+                    landed.append(lane.land())
         except CommError as error:
             raise type(error)(f"step {self._step}: {error}") from error
         self._flat.write(self._result())
         self._flat.release()
         self._loaded = True
+        return [report for report in landed if report]
 
     def result(self) -> Tensor:
         """Return the model as `finish` would leave it now, as a flat vector: all parameters, then all buffers.

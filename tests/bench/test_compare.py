@@ -268,6 +268,42 @@ def test_wrong_options(arguments: str, said: str, place: Path, capsys: pytest.Ca
     assert not (place / "found" / "cells").exists() or not cells(place)
 
 
+def test_a_wrong_command_changes_nothing(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = f"{SHORT} --strategies local-sgd --lr-grid 0.05"
+    assert compare(f"{arguments} --target-accuracy 0.1") == 0
+    before = (place / "found" / "compare.json").read_text()
+    assert compare(f"{arguments},swarm+nope=1 --target-accuracy 0.5") == 2
+    assert compare(f"{SHORT} --strategies swarm+nope=1 --target-accuracy 0.5") == 2
+    assert (place / "found" / "compare.json").read_text() == before
+
+
+def test_a_trial_that_was_killed_is_no_verdict(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trials = (place / "odd.py").write_text(ODD.replace("SEEDS[1] and", "TUNING and").replace("SEEDS = [", TUNING))
+    assert trials
+    arguments = [
+        "compare",
+        "odd.py:workload",
+        *SHORT.split(),
+        "--strategies",
+        "local-sgd",
+        "--every",
+        "4",
+        "--out",
+        "found",
+    ]
+    assert main(arguments) == 0
+    assert {cell.purpose for cell in cells(place).values()} == {"tune"}, (
+        "nothing is run with settings nobody judged"
+    )
+    (place / "odd.py").write_text(ODD.replace("SEEDS[1] and", "-1 and"))
+    assert main(arguments) == 0
+    assert not any(cell.failed for cell in cells(place).values())
+    assert {cell.purpose for cell in cells(place).values()} == {"tune", "run"}
+
+
+TUNING = 'TUNING = mix(1_000_000, "model")\nSEEDS = ['
+
+
 def test_two_at_once(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from swarmstep.bench.record import locked
 
@@ -289,6 +325,13 @@ def test_the_command_line_of_a_config() -> None:
 
     args = _parser().parse_args(real.arguments(resolved, Path("x")))
     assert Config(**_settings(args)).resolved(DIGITS) == resolved
+
+
+def test_a_warm_up_keeps_its_n() -> None:
+    config = parse("diloco+when=warmup:10").config(workload="digits", every=64).resolved(DIGITS)
+    said = real.arguments(config, Path("x"))
+    assert said[said.index("--when") + 1] == "warmup:10,every:64"
+    assert "--every" not in said
 
 
 def test_real_processes(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

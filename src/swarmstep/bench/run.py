@@ -100,6 +100,8 @@ class _Worker:
         self.tally, self.trace = Tally(), Trace()
         self.window = torch.zeros((), device=self.device)  # sum of losses since the last look
         self.looked = 0  # the step of the last look
+        self.judged = 0  # the step of the last evaluation
+        self.sent = 0.0  # bytes, mean over the workers, at the last look
         self.scores: dict[str, float] = {}
 
     def train(self) -> dict[str, Any]:
@@ -113,7 +115,8 @@ class _Worker:
                 self._step(self.tally.step + 1)
             self._after_step()
         with self._timed():
-            self.sync.finish()
+            for report in self.sync.finish():
+                self._note_round(report)
             if self.averaging:
                 check_finite(Flat(self.model).read(), "after the last step: the model", self.comm)
         return self._summarize()
@@ -179,7 +182,7 @@ class _Worker:
         step, config = self.tally.step, self.config
         last = step == self.steps
         stop = step == self.job.stop_at
-        judged = step % config.defaults().eval_every == 0
+        judged = not last and self._evaluation_is_due()
         if step % CHECK_EVERY == 0 or last or judged:
             with self._timed():  # so that the slowest is waited for before an evaluation
                 stop = self._look() or stop
@@ -194,13 +197,21 @@ class _Worker:
             where = f"; go on with: swarmstep train --resume {name}" if self.scribe.path else ""
             raise Interrupted(f"stopped at step {step} of {self.steps}, on all ranks{where}")
 
+    def _evaluation_is_due(self) -> bool:
+        """Return whether to evaluate now: not while a round travels, which would have that time for nothing."""
+        step, every = self.tally.step, self.config.defaults().eval_every
+        due = step // every - self.judged // every
+        return due > 1 or (due == 1 and not self.sync.under_way)
+
     def _look(self) -> bool:
         """Gather the losses, show them, and return whether any rank was asked to stop."""
         loss = float(self.window) / max(1, self.tally.step - self.looked)
         self.window.zero_()
         self.looked = self.tally.step
-        rows = self.comm.gather(torch.tensor([loss, self.job.stopping()], dtype=torch.float64))
+        said = [loss, self.job.stopping(), self.tally.bytes_sent]
+        rows = self.comm.gather(torch.tensor(said, dtype=torch.float64))
         losses = rows[:, 0].tolist()
+        self.sent = float(rows[:, 2].mean())
         self.tally.train_loss = sum(losses) / len(losses)
         self.scribe.record(kind="look", step=self.tally.step, losses=losses)
         sent, rounds = self.tally.bytes_sent, self.tally.rounds
@@ -209,6 +220,7 @@ class _Worker:
         return bool(rows[:, 1].any())
 
     def _evaluate(self) -> None:
+        self.judged = self.tally.step
         Flat(self.judge).write(self.sync.result())
         self._record_scores(self._score(self.judge))
 
@@ -220,7 +232,7 @@ class _Worker:
     def _record_scores(self, scores: dict[str, float]) -> None:
         tally = self.tally
         self.scribe.record(
-            kind="evaluation", step=tally.step, seconds=tally.seconds, bytes_sent=tally.bytes_sent, **scores
+            kind="evaluation", step=tally.step, seconds=tally.seconds, bytes_sent=self.sent, **scores
         )
 
     def _score(self, model: nn.Module) -> dict[str, float]:
@@ -242,6 +254,7 @@ class _Worker:
             "tally": dataclasses.asdict(self.tally),
             "window": self.window,
             "looked": self.looked,
+            "judged": self.judged,
             "scores": self.scores,
             "trace": self.trace.folded,
         }
@@ -270,26 +283,27 @@ class _Worker:
         self.sync.load_state_dict(state["sync"])
         self.tally = Tally(**state["tally"])
         self.window.copy_(state["window"])
-        self.looked, self.scores, self.trace = state["looked"], state["scores"], Trace(state["trace"])
+        self.looked, self.judged, self.scores = state["looked"], state["judged"], state["scores"]
+        self.trace = Trace(state["trace"])
 
     def _summarize(self) -> dict[str, Any]:
         tally, config = self.tally, self.config
+        counts = [tally.bytes_sent, tally.bytes_received, tally.sync_seconds, tally.probe_seconds]
+        rows = self.comm.gather(torch.tensor(counts, dtype=torch.float64))
+        self.sent, received, sync_seconds, probe_seconds = (rows.sum(dim=0) / self.comm.size).tolist()
         scores = self._score(self.model)
         self._record_scores(scores)
-        counts = [tally.bytes_sent, tally.bytes_received, tally.sync_seconds]
-        rows = self.comm.gather(torch.tensor(counts, dtype=torch.float64))
-        sent, received, sync_seconds = (rows.sum(dim=0) / self.comm.size).tolist()
         summary = {
             **dataclasses.asdict(config),
             **scores,
             "train_loss": tally.train_loss,
             "rounds": tally.rounds,
-            "bytes_sent_per_worker": sent,
+            "bytes_sent_per_worker": self.sent,
             "bytes_received_per_worker": received,
             "seconds": tally.seconds,
             "compute_seconds": tally.compute_seconds,
             "sync_seconds": sync_seconds,
-            "probe_seconds": tally.probe_seconds,
+            "probe_seconds": probe_seconds,
             "distrusted": tally.distrusted,
             "parameters": Flat(self.model).layout.parameters,
             "steps_taken": tally.step,

@@ -47,6 +47,7 @@ class Row:
         bytes, seconds: for the whole run.
         to_target: where there is a target.
         rank: 1 for the best; None where nothing is ranked (fewer than 3 seeds).
+        stops: whether the runs end where they reach a target, so that their end says nothing else.
         verdict: in words: "best", "not distinguishable from the best", "behind by 0.012 ± 0.004",
             "not ranked: 1 seed"; where some runs failed, with "; 1 of 3 runs failed".
     """
@@ -64,6 +65,7 @@ class Row:
     to_target: ToTarget | None
     rank: int | None
     verdict: str
+    stops: bool = False
 
 
 class CurvePoint(NamedTuple):
@@ -97,7 +99,10 @@ class Distrusted:
 
 
 class ClockError(NamedTuple):
-    """Where real processes ran: their seconds, those of the virtual clock, and the error (0.1: 10 % too long)."""
+    """Where real processes ran: their seconds and those of the virtual clock, means over the seeds, and the error.
+
+    That is of the seed where it is largest; 0.1: the clock says 10 % too much.
+    """
 
     method: str
     every: int
@@ -145,7 +150,7 @@ def analyse(results: Sequence[Results]) -> list[Section]:
     different questions, and have sections of their own. Methods are ranked by the seconds to the target (by the
     steps where there are no seconds), without one by the test accuracy at the end (by the loss where there is
     none). Only rows that reached the target with all their seeds are ranked by it; a failed run has not.
-    Intervals tell what chance the seeds leave; they do not tell that a target is known to an evaluation only.
+    A target is known to an evaluation only: rows closer than two evaluations are not told apart.
 
     Raises:
         UsageError: a link or an option of the virtual clock is not one.
@@ -235,8 +240,16 @@ def _by_target(series: Sequence[Series], target: Mapping[str, float]) -> tuple[l
     for one, reached in zip(series, points, strict=True):
         missed = f"{len(reached)} of {one.count} seeds reached the target" if len(reached) < one.count else ""
         scores = {seed: point.seconds if known else point.step for seed, point in reached.items()}
-        entries.append(Entry({} if missed else scores, missed if one.cells else "all runs failed"))
+        spacing = max((_spacing(cell, in_seconds=known) for cell in one.cells), default=0.0)
+        entries.append(Entry({} if missed else scores, missed if one.cells else "all runs failed", spacing))
     return entries, "s" if known else "steps"
+
+
+def _spacing(cell: Cell, *, in_seconds: bool) -> float:
+    """Return how far apart two evaluations are: a target is reached somewhere in between."""
+    steps = [point.step for point in cell.points]
+    apart = float(np.median(np.diff(steps))) if len(steps) > 1 else 0.0
+    return apart * cell.points[-1].seconds / steps[-1] if in_seconds else apart
 
 
 def _row(one: Series, target: Mapping[str, float], rank: int | None, verdict: str) -> Row:
@@ -254,6 +267,7 @@ def _row(one: Series, target: Mapping[str, float], rank: int | None, verdict: st
         to_target=_to_target(one, target) if target else None,
         rank=rank,
         verdict=verdict,
+        stops=any(cell.config.get("until_accuracy") is not None for cell in one.cells),
     )
 
 
@@ -284,7 +298,9 @@ def _curve(one: Series) -> Curve:
 
 def _by_n(rows: Sequence[Row]) -> dict[str, tuple[tuple[int, Estimate], ...]]:
     found: dict[str, list[tuple[int, Estimate]]] = {}
-    for row in sorted((row for row in rows if row.seeds), key=lambda row: (row.method, row.every)):
+    for row in sorted(
+        (row for row in rows if row.seeds and not row.stops), key=lambda row: (row.method, row.every)
+    ):
         found.setdefault(row.method, []).append((row.every, row.accuracy))
     return {method: tuple(points) for method, points in found.items()}
 
@@ -308,5 +324,6 @@ def _clock_errors(series: Sequence[Series], related: Sequence[Cell]) -> Iterator
         twins = [cell for cell in related if cell.purpose == "run" and cell.group == group and not cell.failed]
         if pairs := clock_seconds(one.cells, alone, twins):
             real, virtual = np.transpose(pairs)
-            error = float(np.mean(virtual / real - 1))
+            errors = virtual / real - 1
+            error = float(errors[np.abs(errors).argmax()])
             yield ClockError(one.method, one.every, float(real.mean()), float(virtual.mean()), error)

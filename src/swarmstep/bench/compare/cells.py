@@ -33,7 +33,8 @@ def finished(task: Task, events: Sequence[Mapping[str, Any]], summary: Mapping[s
         trust=_trust(events),
         parameters=summary["parameters"],
         compute_seconds=summary["compute_seconds"] / steps,
-        round_seconds=(summary["sync_seconds"] - summary["probe_seconds"]) / rounds,
+        # With a delay in real processes the probes run beside the training, which does not spend their time.
+        round_seconds=max(0.0, summary["sync_seconds"] - summary["probe_seconds"]) / rounds,
         probe_seconds=summary["probe_seconds"],
         seconds=seconds,
         environment=_environment(),

@@ -65,8 +65,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--eval-every", type=int, metavar="N", help="steps between evaluations; the target is looked for there")
     add("--backend", choices=BACKENDS, default="sim", help="sim: no real network, but a virtual clock (default); "
         "gloo: real processes on loopback; netns: real processes on a real slow network (Linux, root)")  # fmt: skip
-    add("--link", metavar="SPEC", action="append", default=[], help=f"of a worker: {link.SPEC}; "
-        "with sim that of the virtual clock, any number of them")  # fmt: skip
+    add("--link", metavar="SPEC", action="append", default=[], help=f"of a worker: {link.SPEC}; may be given more than "
+        "once for the virtual clock")  # fmt: skip
     seconds = "of a local step, for the virtual clock (default: measured)"
     add("--compute", type=float, metavar="SECONDS", help=seconds)
     add("--stragglers", metavar="SPEC", help=f"for the virtual clock: {clock.STRAGGLERS}")
@@ -96,12 +96,10 @@ def run(args: argparse.Namespace, given: Sequence[str]) -> int:
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be written: {error.strerror}; give another --out") from None
     with lock:
-        about = _about(args, given, folder)
-        replace_file(
-            folder / "compare.json", lambda partial: partial.write_text(json.dumps(about, indent=1) + "\n")
-        )
-        runner = Runner(folder, args.jobs or len(os.sched_getaffinity(0)))
-        runner.run(groups, workload)
+        runner = Runner(folder, args.jobs or os.cpu_count() or 1, groups, workload)  # which checks the groups
+        about = json.dumps(_about(args, given, folder), indent=1)
+        replace_file(folder / "compare.json", lambda partial: partial.write_text(about + "\n"))
+        runner.run()
         found = results.load(folder)
     counts = {"cells": len(runner.cells), "failed": len(runner.failed), "out": str(folder)}
     print(json.dumps(plain(counts)) if args.json else _in_words(markdown(analyse([found])), counts))
@@ -164,7 +162,7 @@ def _group_maker(args: argparse.Namespace, defaults: Defaults) -> Callable[[Meth
     steps = args.steps or defaults.steps
     rates = _list(args.lr_grid, _rate, "--lr-grid") if args.lr_grid else [defaults.lr * x for x in (1 / 3, 1, 3)]
     tuning = Tuning(
-        rates=tuple(float(f"{rate:.3g}") for rate in sorted(set(rates))),
+        rates=tuple(sorted({float(f"{rate:.3g}") for rate in rates})),
         extra=args.extra_trials,
         steps=max(1, steps // 2) if args.tune_steps is None else args.tune_steps,
     )
@@ -184,13 +182,14 @@ def _about(args: argparse.Namespace, given: Sequence[str], folder: Path) -> dict
     before = results.load(folder).about if file.exists() else {}
     command = shlex.join(["swarmstep", *given])
     commands = [*before.get("command", "").splitlines()]
+    clocked = {name: getattr(args, name) for name in ("compute", "stragglers", "failures") if getattr(args, name)}
     target = {"accuracy": args.target_accuracy, "loss": args.target_loss}
     return {
         "title": args.title or before.get("title") or f"{args.workload}: which method, which n",
         "command": "\n".join(commands if command in commands else [*commands, command]),
         "target": {name: value for name, value in target.items() if value is not None} or before.get("target", {}),
         "links": list(dict.fromkeys([*before.get("links", []), *(args.link if args.backend == "sim" else [])])),
-        "clock": {name: getattr(args, name) for name in ("compute", "stragglers", "failures")},
+        "clock": {**before.get("clock", {}), **clocked},
     }
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from swarmstep.bench import link as links
 from swarmstep.bench.clock import Clock
 from swarmstep.bench.compare.results import Cell, Point, grouped
+from swarmstep.errors import UsageError
 
 
 def clocked(cells: Sequence[Cell], link: str, options: Mapping[str, Any]) -> list[Cell]:
@@ -37,9 +38,18 @@ def clocked(cells: Sequence[Cell], link: str, options: Mapping[str, Any]) -> lis
         others = {name: options.get(name) for name in ("stragglers", "failures")}
         own = known_or(_median(cell.round_seconds for cell in group), 0.0)
         for cell in group:
-            clock = Clock(links.parse(link), cell.group.workers, compute, own, seed=cell.seed, **others)
-            timed.append(_with_seconds(cell, virtual_seconds(cell, clock)))
+            timed.append(_with_seconds(cell, _priced(cell, link, compute, own, others)))
     return timed
+
+
+def _priced(cell: Cell, link: str, compute: float, own: float, others: Mapping[str, Any]) -> list[float]:
+    """Return the seconds of the points; NaN where stragglers or failures do not go with the cell."""
+    link_of = links.parse(link)
+    try:
+        clock = Clock(link_of, cell.group.workers, compute, own, seed=cell.seed, **others)
+        return virtual_seconds(cell, clock)
+    except UsageError:  # more stragglers than workers, or failures that never let it come to an end
+        return [math.nan] * len(cell.points)
 
 
 def virtual_seconds(cell: Cell, clock: Clock) -> list[float]:

@@ -81,6 +81,8 @@ class Group:
     ) -> Generator[list[Task], list[Cell], dict[Trial, float]]:
         short = {"steps": self.tuning.steps, "eval_every": self.tuning.steps, "seed": TUNING_SEED}
         cells = yield [self._task("tune", workload, *trial, **short) for trial in trials]
+        if any(cell.failed and "not finite" not in cell.failed for cell in cells):
+            raise Untuned  # it would be judged as if it had diverged; the next call tries it again
         names = [(rate, tuple(settings.items())) for rate, settings in trials]
         return dict(zip(names, map(validation_loss, cells), strict=True))
 
@@ -109,6 +111,10 @@ class Group:
             purpose, self.method.spec, method.config(**merged).resolved(workload),
             self.link if purpose == "run" else None,
         )  # fmt: skip
+
+
+class Untuned(Exception):
+    """A trial failed for a reason that says nothing about its settings: the group waits for the next call."""
 
 
 Trial = tuple[float, tuple[tuple[str, str], ...]]  # a learning rate, and settings

@@ -15,6 +15,7 @@ from types import TracebackType
 from swarmstep.bench.compare import cells
 from swarmstep.bench.compare.plan import Task
 from swarmstep.bench.compare.results import Cell, from_json
+from swarmstep.errors import SwarmstepError
 
 
 class Pool:
@@ -64,14 +65,16 @@ class Pool:
         """Do tasks, in a process that this thread owns."""
         process: subprocess.Popen[str] | None = None
         while (task := self._tasks.get()) is not None and not self._closed:
-            process = process or self._start()
-            if process is None:
-                break
-            cell = _asked(process, task)
-            if cell is None:
-                why = _ending(process)
-                cell, process = cells.failed(task, f"the process that ran it {why}"), None
-            self._done.put((task, cell))
+            try:
+                process = process or self._start()
+                cell = _asked(process, task) if process else None
+                if process and cell is None:
+                    why = _ending(process)
+                    cell, process = cells.failed(task, f"the process that ran it {why}"), None
+            except (OSError, SwarmstepError) as error:  # no process to be had, or an answer that is none
+                cell = cells.failed(task, str(error))
+            if cell:
+                self._done.put((task, cell))
         if process:
             process.kill()
             process.communicate()

@@ -14,10 +14,14 @@ CLOSE = "not distinguishable from the best"
 
 
 class Entry(NamedTuple):
-    """What is ranked: seed -> score, the lower the better; or why it takes no part."""
+    """What is ranked: seed -> score, the lower the better; or why it takes no part.
+
+    `resolution` is how exactly a score is known, besides what chance does.
+    """
 
     scores: Mapping[int, float]
     refused: str = ""
+    resolution: float = 0.0
 
 
 class Standing(NamedTuple):
@@ -31,8 +35,9 @@ def standings(entries: Sequence[Entry], unit: str = "") -> list[Standing]:
     """Return the standing of each entry.
 
     The best has the lowest mean. Each other is compared with it seed by seed: where the 95 % interval of the
-    paired difference holds 0, both are of rank 1; else it is behind, and its rank is its place by mean. The
-    intervals are each for one comparison: among twenty that are no worse than the best one will seem so.
+    paired difference holds 0, or anything below the resolution, both are of rank 1; else it is behind, and its
+    rank is its place by mean. The intervals are each for one comparison: among twenty that are no worse than the
+    best one will seem so.
 
     Args:
         entries: to rank; those with fewer than 3 seeds, or scores that are not finite, are refused.
@@ -46,8 +51,9 @@ def standings(entries: Sequence[Entry], unit: str = "") -> list[Standing]:
         return found
     best = entries[ranked[0]].scores
     gaps = {i: paired(best, entries[i].scores) for i in ranked[1:]}
-    close = [i for i in gaps if gaps[i].low <= 0]
-    behind = [i for i in gaps if gaps[i].low > 0]
+    known = {i: max(entries[ranked[0]].resolution, entries[i].resolution) for i in gaps if gaps[i].count >= SEEDS}
+    close = [i for i in known if gaps[i].low <= known[i]]
+    behind = [i for i in known if gaps[i].low > known[i]]
     found[ranked[0]] = Standing(1, BEST)
     for i in close:
         found[i] = Standing(1, CLOSE)

@@ -41,7 +41,7 @@ def do(task: Task, folder: Path, interrupts: list[int]) -> Cell:
         events = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         summary = json.loads((out / "summary.json").read_text())
         return cells.finished(task, events, summary, time.monotonic() - began)
-    except (SwarmstepError, OSError, ValueError) as error:
+    except (SwarmstepError, OSError, ValueError, RuntimeError) as error:
         return cells.failed(task, str(error))
     finally:
         shutil.rmtree(out, ignore_errors=True)
@@ -66,6 +66,8 @@ def arguments(config: Config, out: Path) -> list[str]:
         option = "--" + field.name.replace("_", "-")
         if field.name == "workload" or value is None or (field.name == "every" and config.when is not None):
             continue
+        if field.name == "when" and value.startswith("warmup:") and "," not in value:
+            value += f",every:{config.every}"  # --every does not go with --when
         if field.name == "settings":
             said += [word for name, text in value.items() for word in ("--set", f"{name}={text}")]
         elif isinstance(value, bool):

@@ -194,14 +194,21 @@ def load(source: Path) -> Results:
         DataError: there are none, or they are damaged; names the file.
     """
     if source.is_dir():
-        about = _read(source / "compare.json")
-        files = sorted((source / "cells").glob("*.json"))
-        return Results(about, tuple(from_json(_read(file), str(file)) for file in files))
+        return Results(_read(source / "compare.json"), load_cells(source))
     content = _read(source)
     if not isinstance(content, dict) or not isinstance(content.get("cells"), list):
         raise DataError(f"{source}: expected results of `swarmstep compare`: an object with a list `cells`")
     cells = [from_json(cell, f"{source}, cell {i}") for i, cell in enumerate(content["cells"])]
     return Results(content.get("about", {}), tuple(cells))
+
+
+def load_cells(folder: Path) -> tuple[Cell, ...]:
+    """Return the cells in the folder of a comparison.
+
+    Raises:
+        DataError: one of them is damaged; names the file.
+    """
+    return tuple(from_json(_read(file), str(file)) for file in sorted((folder / "cells").glob("*.json")))
 
 
 def dumps(results: Results) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from swarmstep.bench.compare import real, results
-from swarmstep.bench.compare.plan import Group, Task
+from swarmstep.bench.compare.plan import Group, Task, Untuned
 from swarmstep.bench.compare.pool import Pool
 from swarmstep.bench.compare.results import Cell
 from swarmstep.bench.launch import noting_interrupts
@@ -22,30 +22,32 @@ class Runner:
     Args:
         folder: of the comparison; exists.
         jobs: how many simulated cells at once.
+        groups: what is wanted.
+        workload: of all groups.
+
+    Raises:
+        UsageError: a group asks for what does not exist.
     """
 
-    def __init__(self, folder: Path, jobs: int) -> None:
+    def __init__(self, folder: Path, jobs: int, groups: Sequence[Group], workload: Workload) -> None:
         self.folder = folder
         self.jobs = jobs
+        self._plans = [_Plan(group, workload) for group in groups]
         (folder / "cells").mkdir(exist_ok=True)
-        known = results.load(folder).cells
-        self.cells = {cell.key: cell for cell in known if not cell.failed}
+        self.cells = {cell.key: cell for cell in results.load_cells(folder) if not cell.failed}
         self.failed: dict[str, Cell] = {}
         self._began = time.monotonic()
         self._made = 0
-        self._plans: list[_Plan] = []
 
-    def run(self, groups: Sequence[Group], workload: Workload) -> None:
+    def run(self) -> None:
         """Run whatever is missing.
 
         Raises:
-            UsageError: a group asks for what does not exist; before anything runs.
             Interrupted: somebody asked to stop; what is done is kept.
         """
-        plans = self._plans = [_Plan(group, workload) for group in groups]  # which checks them all
         with noting_interrupts() as interrupts:
-            self._simulate(plans, interrupts)
-            for plan in plans:
+            self._simulate(self._plans, interrupts)
+            for plan in self._plans:
                 for task in plan.missing(self.cells):
                     self._keep(task, real.do(task, self.folder, interrupts), interrupts)
 
@@ -134,5 +136,5 @@ class _Plan:
         self._passed += len(self._tasks)
         try:
             self._tasks = self._work.send([known[task.key] for task in self._tasks])
-        except StopIteration:
+        except (StopIteration, Untuned):
             self._tasks, self.over = [], True

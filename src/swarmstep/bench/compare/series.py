@@ -116,7 +116,10 @@ def differing(cells: Sequence[Cell]) -> list[str]:
 
 
 def _chosen(cell: Cell, odd: Sequence[str]) -> dict[str, str]:
-    values = {"lr": cell.config["lr"], **cell.config["settings"], **{name: cell.config[name] for name in odd}}
+    settings = {
+        f"outer {name}" if name == "lr" else name: value for name, value in cell.config["settings"].items()
+    }
+    values = {"lr": cell.config["lr"], **settings, **{name: cell.config[name] for name in odd}}
     return {name: _shown(value) for name, value in values.items()}
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from swarmstep.bench.compare import results
 from swarmstep.bench.compare.results import Results
+from swarmstep.bench.compare.series import distinct
+from swarmstep.bench.compare.wording import commands
 from swarmstep.bench.record import replace_file
 
 CHOICES = ("html", "md", "csv", "json")
@@ -63,5 +65,5 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _merged(found: Sequence[Results]) -> Results:
-    cells = {cell.key: cell for result in found for cell in result.cells}
-    return Results(found[0].about, tuple(cells.values()))
+    """Return all cells, each once, and what is said of the first source, with the commands of all."""
+    return Results({**found[0].about, "command": commands(found)}, tuple(distinct(found)))

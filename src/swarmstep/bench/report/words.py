@@ -120,7 +120,8 @@ def answer(section: Section) -> Answer:
         return Answer(by.best, "not distinguishable", "between " + _listed(named + more))
     best, behind = leading[0], ranked[1:]
     others = [row for row in behind if row.method != best.method] or behind
-    alone = "the only one that reached it with all its seeds" if by.at_target else ""
+    sure = [row for row in section.rows if row.to_target and row.to_target.reached == row.to_target.count]
+    alone = "the only one that reached it with all its seeds" if by.at_target and sure == [best] else ""
     return Answer(by.best, name(best), _ahead(best, others[0], by) if others else alone)
 
 
