@@ -64,9 +64,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--schedule", choices=("constant", "cosine"), help="of the learning rate")
     add("--eval-every", type=int, metavar="N", help="steps between evaluations; the target is looked for there")
     add("--backend", choices=BACKENDS, default="sim", help="sim: no real network, but a virtual clock (default); "
-        "gloo: real processes on loopback; netns: real processes on a real slow network (Linux, root)")  # fmt: skip
-    add("--link", metavar="SPEC", action="append", default=[], help=f"of a worker: {link.SPEC}; may be given more than "
-        "once for the virtual clock")  # fmt: skip
+        "gloo: real processes on loopback; netns: real ones on a real slow network (Linux, root)")  # fmt: skip
+    add("--link", metavar="SPEC", action="append", default=[], help="of a worker; for the virtual clock any "
+        f"number of them: {link.SPEC}")  # fmt: skip
     seconds = "of a local step, for the virtual clock (default: measured)"
     add("--compute", type=float, metavar="SECONDS", help=seconds)
     add("--stragglers", metavar="SPEC", help=f"for the virtual clock: {clock.STRAGGLERS}")
