@@ -120,8 +120,9 @@ def svg(source: Path = SOURCE) -> str:
             parts.append(f'<line class="whisker" x1="{x(m.low)}" x2="{x(m.high)}" y1="{y + 9}" y2="{y + 9}"/>')
         end = m.high if math.isfinite(m.high) else m.mean
         parts.append(f'<text x="{x(end) + 8}" y="{y + 14}">{m.mean:.2f}</text>')
-    about = f"Time to {accuracy:.1%} test accuracy, infinitely fast network = 1; mean and 95 % interval"
-    parts.append(f'<text class="small" x="{left}" y="{height - 8}">{escape(about)} (log scale)</text>')
+    about = f"Time to {100 * accuracy:g} % test accuracy, infinitely fast network = 1; mean and 95 % interval"
+    end = f'<text class="small" x="{left + width + 70}" y="{height - 8}" text-anchor="end">'
+    parts.append(f"{end}{escape(about)}; log scale</text>")
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 80} {height}" role="img" '
         f'aria-label="{escape(about)}">\n<style>{STYLE}</style>\n' + "\n".join(parts) + "\n</svg>\n"

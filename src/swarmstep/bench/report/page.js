@@ -145,8 +145,10 @@ class Plot {
 
   scale() {
     const points = this.shown.flatMap((series) => series.points);
-    let [low, high] = [Math.min(...points.map((p) => p.low ?? p.y)), Math.max(...points.map((p) => p.high ?? p.y))];
-    if (this.choice.range === "close") { // what happens near the final values
+    const close = this.choice.range === "close"; // where bands of few seeds may reach beyond the page
+    let [low, high] = [Math.min(...points.map((p) => (close ? p.y : p.low ?? p.y))), Math.max(...points.map((p) => (close ? p.y : p.high ?? p.y)))];
+    if (this.choice.y === "accuracy") [low, high] = [Math.max(low, 0), Math.min(high, 1)];
+    if (close) { // what happens near the final values
       const finals = this.shown.map((series) => series.points.at(-1).y);
       if (this.choice.y === "loss") high = Math.min(high, Math.max(...finals) + 0.8 * (Math.max(...finals) - low) + 1e-6);
       else low = Math.max(low, Math.min(...finals) - 0.8 * (high - Math.min(...finals)) - 1e-6);
