@@ -194,8 +194,9 @@ def timed() -> str:
         )
     first = [row.method for row in sections(file)[0].rows if row.rank == 1]
     rare = {line.method for line in lines if line.every > 1 and line.reached == line.seeds}
-    plainly = f"""So, plainly: {claim("synchronizing rarely is what counts", set(first) == rare)}, and between the ways
-        to do it {best.seeds} seeds do not tell: a target is reached at one round or at the next."""
+    counts = claim("synchronizing rarely is what counts", set(first) == rare)
+    plainly = f"""So, plainly: {counts}, and between the ways to do it {best.seeds} seeds do not tell: a target is
+        reached at one round or at the next."""
     return f"{paragraph(said)}\n\n{table(*rows)}\n\n{paragraph(plainly)}"
 
 
