@@ -17,7 +17,7 @@ from torch import nn
 
 from runs import DEFAULTS, Tied, classes, resolved
 from swarmstep.bench.config import Config
-from swarmstep.bench.record import RunFolder, environment, new_folder, read_config
+from swarmstep.bench.record import RunFolder, environment, new_folder, read_config, replace_file
 from swarmstep.errors import CheckpointError
 
 CONFIG = resolved(classes(), {"settings": {"inertia": "0.5"}, "fault": "noise:1:0.1", "data": "/data"})
@@ -198,3 +198,12 @@ def test_the_environment_is_plain_json() -> None:
     found = json.loads(json.dumps(environment()))
     assert found["torch"] == torch.__version__
     assert found["threads"] == 1
+
+
+def test_a_device_is_written_to_and_not_replaced() -> None:
+    device = Path("/dev/full")
+    if not device.is_char_device():
+        pytest.skip("no /dev/full here")
+    with pytest.raises(CheckpointError, match="cannot be written: No space left"):
+        replace_file(device, lambda partial: partial.write_text("x"))
+    assert device.is_char_device()

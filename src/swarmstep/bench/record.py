@@ -112,6 +112,9 @@ def replace_file(file: Path, write: Callable[[Path], object]) -> None:
 
     partial = file.with_name(f".{file.name}.partial")
     try:
+        if file.is_char_device() or file.is_fifo():  # /dev/stdout, say: nothing may take its place
+            write(file)
+            return
         write(partial)
         os.replace(partial, file)
     except (OSError, RuntimeError, SafetensorError) as error:
