@@ -110,6 +110,11 @@ def alive(pids: list[int]) -> list[int]:
     return [int(line.split()[0]) for line in said.stdout.splitlines() if "Z" not in line.split()[1]]
 
 
+def mine() -> list[int]:
+    """Return the children of this process: the pool's ranks, if other tests have started it."""
+    return children(os.getpid())
+
+
 def until(true: Callable[[], Any], process: subprocess.Popen[str]) -> None:
     """Wait for something that `process` does."""
     deadline = time.monotonic() + LIMIT
@@ -319,9 +324,12 @@ def test_a_group_that_nobody_watches(place: Path, capfd: pytest.CaptureFixture[s
 
 
 def test_the_end_of_patience(place: Path) -> None:
-    expected = "the workers were not done after 0.5 s; a longer wait is set with --patience SECONDS"
+    before, expected = (
+        mine(),
+        "the workers were not done after 0.5 s; a longer wait is set with --patience SECONDS",
+    )
     assert run_group(GLOO, 2, interrupts=[], patience=0.5) == Outcome(5, expected)
-    assert children(os.getpid()) == []
+    assert mine() == before
 
 
 def test_who_was_ended_by_a_signal(place: Path) -> None:
@@ -331,9 +339,9 @@ def test_who_was_ended_by_a_signal(place: Path) -> None:
 
 
 def test_a_group_that_is_stopped_twice_ends(place: Path) -> None:
-    came = [signal.SIGINT, signal.SIGTERM]
+    came, before = [signal.SIGINT, signal.SIGTERM], mine()
     assert run_group(GLOO, 2, interrupts=list(came)).code == 130
-    assert children(os.getpid()) == []
+    assert mine() == before
 
 
 def test_a_command_that_is_not_there() -> None:
