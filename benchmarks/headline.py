@@ -8,6 +8,7 @@ times the step time of the same processes without communication (the mean over t
 
 from __future__ import annotations
 
+import functools
 import math
 from html import escape
 from pathlib import Path
@@ -52,6 +53,7 @@ def name(line: Line) -> str:
     return ", ".join([NAMES.get(base, base), *rounds, *said])
 
 
+@functools.cache
 def lines(source: Path = SOURCE) -> list[Line]:
     """Return a line for each method that communicates, the fastest first."""
     whole = results.load(source)

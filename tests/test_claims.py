@@ -244,11 +244,24 @@ def test_other_results_make_other_figures(name: str, tmp_path: Path, monkeypatch
     for file in FILES:
         (tmp_path / file).write_text(json.dumps(tripled(claims.read(file))))
     monkeypatch.setattr(claims, "RESULTS", tmp_path)
+    monkeypatch.setattr(claims, "claim", lambda sentence, holds: sentence)  # its own test is below
     assert name in claims.stale(README)
     before, after = (re.findall(r"\d+\.\d+", text) for text in (block(name), claims.BLOCKS[name]()))
     assert len(before) == len(after)
     same = [old for old, new in zip(before, after, strict=True) if old == new]
     assert [figure for figure in same if float(figure)] == [], "a figure that does not come from the results"
+
+
+def test_sentences_hold_only_while_the_results_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = claims.read("evidence-conditions.json")
+    for cell in content["cells"]:
+        if cell["method"] == "swarm":
+            for point in cell["points"]:
+                point[-1] = 0.5
+    (tmp_path / "evidence-conditions.json").write_text(json.dumps(content))
+    monkeypatch.setattr(claims, "RESULTS", tmp_path)
+    with pytest.raises(DataError, match="no longer say: 'The informed swarm has the highest mean"):
+        claims.conditions()
 
 
 def test_the_figure_is_what_the_results_make_it() -> None:
