@@ -60,12 +60,14 @@ cifar10() {
 
 # From the cells to what is committed; an experiment without cells is left as it is.
 report() {
+    set --
     for name in link mnist conditions cifar10; do
         if [ -d evidence/$name/cells ]; then
             "$swarmstep" report evidence/$name -o benchmarks/results/evidence-$name.json
         fi
+        set -- "$@" benchmarks/results/evidence-$name.json
     done
-    "$swarmstep" report benchmarks/results/evidence-*.json --title "swarmstep: the evidence" -o docs/evidence.html
+    "$swarmstep" report "$@" --title "swarmstep: the evidence" -o docs/evidence.html
     .venv/bin/python benchmarks/headline.py
     .venv/bin/python benchmarks/claims.py
 }
