@@ -14,10 +14,9 @@ import functools
 import json
 import re
 import shlex
-import statistics
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,17 +110,6 @@ def table(*rows: Sequence[str]) -> str:
 def bench(name: str) -> dict[str, dict[str, Any]]:
     """Return the rows of a file of `swarmstep bench` by name."""
     return {row["name"]: row for row in read(name)["rows"]}
-
-
-def by_method(cells: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    found: dict[str, list[dict[str, Any]]] = {}
-    for cell in cells:
-        found.setdefault(cell["method"], []).append(cell)
-    return found
-
-
-def mean(cells: Iterable[dict[str, Any]], key: str) -> float:
-    return statistics.mean(cell[key] for cell in cells)
 
 
 def overlap() -> str:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from swarmstep.bench.compare import results
-from swarmstep.bench.compare.results import Cell, Point
+from swarmstep.bench.compare.costs import first_reaching
+from swarmstep.bench.compare.results import Point
 from swarmstep.bench.stats import Estimate, estimate
 
 SOURCE = Path(__file__).parent / "results" / "evidence-link.json"
@@ -57,12 +58,11 @@ def name(line: Line) -> str:
 def lines(source: Path = SOURCE) -> list[Line]:
     """Return a line for each method that communicates, the fastest first."""
     whole = results.load(source)
-    accuracy, runs = whole.about["target"]["accuracy"], [c for c in whole.cells if c.real and c.purpose == "run"]
+    target, runs = whole.about["target"], [c for c in whole.cells if c.real and c.purpose == "run"]
     found: dict[tuple[str, int], dict[int, Point | None]] = {}
     for cell in runs:
         if cell.method != "independent":
-            every = 1 if cell.method in ("synchronous", "ddp") else cell.config["every"]
-            found.setdefault((cell.method, every), {})[cell.seed] = _reached(cell, accuracy)
+            found.setdefault((cell.method, cell.group.every), {})[cell.seed] = first_reaching(cell, target)
     alone = [cell.points[-1] for cell in runs if cell.method == "independent" and not cell.failed]
     step = estimate([point.seconds / point.step for point in alone]).mean
     # DDP is synchronous training, and takes its steps but for the order of sums.
@@ -83,10 +83,6 @@ def _line(method: str, every: int, points: dict[int, Point | None], fast: dict[i
         estimate([point.bytes / 1e6 for point in there.values()]),
         estimate([point.seconds / fast[seed] for seed, point in there.items() if seed in fast]),
     )
-
-
-def _reached(cell: Cell, accuracy: float) -> Point | None:
-    return next((point for point in cell.points if point.test_accuracy >= accuracy), None)
 
 
 STYLE = """

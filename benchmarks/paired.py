@@ -7,7 +7,6 @@ Each --with is a set of options to compare with none. Finished cells of the JSON
 
 import argparse
 import json
-import math
 import os
 import shlex
 import statistics
@@ -17,15 +16,13 @@ from pathlib import Path
 
 from table import cell
 
-# 97.5 % quantiles of Student's t by degrees of freedom.
-STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+from swarmstep.bench.stats import estimate
 
 
 def interval(differences: list[float]) -> tuple[float, float]:
     """Return mean and half width of the 95 % interval."""
-    n = len(differences)
-    half = STUDENT[n - 1] * statistics.stdev(differences) / math.sqrt(n)
-    return statistics.mean(differences), half
+    found = estimate(differences)
+    return found.mean, found.high - found.mean
 
 
 def main() -> None:

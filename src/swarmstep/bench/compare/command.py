@@ -178,8 +178,7 @@ def _group_maker(args: argparse.Namespace, defaults: Defaults) -> Callable[[Meth
 
 def _about(args: argparse.Namespace, given: Sequence[str], folder: Path) -> dict[str, Any]:
     """Return what compare.json says: this command and those before it, and what the last one asks."""
-    file = folder / "compare.json"
-    before = results.load(folder).about if file.exists() else {}
+    before = results.load_about(folder) if (folder / "compare.json").exists() else {}
     command = shlex.join(["swarmstep", *given])
     commands = [*before.get("command", "").splitlines()]
     clocked = {name: getattr(args, name) for name in ("compute", "stragglers", "failures") if getattr(args, name)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
@@ -24,7 +25,7 @@ class Task:
     config: Config
     link: str | None
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         """That of the Cell that it becomes."""
         return key_of(self.purpose, self.method, dataclasses.asdict(self.config), self.link)

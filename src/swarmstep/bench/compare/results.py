@@ -194,12 +194,21 @@ def load(source: Path) -> Results:
         DataError: there are none, or they are damaged; names the file.
     """
     if source.is_dir():
-        return Results(_read(source / "compare.json"), load_cells(source))
+        return Results(load_about(source), load_cells(source))
     content = _read(source)
     if not isinstance(content, dict) or not isinstance(content.get("cells"), list):
         raise DataError(f"{source}: expected results of `swarmstep compare`: an object with a list `cells`")
     cells = [from_json(cell, f"{source}, cell {i}") for i, cell in enumerate(content["cells"])]
     return Results(content.get("about", {}), tuple(cells))
+
+
+def load_about(folder: Path) -> Mapping[str, Any]:
+    """Return what is said of the comparison in a folder, without its cells.
+
+    Raises:
+        DataError: nothing is, or it is damaged.
+    """
+    return _read(folder / "compare.json")
 
 
 def load_cells(folder: Path) -> tuple[Cell, ...]:
