@@ -6,7 +6,15 @@ import hashlib
 import io
 import os
 import pickle
+import random
 import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +24,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from helpers import same
-from swarmstep import Comm, simulate
-from swarmstep.checkpoint import load, read, save
+from swarmstep import Comm, checkpoint, simulate
+from swarmstep.checkpoint import Saver, load, load_any, newest, read, save
 from swarmstep.errors import CheckpointError
 
 SIZE = 3
@@ -283,3 +291,235 @@ def refused(content: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     file.write_bytes(content)
     with pytest.raises(CheckpointError):
         read(file, 10, 0, 1)
+
+
+def write_alone(folder: Path, step: int, *ranks: int, size: int = SIZE, mark: str = "") -> None:
+    """Write the files of some ranks of a group."""
+    for rank in ranks:
+        saver = Saver(folder)
+        saver.start(step, state(step, rank), rank, size, mark)
+        saver.settle()
+        assert saver.done == step
+
+
+class Gate:
+    """Lets who writes it wait until it is opened; is read as an empty dictionary."""
+
+    def __init__(self) -> None:
+        self.opened = threading.Event()
+
+    def __reduce__(self) -> Any:
+        assert self.opened.wait(30), "the test did not open the gate"
+        return OrderedDict, ()
+
+
+def test_a_saver_writes_what_was_there_when_it_was_called(tmp_path: Path) -> None:
+    mine, gate = state(7, 1), Gate()
+    module = torch.nn.BatchNorm1d(3)
+    saver = Saver(tmp_path)
+    saver.start(7, {**mine, "gate": gate, "module": module.state_dict()}, 1, SIZE)
+    for tensor in (mine["weights"], mine["half"], module.running_mean):
+        assert tensor is not None
+        tensor.fill_(99)
+    mine["nested"]["list"].append(5)
+    assert saver.done == 0
+    assert not file_of(tmp_path, 7, 1).exists()
+    gate.opened.set()
+    saver.settle()
+    assert saver.done == 7
+    found = read(file_of(tmp_path, 7, 1), 7, 1, SIZE)
+    assert same({key: found[key] for key in mine}, state(7, 1))
+    assert found["module"]["running_mean"].eq(0).all()
+    assert found["module"]._metadata == module.state_dict()._metadata
+
+
+def test_a_saver_writes_one_at_a_time(tmp_path: Path) -> None:
+    gate, saver, done = Gate(), Saver(tmp_path), list[int]()
+
+    def second() -> None:
+        saver.start(2, state(2, 0), 0, 1)
+        done.append(min(saver.done, 1))
+
+    saver.start(1, {**state(1, 0), "gate": gate}, 0, 1)
+    thread = threading.Thread(target=second)
+    thread.start()
+    gate.opened.set()
+    thread.join(30)
+    assert done == [1]
+    saver.settle()
+    assert saver.done == 2
+    assert len(held(tmp_path)) == 2
+    assert same(load_any(tmp_path), (2, [state(2, 0)]))
+
+
+def test_a_stuck_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, saver = Gate(), Saver(tmp_path)
+    saver.start(1, {"gate": gate}, 0, 1)
+    monkeypatch.setattr(checkpoint, "PATIENCE", 0.01)
+    for wait in (saver.settle, lambda: saver.start(2, {}, 0, 1)):
+        with pytest.raises(CheckpointError, match=r"rank-00000.pt: still being written after 0.01 s; look at"):
+            wait()
+    gate.opened.set()
+    monkeypatch.undo()
+    saver.settle()
+    assert newest(tmp_path) == saver.done == 1
+
+
+@pytest.mark.parametrize("by", ["settle", "start"])
+def test_a_write_that_fails_is_said_once_and_costs_nothing(by: str, tmp_path: Path) -> None:
+    saver = Saver(tmp_path)
+    saver.settle()
+    saver.start(10, state(10, 0), 0, 1)
+    saver.settle()
+    before = held(tmp_path)
+    blocked = file_of(tmp_path, 20, 0).with_suffix(".partial")
+    blocked.mkdir(parents=True)
+    saver.start(20, state(20, 0), 0, 1)
+    with pytest.raises(CheckpointError, match=r"rank-00000.pt: cannot be written \(.*; free space") as error:
+        saver.settle() if by == "settle" else saver.start(30, state(30, 0), 0, 1)
+    assert "\n" not in str(error.value)
+    assert (held(tmp_path), saver.done) == (before, 10)
+    saver.settle()
+    blocked.rmdir()
+    saver.start(20, state(20, 0), 0, 1)
+    saver.settle()
+    assert newest(tmp_path) == saver.done == 20
+
+
+def test_a_failed_write_leaves_no_folder_and_no_older_file_of_its_step_touched(tmp_path: Path) -> None:
+    write_alone(tmp_path, 10, 0, size=1)
+    saver = Saver(tmp_path)
+    for step in (10, 20):
+        saver.start(step, {"a": lambda: 0}, 0, 1)  # cannot be pickled
+        with pytest.raises(Exception, match="pickle"):
+            saver.settle()
+    assert held(tmp_path) == ["step-00000010/rank-00000.pt"]
+    assert len([*tmp_path.iterdir()]) == 1
+    assert same(load_any(tmp_path), (10, [state(10, 0)]))
+
+
+def test_pruning_leaves_the_newest_up_to_the_common_one(tmp_path: Path) -> None:
+    savers = [Saver(tmp_path, keep=2) for _ in range(2)]
+    savers[0].prune(5)  # before the first
+    for step in (1, 2, 3, 4, 5):
+        for rank, saver in enumerate(savers):
+            if (step, rank) != (5, 1):
+                saver.start(step, state(step, rank), rank, 2)
+                saver.settle()
+    for common, left in ((1, "12345"), (2, "12345"), (3, "2345"), (4, "345")):
+        savers[0].prune(common)
+        assert sorted(path.name[-1] for path in tmp_path.iterdir()) == list(left)
+    assert newest(tmp_path) == 4
+
+
+def test_pruning_takes_what_others_left_along(tmp_path: Path) -> None:
+    write_alone(tmp_path, 1, 0, 1, 2, 3, size=4)
+    file_of(tmp_path, 1, 4).with_suffix(".partial").write_bytes(b"half")
+    (tmp_path / "step-00000002").mkdir()
+    saver = Saver(tmp_path, keep=1)
+    saver.start(3, state(3, 1), 1, 2)
+    saver.settle()
+    saver.prune(3)
+    assert held(tmp_path) == ["step-00000003/rank-00001.pt"]
+    assert len([*tmp_path.iterdir()]) == 1
+
+
+def test_the_newest_whole_one_of_any_size(tmp_path: Path) -> None:
+    write_alone(tmp_path, 10, 0, 1, 2, 3, size=4)
+    write_alone(tmp_path, 20, 0, 1, 2)
+    assert same(load_any(tmp_path), (20, [state(20, rank) for rank in range(3)]))
+    write_alone(tmp_path, 30, 0, 1, 3, size=4)
+    missing = file_of(tmp_path, 30, 2)
+    with pytest.warns(UserWarning, match=rf"{missing}: cannot be read \(.*No such file.*; going back to step 20"):
+        assert load_any(tmp_path)[0] == 20
+    write_alone(tmp_path, 30, 0, 1, size=2)  # rank 3's is of the attempt before
+    assert same(load_any(tmp_path), (30, [state(30, rank) for rank in range(2)]))
+
+
+def test_a_set_with_files_of_another_group_is_not_whole(tmp_path: Path) -> None:
+    write_alone(tmp_path, 10, 0, 1, 2, mark="first")
+    write_alone(tmp_path, 20, 0, 1, 2, mark="first")
+    write_alone(tmp_path, 20, 0, 2, mark="second")
+    with pytest.warns(UserWarning, match=r"rank-00001.pt: mark: expected 'second', found 'first'; going back"):
+        assert load_any(tmp_path)[0] == 10
+    with pytest.warns(UserWarning, match="step 20 is not there on all ranks; going back to step 10"):
+        assert at_step(tmp_path, 10)
+    write_alone(tmp_path, 20, 1, mark="second")
+    assert load_any(tmp_path)[0] == newest(tmp_path) == 20
+    assert at_step(tmp_path, 20)
+    write_alone(tmp_path, 20, 2, size=4, mark="second")
+    with pytest.warns(UserWarning, match=r"rank-00002.pt: size: expected 3, found 4; going back to step 10"):
+        assert load_any(tmp_path)[0] == 10
+
+
+def test_none_that_is_whole_is_refused(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(CheckpointError, match=r"expected a checkpoint \(step-N/rank-N.pt\), found none"):
+            newest(folder)
+    write_alone(tmp_path, 10, 0, 1)
+    write_alone(tmp_path, 20, 1, 2)
+    for call in (newest, load_any):
+        with pytest.raises(CheckpointError, match=r"step-00000020/rank-00000.pt: cannot be read"):
+            call(tmp_path)
+
+
+def test_files_of_versions_without_marks_are_read(tmp_path: Path) -> None:
+    content = {"format": "swarmstep checkpoint 1", "step": 10, "rank": 0, "size": 1, "state": state(10, 0)}
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    file = file_of(tmp_path, 10, 0)
+    file.parent.mkdir()
+    file.write_bytes(sealed(buffer.getvalue()))
+    assert same(load_any(tmp_path), (10, [state(10, 0)]))
+    assert same(restore(tmp_path, 1), [state(10, 0)])
+
+
+def save_for_ever(folder: Path, said: int) -> None:
+    """Save as two ranks, step after step; say a byte for each step that is whole."""
+    savers = Saver(folder), Saver(folder)
+    for step in range(1, 10_000):
+        for rank, saver in enumerate(savers):
+            saver.start(step, {"x": torch.full((300_000,), float(step)) + rank}, rank, 2)
+        for saver in savers:
+            saver.settle()
+        for saver in savers:
+            saver.prune(step)
+        os.write(said, b".")
+
+
+def kill_trials(folder: Path, trials: int, seed: int) -> None:
+    """Kill a process that saves, at a random moment, and load; in a process that has no other threads."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)  # others would not live on in the child
+    moments, torn = random.Random(seed), 0
+    for trial in range(trials):
+        where = folder / str(trial)
+        ours, theirs = os.pipe()
+        child = os.fork()
+        if not child:
+            try:
+                save_for_ever(where, theirs)
+            finally:
+                os._exit(1)
+        os.close(theirs)
+        whole = sum(len(os.read(ours, 1)) for _ in range(moments.randint(1, 4)))
+        time.sleep(moments.uniform(0, 0.03))
+        os.kill(child, signal.SIGKILL)
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL
+        whole += len(os.read(ours, 10_000))
+        step, states = load_any(where)
+        assert step in (whole, whole + 1)
+        for rank, found in enumerate(states):
+            assert found["x"].eq(step + rank).all()
+        assert len(states) == 2
+        torn += len([*where.rglob("*")]) != 3 * len([*where.iterdir()])  # not two files in each folder
+    print(f"torn: {torn}")
+
+
+def test_a_kill_at_any_moment_leaves_one_to_load(tmp_path: Path) -> None:
+    code = "import sys, pathlib, test_checkpoint as t; t.kill_trials(pathlib.Path(sys.argv[1]), 20, 5)"
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    ran = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=100)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.startswith("torn: ")
+    assert ran.stdout != "torn: 0\n"  # some were killed between the first byte and the last

@@ -111,7 +111,7 @@ def test_no_steps_after_finish_and_finishing_twice_does_nothing() -> None:
 def test_ranks_at_different_steps_are_named() -> None:
     def drift(comm: Comm) -> None:
         trainer = Trainer(LocalSGD(when=Every(2)), comm)
-        trainer.sync._step = 2 * comm.rank
+        trainer.sync.steps = 2 * comm.rank
         trainer.step()
         trainer.step()
 

@@ -40,7 +40,8 @@ def agree(description: Mapping[str, str], comm: Comm) -> None:
             if expected != found:
                 raise Disagreement(
                     f"the ranks disagree on {field}: rank 0 has {expected}, rank {rank} has {found}; start all "
-                    "ranks with the same model, strategy and options"
+                    "ranks with the same model, strategy and options",
+                    rank,
                 )
 
 

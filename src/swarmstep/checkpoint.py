@@ -6,13 +6,19 @@
                               rank-00001.pt
 
 A file is what `torch.save` writes, and behind it the SHA-256 of that: the archive's own check sums do not
-cover all of it. A checkpoint counts once every rank has its file. The ranks may share the folder or each have
-their own disk: loading takes the newest step for which every rank finds a whole file of its own.
+cover all of it. Besides the state it says its step, rank, the size of the group that wrote it, and a mark of
+that group. A checkpoint counts once ranks 0 to size - 1 have their files, of the same size and mark: others that
+lie around, of workers that were killed or of an earlier attempt, do not. The ranks may share the folder or each
+have their own disk: `load` takes the newest step for which every rank finds a whole file of its own. For another
+number of workers, `load_any` takes the newest whole one in a folder that all share.
+
+`save` is one collective call; a `Saver` writes while training goes on, and calls none.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import os
 import re
@@ -23,13 +29,17 @@ from typing import IO, Any
 
 import torch
 
+from swarmstep.comm.background import Task
 from swarmstep.comm.base import Comm
 from swarmstep.errors import CheckpointError
+from swarmstep.seeding import mix
 
 FORMAT = "swarmstep checkpoint 1"
 _DIGEST = 32  # bytes of a SHA-256
 _STEP = re.compile(r"step-(\d{8,18})")
+_KINDS = {int: "a number", str: "a text", dict: "a dictionary"}
 _LISTED = 16  # newest steps that the ranks compare
+PATIENCE = 600.0  # seconds for one file; a disk that is slower is taken for stuck
 
 
 def save(folder: Path, step: int, state: Mapping[str, Any], comm: Comm, keep: int = 2) -> Path:
@@ -53,10 +63,9 @@ def save(folder: Path, step: int, state: Mapping[str, Any], comm: Comm, keep: in
     path = _path(folder, step, comm.rank)
     problem = ""
     try:
-        _write(path, {"format": FORMAT, "step": step, "rank": comm.rank, "size": comm.size, "state": dict(state)})
+        _write(path, _content(step, dict(state), comm.rank, comm.size, ""))
     except (OSError, RuntimeError) as error:
-        cause = error.__context__ or error  # torch reports a full disk as RuntimeError, raised from the OSError
-        problem = f"{path}: cannot be written ({_first_line(cause)}); free space, or choose another folder"
+        problem = str(_unwritable(path, error))
     problems = [said for said in _gather_text(problem, comm) if said]
     if problems:
         _remove(path)
@@ -66,6 +75,81 @@ def save(folder: Path, step: int, state: Mapping[str, Any], comm: Comm, keep: in
     for old in abandoned + steps[len(abandoned) :][keep:]:
         _remove(_path(folder, old, comm.rank))
     return path
+
+
+class Saver:
+    """Writes this rank's checkpoints in the background, one at a time; calls no collective.
+
+    Args:
+        folder: holds the checkpoints; made if absent.
+        keep: how many `prune` leaves, at least 1.
+
+    Attributes:
+        done: the newest step that this rank has written whole, 0 before the first.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.done = 0
+        self._folder, self._keep = folder, keep
+        self._rank = 0
+        self._writing: Path | None = None
+        self._task: Task[None] | None = None
+
+    def start(self, step: int, state: Mapping[str, Any], rank: int, size: int, mark: str = "") -> None:
+        """Copy `state` and begin to write it; a write under way is waited for first, as `settle` does.
+
+        Args:
+            step: the step that `state` is after, at least 1.
+            state: as of `save`; it may change as soon as this returns.
+            rank: of this worker now.
+            size: of the group now.
+            mark: tells the groups apart that may write the same step, so that their files are not taken for one
+                checkpoint; the same on all ranks.
+
+        Raises:
+            CheckpointError: the write before failed; this one was not begun.
+        """
+        self.settle()
+        content = _content(step, _copied(dict(state)), rank, size, mark)
+        self._rank, path = rank, _path(self._folder, step, rank)
+        self._writing = path
+        self._task = Task(lambda: self._run(path, content), [])
+
+    def _run(self, path: Path, content: dict[str, Any]) -> None:
+        try:
+            _write(path, content)
+            self.done = content["step"]
+        except (OSError, RuntimeError) as error:
+            raise _unwritable(path, error) from error
+        finally:
+            self._writing = None
+
+    def settle(self) -> None:
+        """Wait for the write under way, if there is one.
+
+        Raises:
+            CheckpointError: it failed, which is said once, or is stuck. Older checkpoints are untouched.
+        """
+        if not self._task:
+            return
+        self._task.wait(PATIENCE)
+        if self._writing:
+            raise CheckpointError(f"{self._writing}: still being written after {PATIENCE:g} s; look at the disk")
+        task, self._task = self._task, None
+        task.result()
+
+    def prune(self, common: int) -> None:
+        """Remove what is older than the newest `keep` files of this rank among the steps up to `common`.
+
+        With them go the other ranks' files of those steps: who wrote them may have left.
+
+        Args:
+            common: a step that all ranks have whole, such as their `done` where all have the same.
+        """
+        kept = [step for step in _steps(self._folder, self._rank) if step <= common][: self._keep]
+        if len(kept) == self._keep:
+            for old in (step for step in _steps(self._folder) if step < kept[-1]):
+                _remove_all(self._folder, old)
 
 
 def load(folder: Path, comm: Comm) -> dict[str, Any]:
@@ -78,30 +162,72 @@ def load(folder: Path, comm: Comm) -> dict[str, Any]:
     """
     steps = _steps(folder, comm.rank)[:_LISTED]
     problem = ""
-    good: list[int] = []
-    for step in steps:
+    listed = torch.full((_LISTED + 1, 2), -1)  # (step, mark) of what is whole, and the newest of all
+    listed[_LISTED, 0] = max(steps, default=-1)
+    for place, step in enumerate(steps):
         try:
-            read(_path(folder, step, comm.rank), step, comm.rank, comm.size)
-            good.append(step)
+            content = _read(_path(folder, step, comm.rank), step, comm.rank, comm.size)
+            listed[place] = torch.tensor([step, mix(content["mark"])])
         except CheckpointError as error:
             problem = problem or str(error)
-    listed = torch.full((_LISTED + 1,), -1)
-    listed[: len(good)] = torch.tensor(good, dtype=torch.int64)
-    listed[_LISTED] = max(steps, default=-1)
     rows = comm.gather(listed)
     problems = [said for said in _gather_text(problem, comm) if said]
-    newest = int(rows[:, _LISTED].max())
-    held = [{step for step in row if step >= 0} for row in rows[:, :_LISTED].tolist()]
-    common = set[int].intersection(*held)
+    latest = int(rows[:, _LISTED, 0].max())
+    held = [{(step, mark) for step, mark in row if step >= 0} for row in rows[:, :_LISTED].tolist()]
+    common = set[tuple[int, int]].intersection(*held)
     if not common:
         without = next((rank for rank, found in enumerate(held) if not found), 0)
         problems.append(f"{folder}: no checkpoint that all ranks hold; rank {without} has none")
         raise CheckpointError(problems[0])
-    step = max(common)
-    if comm.rank == 0 and step < newest:
-        problems.append(f"{folder}: the checkpoint of step {newest} is not there on all ranks")
+    step = max(common)[0]
+    if comm.rank == 0 and step < latest:
+        problems.append(f"{folder}: the checkpoint of step {latest} is not there on all ranks")
         warnings.warn(f"{problems[0]}; going back to step {step}", stacklevel=2)
     return read(_path(folder, step, comm.rank), step, comm.rank, comm.size)
+
+
+def newest(folder: Path) -> int:
+    """Return the step of the newest checkpoint in `folder` that is whole, of however many ranks.
+
+    Raises:
+        CheckpointError: there is none; names what is missing or damaged.
+    """
+    return _newest(folder)[0]
+
+
+def load_any(folder: Path) -> tuple[int, list[dict[str, Any]]]:
+    """Return the step and the states of all ranks, in rank order, of the newest checkpoint that is whole.
+
+    Not collective; `folder` holds the files of all ranks. A newer checkpoint that is not whole is passed over,
+    and a warning says why.
+
+    Raises:
+        CheckpointError: as `newest`.
+    """
+    step, states, problem = _newest(folder)
+    if problem:
+        warnings.warn(f"{problem}; going back to step {step}", stacklevel=2)
+    return step, states
+
+
+def _newest(folder: Path) -> tuple[int, list[dict[str, Any]], str]:
+    """Return step and states of the newest whole checkpoint, and what is wrong with the newest if that is none."""
+    problem = ""
+    for step in _steps(folder):
+        try:
+            return step, _whole(folder, step), problem
+        except CheckpointError as error:
+            problem = problem or str(error)
+    raise CheckpointError(problem or f"{folder}: expected a checkpoint (step-N/rank-N.pt), found none; start anew")
+
+
+def _whole(folder: Path, step: int) -> list[dict[str, Any]]:
+    """Return the states of all ranks of one step."""
+    first = _read(_path(folder, step, 0), step, 0)
+    others = (
+        _read(_path(folder, step, r), step, r, first["size"], first["mark"]) for r in range(1, first["size"])
+    )
+    return [content["state"] for content in (first, *others)]
 
 
 def read(path: Path, step: int, rank: int, size: int) -> dict[str, Any]:
@@ -110,6 +236,11 @@ def read(path: Path, step: int, rank: int, size: int) -> dict[str, Any]:
     Raises:
         CheckpointError: names file and field: damaged, foreign, or of another step, rank or size.
     """
+    return _read(path, step, rank, size)["state"]
+
+
+def _read(path: Path, step: int, rank: int, size: int | None = None, mark: str | None = None) -> dict[str, Any]:
+    """Return the content of one rank's file, of any size and mark where they are not given."""
     try:
         with path.open("rb") as file:
             whole = _digest(file, path.stat().st_size - _DIGEST) == file.read()
@@ -123,27 +254,54 @@ def read(path: Path, step: int, rank: int, size: int) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not a swarmstep checkpoint ({_first_line(error)})") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: not a swarmstep checkpoint (expected a dictionary)")
-    for field, expected in {"format": FORMAT, "step": step, "rank": rank, "size": size}.items():
+    content.setdefault("mark", "")  # older files have none
+    _check(path, content, {"format": FORMAT, "step": step, "rank": rank, "size": size, "mark": mark})
+    return content
+
+
+def _check(path: Path, content: dict[Any, Any], expected: Mapping[str, Any]) -> None:
+    """Raise CheckpointError unless the fields have the values expected (None: any), and their types."""
+    for field, value in expected.items():
         found = content.get(field, "nothing")
-        if type(found) is not type(expected) or found != expected:
+        if value is not None and (type(found) is not type(value) or found != value):
             said = repr(found).split("\n")[0][:80]
-            raise CheckpointError(f"{path}: {field}: expected {expected!r}, found {said}")
-    state = content.get("state")
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{path}: state: expected a dictionary, found {type(state).__name__}")
-    return state
+            raise CheckpointError(f"{path}: {field}: expected {value!r}, found {said}")
+    for field, kind in {"size": int, "mark": str, "state": dict}.items():
+        found = content.get(field)
+        if not isinstance(found, kind):
+            raise CheckpointError(f"{path}: {field}: expected {_KINDS[kind]}, found {type(found).__name__}")
 
 
 def _path(folder: Path, step: int, rank: int) -> Path:
     return folder / f"step-{step:08d}" / f"rank-{rank:05d}.pt"
 
 
-def _steps(folder: Path, rank: int) -> list[int]:
-    """Return the steps for which there is a file of this rank, newest first."""
-    if not folder.is_dir():
+def _steps(folder: Path, rank: int | None = None) -> list[int]:
+    """Return the steps that have a folder, newest first; given a rank, those for which it has a file."""
+    try:
+        found = [int(m[1]) for entry in folder.iterdir() if (m := _STEP.fullmatch(entry.name))]
+        found = [step for step in found if rank is None or _path(folder, step, rank).exists()]
+    except OSError:  # absent, or not to be read: there is nothing to load
         return []
-    found = [int(m[1]) for entry in folder.iterdir() if (m := _STEP.fullmatch(entry.name))]
-    return sorted((step for step in found if _path(folder, step, rank).exists()), reverse=True)
+    return sorted(found, reverse=True)
+
+
+def _content(step: int, state: dict[str, Any], rank: int, size: int, mark: str) -> dict[str, Any]:
+    return {"format": FORMAT, "step": step, "rank": rank, "size": size, "mark": mark, "state": state}
+
+
+def _copied(value: Any) -> Any:
+    """Return a nest of lists and dictionaries with copies of its tensors, in host memory."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        result = copy.copy(value)  # with what a module's state dict knows besides
+        for key, inner in value.items():
+            result[key] = _copied(inner)
+        return result
+    if isinstance(value, list | tuple):
+        return type(value)(map(_copied, value))
+    return value
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
@@ -156,9 +314,38 @@ def _write(path: Path, content: dict[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+        for folder in (path.parent, path.parent.parent):  # the new names, too, outlive a loss of power
+            _flush(folder)
+    except BaseException:
+        for leave in (partial.unlink, path.parent.rmdir):  # the latter if nothing else is in it
+            with contextlib.suppress(OSError):
+                leave()
+        raise
+
+
+def _flush(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # some systems cannot do so with folders
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _unwritable(path: Path, error: BaseException) -> CheckpointError:
+    cause = error.__context__ or error  # torch reports a full disk as RuntimeError, raised from the OSError
+    return CheckpointError(
+        f"{path}: cannot be written ({_first_line(cause)}); free space, or choose another folder"
+    )
+
+
+def _remove_all(folder: Path, step: int) -> None:
+    """Remove the files of all ranks of a step."""
+    place = _path(folder, step, 0).parent
+    with contextlib.suppress(OSError):  # another rank may do so at the same time
+        for file in place.glob("rank-*"):
+            file.unlink(missing_ok=True)
+        place.rmdir()
 
 
 def _remove(path: Path) -> None:

@@ -163,8 +163,11 @@ def _add_train(commands: Any) -> None:
     add("--no-files", action="store_true", help="write no files at all")
     add("--resume", metavar="DIR", help="go on with the run in DIR, with its settings")
     add("--stop-at", type=int, metavar="STEP", help="stop there with a checkpoint, as on Ctrl-C")
-    add("--silence", type=float, default=30.0, metavar="SECONDS", help="a worker without a sign of life for so "
-        "long is lost (default: 30)")  # fmt: skip
+    add("--elastic", choices=config.ELASTIC, help="workers may be lost and come back: local, the others go on in "
+        "the same processes; torchrun, all start again from the last checkpoint")  # fmt: skip
+    add("--pace", type=float, default=0.0, metavar="SECONDS", help="what a local step takes at least (default: 0)")
+    add("--silence", type=float, metavar="SECONDS", help="a worker without a sign of life for so long is lost "
+        "(default: 30; with --elastic local 5)")  # fmt: skip
     add("--patience", type=float, default=1800.0, metavar="SECONDS", help="how long to wait for a worker that is "
         "alive (default: 1800)")  # fmt: skip
     add("--json", action="store_true", help="print one JSON object as the last line")
@@ -240,9 +243,11 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
         given["settings"] = {name: value for name, _, value in pairs}
     if args.every is not None and args.when is not None:
         raise UsageError("--every and --when: give one of them")
-    for name, low in (("silence", 2.0), ("patience", 1.0)):  # a sign of life comes each half second
-        if not low <= getattr(args, name) <= 1e6:
-            raise UsageError(f"--{name}: expected {low:g} to 1e6 seconds, found {getattr(args, name):g}")
+    limits = (("silence", 2.0, 1e6), ("patience", 1.0, 1e6), ("pace", 0.0, 3600.0))  # a sign of life: each 0.5 s
+    for name, low, high in limits:
+        found = getattr(args, name)
+        if found is not None and not low <= found <= high:
+            raise UsageError(f"--{name}: expected {low:g} to {high:g} seconds, found {found:g}")
     return given
 
 

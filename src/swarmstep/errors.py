@@ -11,7 +11,8 @@
     │   ├── CollectiveMismatch the ranks called different collectives
     │   └── Disagreement       the ranks were configured differently
     ├── NotFinite              NaN or infinity in some worker's weights           (exit 6)
-    └── Interrupted            the user asked to stop; a checkpoint was written   (exit 130)
+    ├── Interrupted            the user asked to stop; a checkpoint was written   (exit 130)
+    └── RunOver                a worker wanted to join, and all steps are taken   (exit 0)
 
 Every message says what happened, what was expected, on which rank and step, and what to do.
 """
@@ -58,7 +59,11 @@ class CollectiveMismatch(CommError):
 
 
 class Disagreement(CommError):
-    """The ranks were configured differently; the message names rank and field."""
+    """The ranks were configured differently; the message names rank and field, and `rank` is who differs."""
+
+    def __init__(self, message: str, rank: int | None = None) -> None:
+        super().__init__(message)
+        self.rank = rank
 
 
 class NotFinite(SwarmstepError):
@@ -71,3 +76,9 @@ class Interrupted(SwarmstepError):
     """The user asked to stop; all ranks stopped at the same step."""
 
     exit_code = 130
+
+
+class RunOver(SwarmstepError):
+    """A worker wanted to join a run that is over."""
+
+    exit_code = 0

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from swarmstep import records
-from swarmstep.comm.base import Comm, Done, Pending
+from swarmstep.comm.base import KEPT, Comm, Done, Fate, Pending
 from swarmstep.comm.metered import Call, Metered, Traffic
 from swarmstep.flat import Flat
 from swarmstep.options import Options
@@ -54,6 +54,7 @@ class Arrived(NamedTuple):
     buffers: Tensor  # of the first present rank where the policy is "first", else this worker's
     traffic: Traffic
     probe_seconds: float
+    fate: Fate = KEPT
 
     @property
     def step(self) -> int:

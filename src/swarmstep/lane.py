@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,13 +14,14 @@ from torch import Tensor
 from swarmstep import flight, records
 from swarmstep.comm.base import Comm, Done, Pending
 from swarmstep.comm.coded import Coded
-from swarmstep.errors import NotFinite, SwarmstepError
+from swarmstep.errors import CheckpointError, NotFinite, SwarmstepError
 from swarmstep.flight import Arrived, Flight, Now, Setting
 from swarmstep.probe import Probe
 from swarmstep.roll_call import Answer, Called, answerable, call_roll
 from swarmstep.signal import Roll, Round, Signal
-from swarmstep.strategies.base import Strategy
+from swarmstep.strategies.base import Strategy, carry
 from swarmstep.strategies.local_sgd import LocalSGD
+from swarmstep.when import NoState
 
 WARM_UP = LocalSGD()  # rounds of a warm-up are plain means, whatever the strategy
 
@@ -146,7 +147,7 @@ class Lane:
             if setting.buffers == "first" and len(buffers):
                 buffers = self._metered.broadcast(buffers, int(roll.present.int().argmax()))
         probing = probe.seconds - probed if probe else 0.0
-        return Arrived(roll, message, buffers, called.traffic + traffic, probing)
+        return Arrived(roll, message, buffers, called.traffic + traffic, probing, setting.comm.decide())
 
     def _signal(self, step: int, lr: float | None, loss: Tensor, count: int) -> Signal:
         setting = self.setting
@@ -199,6 +200,8 @@ class Lane:
             seconds=under_way.seconds + ended - began,
             probe_seconds=arrived.probe_seconds,
             distrusted=left_out,
+            members=self.setting.comm.names,
+            fate=arrived.fate,
         )
 
     def _copied(self, x: Tensor, name: str) -> Tensor:
@@ -289,6 +292,40 @@ class Lane:
         state = self.state._replace(**records.tensors(self.state))
         self.strategy_at(arrived.step).apply(x, state, arrived.message)  # on copies: raises if it does not fit
         return found
+
+    def succeed(self, saved: Mapping[str, Any], sources: Sequence[int | None]) -> None:
+        """Go on, in a changed group, from what a lane of the group before was; no round was under way in it.
+
+        Args:
+            saved: `state_dict` of this worker's, or for a newcomer that of a healthy member's.
+            sources: as in `Comm`, of this group.
+
+        Raises:
+            CheckpointError: a round was under way.
+        """
+        rank = self.setting.comm.rank
+        if records.field(saved, "flight"):
+            raise CheckpointError(
+                "a round was under way when the checkpoint was written; go on with as many workers as it has"
+            )
+        wire = self._wire.state if self._wire else NoState()
+        pairs: list[tuple[Tensor, Tensor]] = []
+        for name, fresh, rule in (
+            ("trigger", self.trigger, carry),
+            ("state", self.state, self.setting.strategy.carry),
+            ("wire", wire, carry),
+        ):
+            theirs = records.field(saved, name)
+            records.same(f"fields of {name}", sorted(fresh._fields), sorted(theirs))
+            carried = rule(fresh._replace(**theirs), fresh, sources, rank)
+            pairs += zip(fresh, carried, strict=True)
+        for tensor, value in pairs:
+            tensor.copy_(value)
+        if sources[rank] is not None:
+            self._loss = records.field(saved, "loss").to(self._loss)
+            self._count = int(records.field(saved, "count"))
+            if self._last is not None:
+                self._last.copy_(records.field(saved, "last")["x"])
 
     def load(self, checked: Loading) -> None:
         """Go on from what `checked` returned; what is under way is given up."""

@@ -36,6 +36,7 @@ class Probe:
         self._clock = clock
         self._guarded = guarded
         self.last = 0.0  # seconds of the last call
+        self.last_loss = 0.0
         self.seconds = 0.0  # of all calls
 
     @torch.no_grad()
@@ -47,4 +48,5 @@ class Probe:
             loss = float(self._loss(self._model, step))
         self.last = self._clock() - started
         self.seconds += self.last
+        self.last_loss = loss
         return loss

@@ -1,11 +1,22 @@
-"""What a step knows, what a round knows, and what it reports."""
+"""What a step knows, what a round knows, what it reports, and whose a state's fields are."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 from torch import Tensor
+
+from swarmstep.comm.base import KEPT, Fate
+
+# Whose a field of a state is, so that a change of membership can carry it over (strategies/base.py).
+Shared = Annotated[Tensor, "shared"]  # equal on all ranks
+Own = Annotated[Tensor, "own"]  # this worker's; one that joins makes its own
+PerWorker = Annotated[Tensor, "per worker"]  # equal on all ranks, indexed [worker, ...]
+Inherited = Annotated[Tensor, "inherited"]  # this worker's; one that joins goes on from another's
+Derived = Annotated[Tensor, "derived"]  # what `init` derives from the layout and the group's size; never changes
+Place = Annotated[Tensor, "place"]  # this worker's, and of use only at this rank
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +92,9 @@ class Round:
     `calls` what it was sent by: (verb, bytes of the tensor that this worker gave to it, size of its group).
     `seconds` are what the training spent on it, by the Comm's clock: in real processes they include the wait
     for the others, in simulation they are this worker's own; `probe_seconds` went into the probe. `distrusted`
-    are the workers that the strategy left out.
+    are the workers that the strategy left out. In an elastic group `members` are the names of all that were in
+    it, in rank order, and `fate` is what they decided beside that the round counts. `number` counts the rounds of
+    the whole run, from 1.
     """
 
     step: int
@@ -95,3 +108,6 @@ class Round:
     seconds: float
     probe_seconds: float
     distrusted: tuple[Distrust, ...]
+    members: tuple[str, ...] = ()
+    fate: Fate = KEPT
+    number: int = 0

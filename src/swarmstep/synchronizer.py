@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from swarmstep import records
-from swarmstep.agreement import agree, agree_on_loss, start_alike
 from swarmstep.comm.base import Comm
 from swarmstep.comm.metered import Metered, Traffic
-from swarmstep.errors import CheckpointError, CommError, UsageError
-from swarmstep.flat import Flat
-from swarmstep.flight import Now, Setting
+from swarmstep.errors import (
+    CheckpointError,
+    CollectiveMismatch,
+    CommError,
+    Disagreement,
+    PeerLost,
+    UsageError,
+)
+from swarmstep.flight import Now
+from swarmstep.handover import hand_over
 from swarmstep.lane import Lane, Loading
-from swarmstep.options import Options
-from swarmstep.probe import Probe
+from swarmstep.options import Change, Options
 from swarmstep.signal import Round
-from swarmstep.strategies.base import Strategy, check_choice
+from swarmstep.strategies.base import Strategy
+from swarmstep.worker import Worker
+
+
+class Attempt(NamedTuple):
+    """What is due in one lane at a step, and done again in the next group if this one is lost meanwhile."""
+
+    lane: int
+    now: Now
 
 
 class Synchronizer:
@@ -29,6 +43,9 @@ class Synchronizer:
     Call `step(loss)` after each `optimizer.step()` and before `zero_grad()`, and `finish()` at the end. Made
     at the same point on all ranks: they compare their configuration and take rank 0's weights and buffers.
     Load a checkpoint's model after this, then call `load_state_dict`.
+
+    `steps` local steps have been taken, and `rounds` rounds have landed, the last that counts having started at
+    step `committed`.
 
     Args:
         model: any module; its parameters are changed in place.
@@ -43,91 +60,131 @@ class Synchronizer:
 
     def __init__(self, model: nn.Module, strategy: Strategy, comm: Comm, options: Options | None = None) -> None:
         self.strategy = strategy
-        self.options = options = options or Options()
-        self._comm = Metered(comm)
-        self._check()
-        self._flat = Flat(model, views=options.views, fragments=options.fragments, device=options.offload)
-        agree(self._describe() | self._flat.describe(), self._comm)
-        start_alike(model, self._comm)
-        self._probe = Probe(model, options.probe, comm.clock, guarded=not options.delay) if options.probe else None
-        x = self._flat.in_plain_order(self._flat.read())
-        if self._probe:
-            agree_on_loss(self._probe(x, 0), self._comm)
-            if options.probe_cost is None:
-                self._probe(x, 0)  # timed: the first call is slower
-        self._setting = self._settle_setting()
-        self._lanes = [Lane(self._setting, i, self._flat.read(i)) for i in range(options.fragments)]
-        self._step = 0
+        self.options = options or Options()
+        self.steps = 0
+        self.rounds = 0
+        self.committed = 0  # the step of the last round that has landed
+        self._counted: list[Traffic] = []
         self._finished = False
         self._loaded = False  # the result, into the model
+        self._worker = Worker(model, strategy, self.options)
+        self._lanes: list[Lane] = []
+        self._comm = Metered(comm)
+        self._landed: list[Round] = []  # not yet reported
+        self._renew = False  # newcomers wait
+        self._began = comm.clock()  # the last change of membership
+        self._attend(self._enter_some(comm, None), self._landed)
 
-    def _check(self) -> None:
-        """Raise UsageError where the options do not go with the strategy."""
-        strategy, options = self.strategy, self.options
-        name = type(strategy).__name__
-        check_choice(f"buffers with {name}", options.buffers or strategy.buffers[0], strategy.buffers)
-        if strategy.needs_probe and options.probe is None:
-            raise UsageError(f"{name} needs a probe: give Options(probe=...)")
-        if options.fragments > 1 and strategy.needs_probe:
-            raise UsageError(f"fragments: {name} measures whole models on a probe; use fragments=1")
-        if options.fragments > max(1, strategy.when.period):
-            raise UsageError(
-                f"fragments: expected when=Every(n) with n at least {options.fragments}, the number of fragments, "
-                f"found {strategy.when}"
-            )
+    @property
+    def comm(self) -> Comm:
+        """The group that this worker is in; an elastic one changes at rounds."""
+        return self._comm.bare
 
-    def _settle_setting(self) -> Setting:
-        """Return what the lanes share; rounds that travel in the background have groups of their own."""
-        options, island = self.options, self.options.island
-        away = options.delay > 0
-        comm = Metered(self._comm.split(0).bare) if away else self._comm
-        votes = self.strategy.when.voting
-        return Setting(
-            strategy=self.strategy,
-            options=options,
-            buffers=options.buffers or self.strategy.buffers[0],
-            flat=self._flat,
-            comm=comm,
-            heard=self._comm if votes else None,
-            island=island.split(0) if island and away and not votes else island,
-            probe=self._probe,
-        )
+    def _enter_some(self, comm: Comm, attempt: Attempt | None) -> Attempt | None:
+        """Enter this group, or whichever follows it, as often as it takes; return what is due there."""
+        while True:
+            try:
+                return self._enter(comm, attempt)
+            except PeerLost:
+                if not comm.elastic:
+                    raise
+            except Disagreement as error:
+                if not comm.sources or error.rank == comm.rank:
+                    raise
+            comm = comm.renew()
 
-    def _describe(self) -> dict[str, str]:
-        """Return what must be equal on all ranks and between a checkpoint and the run that loads it."""
-        strategy, options = self.strategy, self.options
-        fields = {f.name: getattr(strategy, f.name) for f in dataclasses.fields(strategy)}
+    def _enter(self, comm: Comm, attempt: Attempt | None) -> Attempt | None:
+        """Take part in a group: all begin together, or this worker goes on in it, or joins those who do.
+
+        All or nothing, too: nothing has changed for those who go on if a worker is lost before the end.
+
+        Args:
+            comm: the group.
+            attempt: what those who go on will do next.
+
+        Returns:
+            What this worker does next.
+        """
+        metered, sources = Metered(comm), comm.sources
+        self._worker.agree(metered)
+        newcomer = bool(sources) and sources[comm.rank] is None
+        parcel: dict[str, Any] = {}
+        if not sources:
+            self._worker.begin(metered)
+        elif None in sources:
+            parcel = hand_over(lambda: self._parcel(attempt), metered)
+            self._worker.meet(metered, parcel if newcomer else None)
+        lanes = self._worker.lanes(metered)
+        if sources:
+            self._check_step(metered, parcel["step"] if newcomer else self.steps)
+            saved = parcel["fragments"] if newcomer else [lane.state_dict() for lane in self._lanes]
+            for lane, part in zip(lanes, saved, strict=True):
+                lane.succeed(part, sources)
+        comm.decide()
+        self._comm, self._lanes, self._renew = metered, lanes, False
+        self._counted += {id(t): t for t in (metered.traffic, lanes[0].setting.comm.traffic)}.values()
+        if newcomer:
+            attempt = self._take(parcel)
+        if sources and self.options.changed:
+            self.options.changed(self.change(comm.clock() - self._began))
+        return attempt
+
+    def change(self, seconds: float) -> Change:
+        """Return what there is to know of the group that this worker is in now.
+
+        Args:
+            seconds: what it took to get there.
+        """
+        comm, counts = self._comm, (self.steps, self.committed, self.rounds)
+        newcomer = bool(comm.sources) and comm.sources[comm.rank] is None
+        states = tuple(lane.state for lane in self._lanes)
+        return Change(*counts, comm.sources, comm.names, comm.rank, newcomer, states, seconds)
+
+    def _check_step(self, comm: Metered, step: int) -> None:
+        steps = comm.gather(torch.tensor(step)).tolist()
+        if min(steps) < max(steps):
+            raise CollectiveMismatch(f"the ranks go on at different steps, {steps}; call step() equally often")
+
+    def _parcel(self, attempt: Attempt | None) -> dict[str, Any]:
+        """Return what a newcomer takes from this worker: numbers, strings and tensors."""
         return {
-            "strategy": type(strategy).__name__,
-            **{name: repr(value) for name, value in fields.items()},
-            "world size": str(self._comm.size),
-            "seed": str(options.seed),
-            "buffers": options.buffers or strategy.buffers[0],
-            "probe": "given" if options.probe else "none",
-            "delay": str(options.delay),
-            "mix": str(options.mix),
-            "fragments": str(options.fragments),
-            "codec": repr(options.codec),
+            "step": self.steps,
+            "rounds": self.rounds,
+            "committed": self.committed,
+            "attempt": [attempt.lane, *attempt.now] if attempt else [],
+            "fragments": [lane.state_dict() for lane in self._lanes],
+            **self._worker.possessions(),
         }
+
+    def _take(self, parcel: dict[str, Any]) -> Attempt | None:
+        """Be where the others are, from the parcel of one of them; return what they do next."""
+        self.steps, self.rounds, self.committed = _counts(parcel)
+        self._worker.keep(parcel)
+        due = parcel["attempt"]
+        return Attempt(due[0], Now(*due[1:])) if due else None
+
+    def _regroup(self, attempt: Attempt | None, landed: list[Round]) -> Attempt | None:
+        """Go on in the next group: land what has been decided, give up what has not; return what is due there."""
+        for lane in self._lanes:
+            with contextlib.suppress(CommError):
+                self._note(lane.land(), landed)
+        self._began = self._comm.clock()
+        return self._enter_some(self._comm.renew(), attempt)
 
     @property
     def bytes_sent(self) -> int:
         """Payload this worker has sent, the start and the end included."""
-        return sum(traffic.sent for traffic in self._traffic())
+        return sum(traffic.sent for traffic in self._counted)
 
     @property
     def bytes_received(self) -> int:
         """Payload this worker has received, the start and the end included."""
-        return sum(traffic.received for traffic in self._traffic())
+        return sum(traffic.received for traffic in self._counted)
 
     @property
     def under_way(self) -> bool:
         """Whether a round travels; the same on all ranks."""
         return any(lane.flight for lane in self._lanes)
-
-    def _traffic(self) -> list[Traffic]:
-        rounds = self._setting.comm.traffic
-        return [self._comm.traffic] if rounds is self._comm.traffic else [self._comm.traffic, rounds]
 
     def step(self, loss: Tensor | float, lr: float | None = None) -> Round | None:
         """Count a local step; land the round that is due to land, and start the one that is due to start.
@@ -148,40 +205,57 @@ class Synchronizer:
             raise UsageError("Synchronizer.step called after finish; make a new Synchronizer to train on")
         if isinstance(loss, Tensor) and loss.numel() != 1:
             raise UsageError(f"Synchronizer.step: expected a scalar loss, found shape {list(loss.shape)}")
-        self._step += 1
-        landed: list[Round | None] = []
+        self.steps += 1
+        landed = self._landed
         try:
-            for lane in self._lanes:
-                lane.note(loss)
-                landed += self._take_step(lane, lr)
+            for index in range(len(self._lanes)):
+                self._lanes[index].note(loss)
+                wish = self._lanes[index].wishes(self.steps, lr)
+                self._attend(Attempt(index, Now(self.steps, lr, wish)), landed)
+            if self._renew:
+                self._attend(self._regroup(None, landed), landed)
         except CommError as error:
-            raise type(error)(f"step {self._step}: {error}") from error
-        return next((report for report in landed if report), None)
+            raise type(error)(f"step {self.steps}: {error}") from error
+        return landed.pop(0) if landed else None
 
-    def _take_step(self, lane: Lane, lr: float | None) -> list[Round | None]:
-        """Do what is due in one lane at this step; return what landed."""
-        landed: list[Round | None] = []
-        if lane.flight and self._step >= lane.flight.lands:
-            landed.append(lane.land())
-        wish = lane.wishes(self._step, lr)
-        now = Now(self._step, lr, wish)
+    def _attend(self, attempt: Attempt | None, landed: list[Round]) -> None:
+        """Do what is due, in this group or, where a worker is lost meanwhile, in the next."""
+        while attempt:
+            try:
+                return self._take_step(self._lanes[attempt.lane], attempt.now, landed)
+            except PeerLost:
+                if not self._comm.elastic:
+                    raise
+            attempt = self._regroup(attempt, landed)
+        return None
+
+    def _take_step(self, lane: Lane, now: Now, landed: list[Round]) -> None:
+        """Do what is due in one lane at this step."""
+        if lane.flight and now.step >= lane.flight.lands:
+            self._note(lane.land(), landed)
         called = None
         if self.strategy.when.voting:
             if lane.flight:  # nobody is heard while a round travels
-                return landed
+                return
             x = lane.open(now)
             called = lane.call(x, now)
             if not called.due:
-                return landed
-        elif not wish:
-            return landed
+                return
+        elif not now.wish:
+            return
         else:
-            landed.append(lane.land())
+            self._note(lane.land(), landed)
             x = lane.open(now)
         lane.start(x, now, called)
         if not self.options.delay:
-            landed.append(lane.land())
-        return landed
+            self._note(lane.land(), landed)
+
+    def _note(self, report: Round | None, landed: list[Round]) -> None:
+        if report:
+            self.rounds += 1
+            self.committed = max(self.committed, report.step)
+            self._renew |= report.fate.renew and not (report.fate.stop or report.fate.finish)
+            landed.append(dataclasses.replace(report, number=self.rounds))
 
     def finish(self) -> list[Round]:
         """Land what is under way, answer the others' rounds until all have finished, then load the result.
@@ -198,32 +272,48 @@ class Synchronizer:
         if self._loaded:
             return []
         self._finished = True
-        gone = Now(self._step, None, False, finished=True)
-        landed: list[Round | None] = []
+        landed, self._landed = self._landed, []
         try:
-            for lane in sorted(self._lanes, key=lambda lane: lane.flight.lands if lane.flight else 0):
-                landed.append(lane.land())
-            while (called := self._lanes[0].call(self._lanes[0].open(gone), gone)).roll.steps.any():
-                if called.due:
-                    lane = self._lanes[called.fragment]
-                    lane.start(lane.open(gone), gone, called)
-                    landed.append(lane.land())
+            while True:
+                try:
+                    result = self._finish_together(landed)
+                    break
+                except PeerLost:
+                    if not self._comm.elastic:
+                        raise
+                self._regroup(None, landed)
         except CommError as error:
-            raise type(error)(f"step {self._step}: {error}") from error
-        self._flat.write(self._result())
-        self._flat.release()
+            raise type(error)(f"step {self.steps}: {error}") from error
+        self._worker.flat.write(result)
+        self._worker.flat.release()
         self._loaded = True
-        return [report for report in landed if report]
+        return landed
+
+    def _finish_together(self, landed: list[Round]) -> Tensor:
+        gone = Now(self.steps, None, False, finished=True)
+        for lane in sorted(self._lanes, key=lambda lane: lane.flight.lands if lane.flight else 0):
+            self._note(lane.land(), landed)
+        while (called := self._lanes[0].call(self._lanes[0].open(gone), gone)).roll.steps.any():
+            if called.due:
+                lane = self._lanes[called.fragment]
+                lane.start(lane.open(gone), gone, called)
+                self._note(lane.land(), landed)
+        result = self._result()
+        self._comm.decide()
+        return result
 
     def result(self) -> Tensor:
         """Return the model as `finish` would leave it now, as a flat vector: all parameters, then all buffers.
 
         Collective; changes nothing. What is under way is not in it.
         """
-        return self._flat.in_plain_order(self._result())
+        return self._worker.flat.in_plain_order(self._result())
 
     def _result(self) -> Tensor:
-        parts = [self.strategy.result(self._flat.read(lane.index), lane.state, self._comm) for lane in self._lanes]
+        parts = [
+            self.strategy.result(self._worker.flat.read(lane.index), lane.state, self._comm)
+            for lane in self._lanes
+        ]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def state_dict(self) -> dict[str, Any]:
@@ -232,38 +322,66 @@ class Synchronizer:
         Waits for the round under way, which lands at its step all the same.
         """
         return {
-            "configuration": self._describe(),
+            "configuration": self._worker.describe(self._comm.size),
             "rank": self._comm.rank,
-            "step": self._step,
-            "weights": records.fingerprint(self._flat.read()),
+            "step": self.steps,
+            "rounds": self.rounds,
+            "committed": self.committed,
+            "weights": records.fingerprint(self._worker.flat.read()),
             "fragments": [lane.state_dict() for lane in self._lanes],
         }
 
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+    def load_state_dict(self, saved: Mapping[str, Any], sources: Sequence[int | None] = ()) -> None:
         """Go on from a `state_dict`; load the model's own state dict first.
+
+        Args:
+            saved: this rank's, or with `sources`, that of any rank of the group that was saved.
+            sources: for each rank, its rank in the group that was saved, None for a newcomer. Empty: the group
+                is as it was.
 
         Raises:
             CheckpointError: names the field that differs; nothing was loaded then.
         """
         try:
-            step, checked = self._checked(saved)
+            if sources:
+                counts, self._lanes = self._changed(saved, sources)
+            else:
+                counts, checked = self._checked(saved)
+                for lane, part in zip(self._lanes, checked, strict=True):
+                    lane.load(part)
         except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
             raise CheckpointError(f"the checkpoint does not fit this run ({error}); start anew") from error
-        self._step = step
-        for lane, part in zip(self._lanes, checked, strict=True):
-            lane.load(part)
+        self.steps, self.rounds, self.committed = counts
 
-    def _checked(self, saved: Mapping[str, Any]) -> tuple[int, list[Loading]]:
-        """Return the step, and what there is to load into each lane; changes nothing."""
-        records.same("rank", self._comm.rank, records.field(saved, "rank"))
-        mine, theirs = self._describe(), records.field(saved, "configuration")
+    def _changed(self, saved: Mapping[str, Any], sources: Sequence[int | None]) -> tuple[list[int], list[Lane]]:
+        """Return the counts, and new lanes that go on from those of another group; changes nothing."""
+        size = int(records.field(saved, "configuration")["world size"])
+        self._check_configuration(saved, self._worker.describe(size))
+        parts = records.field(saved, "fragments")
+        records.same("number of fragments", len(self._lanes), len(parts))
+        lanes = self._worker.lanes(self._comm)
+        for lane, part in zip(lanes, parts, strict=True):
+            lane.succeed(part, sources)
+        return _counts(saved), lanes
+
+    def _check_configuration(self, saved: Mapping[str, Any], mine: Mapping[str, str]) -> None:
+        theirs = records.field(saved, "configuration")
         for field in {**mine, **theirs}:
             records.same(field, mine.get(field, "absent"), theirs.get(field, "absent"))
-        if records.field(saved, "weights") != records.fingerprint(self._flat.read()):
+
+    def _checked(self, saved: Mapping[str, Any]) -> tuple[list[int], list[Loading]]:
+        """Return the counts, and what there is to load into each lane; changes nothing."""
+        records.same("rank", self._comm.rank, records.field(saved, "rank"))
+        self._check_configuration(saved, self._worker.describe(self._comm.size))
+        if records.field(saved, "weights") != records.fingerprint(self._worker.flat.read()):
             raise CheckpointError(
                 "weights: the model does not hold the weights of the checkpoint; load the model's state dict "
                 "after making the Synchronizer and before Synchronizer.load_state_dict"
             )
-        step, parts = int(records.field(saved, "step")), records.field(saved, "fragments")
+        parts = records.field(saved, "fragments")
         records.same("number of fragments", len(self._lanes), len(parts))
-        return step, [lane.checked(part) for lane, part in zip(self._lanes, parts, strict=True)]
+        return _counts(saved), [lane.checked(part) for lane, part in zip(self._lanes, parts, strict=True)]
+
+
+def _counts(saved: Mapping[str, Any]) -> list[int]:
+    return [int(records.field(saved, name)) for name in ("step", "rounds", "committed")]

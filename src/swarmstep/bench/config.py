@@ -22,7 +22,8 @@ SYNCHRONOUS = "synchronous"  # averages gradients at every step: a function, not
 DDP = "ddp"  # the same, done by torch's DistributedDataParallel
 BASELINES = (SYNCHRONOUS, DDP, "independent")
 BACKENDS = ("sim", "gloo", "nccl")
-FREE = ("backend", "data")  # what a resumed run may set anew
+FREE = ("backend", "data", "workers")  # what a resumed run may set anew
+ELASTIC = ("local", "torchrun")
 WHENS = "every:N, never, warmup:STEPS,SPEC, change:THRESHOLD, qsr:BASE,ALPHA"
 
 
@@ -30,7 +31,8 @@ WHENS = "every:N, never, warmup:STEPS,SPEC, change:THRESHOLD, qsr:BASE,ALPHA"
 class Config:
     """One run. `None` in a field that has a default in the workload is filled in by `resolved`.
 
-    `backend` and `data` do not change the numbers of a run; all other fields do.
+    `backend` and `data` do not change the numbers of a run; all other fields do. `elastic` workers may come and
+    go: "local", in the same processes; "torchrun", which starts all of them again.
     `until_accuracy` ends it at the first evaluation with so high a test accuracy.
     """
 
@@ -58,6 +60,7 @@ class Config:
     codec: str | None = None
     fast_sums: bool = False
     until_accuracy: float | None = None
+    elastic: str | None = None
     backend: str = "sim"
     data: str | None = None
 
@@ -95,12 +98,32 @@ class Config:
         if fault and fault.kind == "nan" and fault.number > defaults.steps:
             raise UsageError(f"fault {config.fault!r}: STEP must be 1 to {defaults.steps}, the steps of the run")
         build_strategy(config)
+        config._check_elastic()
         return config
 
     @property
     def averages_gradients(self) -> bool:
         """Whether the workers average gradients at every step, and have no rounds."""
         return self.strategy in (SYNCHRONOUS, DDP)
+
+    def _check_elastic(self) -> None:
+        if self.elastic is None:
+            return
+        check_choice("elastic", self.elastic, ELASTIC)
+        if self.elastic == "torchrun":
+            return
+        if self.backend != "gloo":
+            raise UsageError(f"--elastic {self.elastic} needs real processes: expected --backend gloo")
+        if self.averages_gradients:
+            raise UsageError(f"{self.strategy} has no rounds to lose or keep; --elastic takes any other strategy")
+        if self.strategy == "hierarchical":
+            raise UsageError("hierarchical needs hosts of equal size, which --elastic cannot promise")
+        if self.shards != "iid":
+            raise UsageError(
+                f"--elastic takes --shards iid, found {self.shards}: a lost worker's data go to others"
+            )
+        if self.until_accuracy is not None:
+            raise UsageError("--elastic takes no --until-accuracy: only the first worker evaluates")
 
     def _check_ddp(self) -> None:
         if self.strategy == DDP and self.backend == "sim":

@@ -19,6 +19,17 @@ from swarmstep.bench.workloads.download import data_folder
 
 TIME = 120.0  # seconds that a trial run may take
 
+# Run by a process of its own: torch reads the variable once, and a group of this one might need another value.
+MAKE_TLS = """
+import os
+os.environ["GLOO_DEVICE_TRANSPORT"] = "TCP_TLS"
+from torch.distributed import ProcessGroupGloo
+try:
+    ProcessGroupGloo.create_device(hostname="127.0.0.1")
+except RuntimeError as error:  # where there is TLS, it asks for certificates
+    print(error)
+"""
+
 
 def examine(data: Path | None) -> int:
     """Print what is here and what works; return 0 if real processes on this machine can train."""
@@ -29,6 +40,7 @@ def examine(data: Path | None) -> int:
         print(f"{name}: {'data in' if here else 'no data in'} {folder}")
     problem = _trial()
     print(f"two real processes over gloo: {problem or 'work'}")
+    print(f"gloo with TLS: {'in' if _has_tls() else 'not in'} this build of torch (docs/security.md)")
     return 1 if problem else 0
 
 
@@ -42,6 +54,16 @@ def _data(folder: Path) -> dict[str, bool]:
         "cifar10": lambda: (folder / "cifar-10-batches-bin" / "test_batch.bin").exists(),
     }
     return {name: check() for name, check in checks.items()}
+
+
+def _has_tls() -> bool:
+    """Return whether this build's gloo can encrypt."""
+    command = [sys.executable, "-c", MAKE_TLS]
+    try:
+        made = subprocess.run(command, capture_output=True, text=True, timeout=TIME, check=False)
+    except subprocess.TimeoutExpired:
+        return False
+    return made.returncode == 0 and "unsupported gloo device" not in made.stdout
 
 
 def _trial() -> str | None:

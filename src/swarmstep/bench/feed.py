@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from swarmstep.bench.config import Config
 from swarmstep.bench.inner import measure_loss
-from swarmstep.bench.sampler import Sampler
-from swarmstep.bench.sharding import hold_out, shard
+from swarmstep.bench.ledger import Ledger
+from swarmstep.bench.sampler import Batch, Sampler
+from swarmstep.bench.sharding import Shard, hold_out, shard
 from swarmstep.bench.workloads import Workload
+from swarmstep.errors import UsageError
+from swarmstep.options import Change
 from swarmstep.seeding import generator
 
 PROBE = 128  # examples of one probe; a forward pass of two is taken to cost as much as a step with one
@@ -23,26 +29,77 @@ class Feed:
         workload: its data.
         rank: of the worker.
         device: where batches go.
+        members: of the first group of an elastic run, among whom a ledger deals (0: each worker has its shard).
     """
 
-    def __init__(self, config: Config, workload: Workload, rank: int, device: torch.device) -> None:
+    def __init__(
+        self, config: Config, workload: Workload, rank: int, device: torch.device, members: int = 0
+    ) -> None:
         self._workload, self._seed, self._rank, self._device = workload, config.seed, rank, device
         held = hold_out(len(workload.train), config.seed)
-        targets = workload.train.targets[held.train]
-        shards = shard(targets, config.shards, config.workers, config.seed, workload.classes)
-        self._sampler = Sampler(shards[rank], config.defaults().batch, config.seed, rank)
-        self._train = held.train
+        self._train, self._targets = held.train, workload.train.targets[held.train]
+        self._batch = config.defaults().batch
+        self.ledger: Ledger | None = None
+        if members:
+            self.ledger = self._ledger(members)
+        else:
+            shards = self._shards(config)
+            self._sampler = Sampler(shards[rank], self._batch, config.seed, rank)
         self._probed = workload.train.take(held.probe)
         self.validation = workload.train.take(held.validation)
-        self.probe_cost = min(PROBE, len(held.probe)) / (2 * config.defaults().batch)  # in local steps
+        self.probe_cost = min(PROBE, len(held.probe)) / (2 * self._batch)  # in local steps
+
+    def _ledger(self, members: int) -> Ledger:
+        return Ledger(len(self._train), self._batch, self._seed, members)
+
+    def _shards(self, config: Config) -> list[Shard]:
+        return shard(self._targets, config.shards, config.workers, config.seed, self._workload.classes)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Return the inputs and targets of a 1-based step."""
-        batch = self._sampler.batch(step)
+        if self.ledger:
+            indices = self.ledger.batch(self._rank, step)
+            batch = Batch(indices, self._targets[indices])
+        else:
+            batch = self._sampler.batch(step)
         inputs = self._workload.prepare(self._workload.train.inputs[self._train[batch.indices]])
         if self._workload.augment:
             inputs = self._workload.augment(inputs, generator(self._seed, step, self._rank, "augment"))
         return inputs.to(self._device), batch.targets.to(self._device)
+
+    def deal(self, change: Change) -> None:
+        """Go on with other members; see `Ledger.deal`."""
+        assert self.ledger
+        self.ledger.deal(change.step, change.committed, change.sources)
+        self._rank = change.rank
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what there is to save: nothing where each worker has its shard."""
+        return self.ledger.state_dict() if self.ledger else {}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict`; CheckpointError where it does not fit."""
+        self.ledger = self._ledger(1) if saved else None
+        if self.ledger:
+            self.ledger.load_state_dict(saved)
+
+    def change(self, before: Config, change: Change) -> None:
+        """Go on from a checkpoint of a run that had `before.workers`, each with its shard, or a ledger by now.
+
+        Raises:
+            UsageError: the shards are none that others can take over.
+        """
+        if self.ledger is None:
+            if before.shards != "iid":
+                raise UsageError(
+                    f"--workers: expected {before.workers}, as the run has; with --shards {before.shards} nobody "
+                    "can take over a worker's data"
+                )
+            counts = change.step, len(change.sources), len(self._train), change.committed
+            self.ledger = Ledger.after(self._shards(before), self._batch, self._seed, *counts)
+            self._rank = change.rank
+        else:
+            self.deal(change)
 
     def probe(self, module: nn.Module, step: int) -> Tensor:
         """Return the loss on as many as PROBE of the examples held out for it, others at each step."""

@@ -20,7 +20,8 @@ class Job:
 
     `out` is the run's folder (None: a new one below runs/), `resume` goes on from the checkpoint in it,
     `stopping` says that somebody asked to stop, `stop_at` is a step to stop at as if asked, `quiet` shows
-    nothing, `keep` False writes no files, `listen` is given on rank 0 each event as it happens.
+    nothing, `keep` False writes no files, `listen` is given on rank 0 each event as it happens, `pace` is how many
+    seconds a local step takes at least.
     """
 
     out: Path | None = None
@@ -30,6 +31,7 @@ class Job:
     quiet: bool = False
     keep: bool = True
     listen: Callable[[dict[str, Any]], None] | None = None
+    pace: float = 0.0
 
 
 @dataclasses.dataclass

@@ -32,11 +32,14 @@ class Place:
             namespace, say).
         environment: what differs there: MASTER_ADDR, GLOO_SOCKET_IFNAME ...
         serve: called for each group, returns a store that the workers reach at MASTER_ADDR, and its port.
+        namespace: called with a slot, returns the network namespace that a worker of a supervisor enters (None:
+            they stay where the supervisor is).
     """
 
     command: Callable[[int, list[str]], list[str]] = lambda rank, command: command
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict[str, str])
     serve: Callable[[], tuple[object, int]] = serve_store
+    namespace: Callable[[int], str] | None = None
 
 
 class Outcome(NamedTuple):

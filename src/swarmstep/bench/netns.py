@@ -158,7 +158,7 @@ class Network:
     def place(self) -> Place:
         """Return where workers are started so that each is in its namespace; for groups one after another."""
         environment = {"MASTER_ADDR": self.store_host, "GLOO_SOCKET_IFNAME": INTERFACE}
-        return Place(self.command, environment, lambda: inside(self._space, self._serve))
+        return Place(self.command, environment, lambda: inside(self._space, self._serve), self.namespace)
 
     def _serve(self) -> tuple[object, int]:
         # torch warns, on the file descriptor, that it finds no name for the address: there is no name server.
@@ -168,6 +168,14 @@ class Network:
                 return serve_store(self.store_host)
             finally:
                 os.dup2(kept.fileno(), 2)
+
+    def cut(self, rank: int) -> None:
+        """Take a worker's link down at its own end: nothing comes or goes until `mend`; connections stay open."""
+        _run("ip", "-n", self.namespace(rank), "link", "set", INTERFACE, "down")
+
+    def mend(self, rank: int) -> None:
+        """Take a worker's link up again."""
+        _run("ip", "-n", self.namespace(rank), "link", "set", INTERFACE, "up")
 
     def namespace(self, rank: int) -> str:
         """Return the name of a worker's namespace."""

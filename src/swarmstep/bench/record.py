@@ -33,14 +33,17 @@ class RunFolder:
     Args:
         path: a new or empty folder, or with `resume` that of an earlier run.
         resume: go on with the run that is there.
+        held: another process holds the folder, for this one and others.
 
     Raises:
         CheckpointError: the folder holds something already, is in use, cannot be written, or holds no run.
     """
 
-    def __init__(self, path: Path, *, resume: bool = False) -> None:
+    def __init__(self, path: Path, *, resume: bool = False, held: bool = False) -> None:
         self.path = path
         self._lock: IO[str] | None = None
+        if held:
+            return
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._check_empty(resume)
@@ -123,8 +126,8 @@ def replace_file(file: Path, write: Callable[[Path], object]) -> None:
         raise _unwritable(file, error) from None
 
 
-def read_config(path: Path) -> Config:
-    """Return the config of the run in `path`.
+def read_config(path: Path, *, done: bool = False) -> Config:
+    """Return the config of the run in `path`, which may be `done` only if that is said.
 
     Raises:
         CheckpointError: there is none, or it is damaged, or of another version, or the run is done.
@@ -142,7 +145,7 @@ def read_config(path: Path) -> Config:
         raise CheckpointError(f"{file}: {odd[0]!r}: missing or unknown; the run is of another version, or foreign")
     if content.pop("digest") != _digest(content):
         raise CheckpointError(f"{file} is damaged or was edited: its digest does not fit; start a new run")
-    if (path / "summary.json").exists():
+    if not done and (path / "summary.json").exists():
         raise CheckpointError(f"{path}: the run is done, see its summary.json; give another --out for a new one")
     return Config(**content)
 

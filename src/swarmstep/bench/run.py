@@ -8,6 +8,7 @@ import dataclasses
 import shlex
 import time
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from swarmstep import checkpoint
 from swarmstep.bench import faults
 from swarmstep.bench.averaging import GradientAveraging
-from swarmstep.bench.config import FREE, Config, build_options, build_strategy
+from swarmstep.bench.config import Config, build_options, build_strategy
 from swarmstep.bench.evaluate import evaluate
 from swarmstep.bench.feed import Feed
 from swarmstep.bench.inner import (
@@ -27,6 +28,7 @@ from swarmstep.bench.inner import (
     measure_loss,
 )
 from swarmstep.bench.job import Job, Tally
+from swarmstep.bench.resume import restore
 from swarmstep.bench.scribe import Scribe
 from swarmstep.bench.trace import Trace
 from swarmstep.bench.view import Progress
@@ -251,6 +253,7 @@ class _Worker:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "sync": self.sync.state_dict(),
+            "feed": self.feed.state_dict(),
             "tally": dataclasses.asdict(self.tally),
             "window": self.window,
             "looked": self.looked,
@@ -263,24 +266,25 @@ class _Worker:
     def _load(self) -> None:
         assert self.scribe.path
         where = self.scribe.path / "checkpoints"
-        state = checkpoint.load(where, self.comm)
         try:
-            self._restore(state)
+            self._restore(self._saved_states(where))
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             said = " ".join(str(error).split())  # the workload's code has changed since
             raise CheckpointError(f"{where}: does not fit this run: {said}; start a new one") from error
         self.scribe.rewind(self.tally.step)
 
-    def _restore(self, state: dict[str, Any]) -> None:
-        for field, expected in dataclasses.asdict(self.config).items():
-            found = state["config"][field]
-            if field not in FREE and found != expected:
-                raise CheckpointError(
-                    f"checkpoint: {field}: expected {expected!r}, found {found!r}; it is of another run"
-                )
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.sync.load_state_dict(state["sync"])
+    def _saved_states(self, where: Path) -> dict[int, dict[str, Any]]:
+        """Return this worker's state, or those of all where the newest checkpoint is of another number of them."""
+        try:
+            return {self.comm.rank: checkpoint.load(where, self.comm)}
+        except CheckpointError:
+            states = checkpoint.load_any(where)[1]
+            if len(states) == self.comm.size:
+                raise
+            return dict(enumerate(states))
+
+    def _restore(self, states: dict[int, dict[str, Any]]) -> None:
+        state = restore(self.config, states, self.model, self.optimizer, self.sync, self.feed)
         self.tally = Tally(**state["tally"])
         self.window.copy_(state["window"])
         self.looked, self.judged, self.scores = state["looked"], state["judged"], state["scores"]

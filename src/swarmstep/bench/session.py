@@ -13,14 +13,19 @@ from typing import Any
 
 import torch
 
+from swarmstep.bench import elastic
 from swarmstep.bench.config import FREE, Config
 from swarmstep.bench.job import Job, from_rank_0
 from swarmstep.bench.launch import launch
-from swarmstep.bench.record import read_config
+from swarmstep.bench.record import new_folder, read_config
 from swarmstep.bench.run import run, simulated
+from swarmstep.bench.supervisor import supervise
 from swarmstep.bench.workloads import Workload, load
 from swarmstep.comm.dist import DistComm
+from swarmstep.comm.membership import Membership
 from swarmstep.errors import UsageError
+
+SILENCE, MEMBER_SILENCE = 30.0, 5.0  # seconds; where a loss ends the run, and where it does not
 
 
 class Session:
@@ -35,8 +40,11 @@ class Session:
     def __init__(self, given: dict[str, Any], args: argparse.Namespace, stopping: Callable[[], bool]) -> None:
         self.given = given
         self.args = args
-        self.is_worker = "RANK" in os.environ and "WORLD_SIZE" in os.environ
-        if self.is_worker:
+        self.member = os.environ.get("SWARMSTEP_WORKER") if given.get("elastic") == "local" else None
+        self.is_worker = self.member is not None or ("RANK" in os.environ and "WORLD_SIZE" in os.environ)
+        if given.get("elastic") == "local":
+            self._check_elastic()
+        elif self.is_worker:
             self._fit_to_group(_group_size())
         folder = args.resume or args.out
         if args.resume and args.out:
@@ -53,6 +61,7 @@ class Session:
             stopping=stopping,
             stop_at=args.stop_at,
             keep=not args.no_files,
+            pace=args.pace,
         )
         torch.set_num_threads(_threads())
 
@@ -64,19 +73,25 @@ class Session:
         if self.given.get("backend") == "sim":
             raise UsageError("--backend sim: expected gloo or nccl, since these are real processes")
         self.given.setdefault("backend", "nccl" if torch.cuda.is_available() else "gloo")
-        if not self.args.resume:
-            self.given["workers"] = size
+        self.given["workers"] = size
+
+    def _check_elastic(self) -> None:
+        self.given.setdefault("backend", "gloo")
+        if self.args.stop_at is not None:
+            raise UsageError("--stop-at: does not go with --elastic local; Ctrl-C stops it after a round")
+        if self.member is None and "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+            raise UsageError("--elastic local starts its own workers; under torchrun give --elastic torchrun")
 
     @property
     def starts_processes(self) -> bool:
         """Whether this call starts worker processes."""
         return not self.is_worker and self._config().backend != "sim"
 
-    def _config(self) -> Config:
-        """Return the config, not yet resolved: the user's, or that of the run to resume."""
+    def _config(self, *, done: bool = False) -> Config:
+        """Return the config, not yet resolved: the user's, or that of the run to resume, which may be `done`."""
         if not self.args.resume:
             return Config(**self.given)
-        config = read_config(Path(self.args.resume))
+        config = read_config(Path(self.args.resume), done=done)
         for name, value in self.given.items():
             if name not in FREE and getattr(config, name) != value:
                 option = "set" if name == "settings" else name.replace("_", "-")
@@ -99,13 +114,37 @@ class Session:
             raise UsageError(f"--backend nccl: expected {config.workers} GPUs, found {found}; use gloo, or fewer")
         if config.fast_sums and not self.args.fast_sums:  # a resumed run: the workers need to know it early
             arguments = [*arguments, "--fast-sums"]
+        if config.elastic:
+            folder = self.job.out or (new_folder(config) if self.job.keep else None)
+            return supervise(arguments, config.workers, folder, resume=self.job.resume)
         return launch(arguments, config.workers)
 
     def work(self) -> dict[str, Any] | None:
-        """Be one of the workers; only rank 0 returns the summary."""
+        """Be one of the workers; only one returns the summary: rank 0, or whoever has taken its place."""
+        return self._work_elastic(self.member) if self.member else self._work()
+
+    def _work_elastic(self, name: str) -> dict[str, Any] | None:
+        host, _, port = os.environ["SWARMSTEP_STORE"].rpartition(":")
+        folder = os.environ.get("SWARMSTEP_FOLDER")
+        config, workload = _ready(self._config(done=True))
+        membership = Membership(
+            (host, int(port)),
+            name,
+            start=int(os.environ["SWARMSTEP_WORKERS"]),
+            silence=self.args.silence or MEMBER_SILENCE,
+            patience=self.args.patience,
+            exact=not config.fast_sums,
+        )
+        job = dataclasses.replace(self.job, out=Path(folder) if folder else None)
+        return elastic.run(config, workload, membership, job)
+
+    def _work(self) -> dict[str, Any] | None:
         fast = self.given.get("fast_sums", False)
         comm = DistComm.from_env(
-            self.given["backend"], exact=not fast, silence=self.args.silence, patience=self.args.patience
+            self.given["backend"],
+            exact=not fast,
+            silence=self.args.silence or SILENCE,
+            patience=self.args.patience,
         )
         try:
             config, workload = _ready(self._shared_config(comm))

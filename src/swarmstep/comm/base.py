@@ -6,7 +6,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -41,6 +41,21 @@ class Done(Pending[T]):
         return self._returned[0]
 
 
+class Fate(NamedTuple):
+    """What a group has decided of a round that counts, the same on all ranks.
+
+    `renew`: newcomers wait, so the next group is formed before the next round; `stop`: somebody asked to stop;
+    `finish`: somebody asked to finish, as if all steps had been taken.
+    """
+
+    renew: bool = False
+    stop: bool = False
+    finish: bool = False
+
+
+KEPT = Fate()  # it counts, and that is all
+
+
 class Comm(ABC):
     """This worker's view of its group.
 
@@ -51,6 +66,12 @@ class Comm(ABC):
 
     rank: int
     size: int
+    # Whether a lost peer leaves a group that can go on: `renew` then returns the next one.
+    elastic: bool = False
+    # For each rank, its rank in the group before this one, None for a newcomer. Empty: all begin together.
+    sources: tuple[int | None, ...] = ()
+    # What the workers are called, in rank order, where they have names that outlive their ranks.
+    names: tuple[str, ...] = ()
 
     def clock(self) -> float:
         """Return seconds from some fixed point, for durations; waiting for the others counts where it is real."""
@@ -104,6 +125,24 @@ class Comm(ABC):
         In simulation it has run when this returns: what a task computes does not depend on when.
         """
         return Done(task)
+
+    def decide(self) -> Fate:
+        """Decide whether the round counts: for all ranks, or for none. Called once all its collectives are done.
+
+        Where a lost peer ends the run, there is nothing to decide.
+
+        Raises:
+            PeerLost: it does not count; on all ranks.
+        """
+        return KEPT
+
+    def renew(self) -> Comm:
+        """Return the group that follows this one, of those who are left and those who wait to join.
+
+        Raises:
+            CommError: none could be formed.
+        """
+        raise UsageError(f"{type(self).__name__}: this group is not elastic; a lost worker ends the run")
 
     def reusing(self) -> Comm:
         """Return this group for an owner who calls `recycle`: what its verbs return is valid until then."""

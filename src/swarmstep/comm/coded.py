@@ -15,6 +15,7 @@ from swarmstep.comm.base import Comm, Pending, T, rank_ordered_sum
 from swarmstep.comm.codecs import Codec
 from swarmstep.comm.memory import Memory
 from swarmstep.errors import CommError, UsageError
+from swarmstep.signal import Own, Place, Shared
 
 WEIGHT = 4  # bytes of the float32 weight in front of each chunk
 
@@ -22,9 +23,9 @@ WEIGHT = 4  # bytes of the float32 weight in front of each chunk
 class Wire(NamedTuple):
     """What coding remembers between two rounds; without a reference, all empty."""
 
-    reference: Tensor  # [P], equal on all ranks: differences from it are coded
-    residual: Tensor  # [P], this rank's: what coding has taken from its vectors and not given back
-    shortfall: Tensor  # [chunk], this rank's: the same for the chunk of the mean that it adds up
+    reference: Shared  # [P]: differences from it are coded
+    residual: Own  # [P]: what coding has taken from its vectors and not given back
+    shortfall: Place  # [chunk]: the same for the chunk of the mean that it adds up
 
 
 @dataclass(slots=True)

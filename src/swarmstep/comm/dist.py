@@ -8,13 +8,12 @@ here (no GPU).
 from __future__ import annotations
 
 import copy
-import ctypes
+import dataclasses
 import os
-import socket
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -24,8 +23,10 @@ from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsa
 from torch.distributed.rendezvous import rendezvous
 
 from swarmstep.comm.background import Task, settle_all
+from swarmstep.comm.ballot import Ballot
 from swarmstep.comm.base import (
     Comm,
+    Fate,
     Pending,
     T,
     checked_rows,
@@ -34,12 +35,32 @@ from swarmstep.comm.base import (
     rank_ordered_sum,
     weighted,
 )
+from swarmstep.comm.groups import brief, close_connections, keep_for_ever, serve_store
 from swarmstep.comm.heartbeat import PERIOD, Heartbeat
 from swarmstep.comm.memory import Memory
 from swarmstep.comm.p2p import Chain, Transfer, Trials, Turns
 from swarmstep.errors import CommError, PeerLost, UsageError
 
+__all__ = ["ENVIRONMENT", "DistComm", "Epoch", "serve_store"]
+
 ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+class Members(Protocol):
+    """The part of `Membership` that a group needs: what makes it elastic."""
+
+    def trouble(self) -> str | None: ...
+    def renew(self) -> DistComm: ...
+    def ballot(self, part: str, size: int, *, first: bool) -> Ballot: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Epoch:
+    """What a group knows of the series it is one of: `names` and `sources` as in `Comm`."""
+
+    membership: Members
+    names: tuple[str, ...]
+    sources: tuple[int | None, ...]
 
 
 class DistComm(Comm):
@@ -53,6 +74,7 @@ class DistComm(Comm):
             ring (an exchange of chunks, then an all-gather).
         silence: seconds without any sign of life after which a peer counts as lost.
         patience: seconds to wait for a peer that is alive.
+        epoch: which of a series of groups this is (None: a loss ends the run).
     """
 
     def __init__(
@@ -64,6 +86,7 @@ class DistComm(Comm):
         exact: bool = False,
         silence: float = 30.0,
         patience: float = 1800.0,
+        epoch: Epoch | None = None,
     ) -> None:
         self._data: Any = data if data is not None else dist.group.WORLD
         self._control: Any = control if control is not None else self._data
@@ -74,6 +97,13 @@ class DistComm(Comm):
         self.rank = dist.get_rank(self._data)
         self.size = dist.get_world_size(self._data)
         self._members = dist.get_process_group_ranks(self._data)  # their names in the world
+        self._membership = epoch.membership if epoch else None
+        self.elastic = epoch is not None
+        if epoch:
+            self.names, self.sources = epoch.names, epoch.sources
+        self._part = ""  # which part of the epoch's group this is
+        self._splits = 0
+        self._ballot = epoch.membership.ballot("", self.size, first=True) if epoch else None
         self._parts: dict[str, DistComm] = {}
         self._memory = Memory(reuse=False)
         self._unhurried = False  # while it waits, training goes on
@@ -117,12 +147,12 @@ class DistComm(Comm):
                 torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
             dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
             host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-            heartbeat = Heartbeat(TCPStore(host, port, is_master=False), rank, size)
+            heartbeat = Heartbeat(TCPStore(host, port, is_master=False), str(rank), [*map(str, range(size))])
             control: Any = dist.new_group(backend="gloo", timeout=limit) if backend != "gloo" else None
         except (RuntimeError, ValueError) as error:
             where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
             raise CommError(
-                f"rank {os.environ['RANK']}: the group at {where} did not come together: {_brief(error)}"
+                f"rank {os.environ['RANK']}: the group at {where} did not come together: {brief(error)}"
             ) from error
         # Every rank has made its heartbeat; nobody beats before, so only patience limits this wait.
         cls(None, control, exact=exact, patience=patience).gather(torch.zeros(1))
@@ -142,6 +172,7 @@ class DistComm(Comm):
 
     def _run(self, verb: str, collective: Any, *args: Any, group: Any) -> None:
         """Start a collective and wait for it, at most `patience`, and while all peers are alive."""
+        work: Any = None
         started = time.monotonic()
         pause = 2e-5
         shortest, longest, share = (2e-4, 1e-2, 4) if self._unhurried else (1e-3, 5e-3, 50)
@@ -152,16 +183,29 @@ class DistComm(Comm):
                 waited = time.monotonic() - started
                 # Looking takes processor time from others, or from the training beside this.
                 pause = min(max(shortest, waited / share), longest, 1.5 * pause if pause < shortest else longest)
-                if waited > 2 * PERIOD:
+                if waited > self._calm:
                     self._check(verb, waited)
             work.wait()
         except RuntimeError as error:
             raise self._lost(verb, error) from error
         except BaseException:
-            _keep_for_ever(group)
+            if self.elastic:  # what is under way ends, and the group can be destroyed
+                close_connections(group, self._members)
+            else:
+                keep_for_ever(group)
             raise
+        finally:
+            work = None  # no traceback may keep it, and with it the group
+
+    @property
+    def _calm(self) -> float:
+        """Seconds of waiting before anybody is doubted."""
+        return 0.05 if self.elastic else 2 * PERIOD
 
     def _check(self, verb: str, waited: float) -> None:
+        trouble = self._membership.trouble() if self._membership else None
+        if trouble:
+            raise PeerLost(f"{self._me}: {trouble}, while in {verb}")
         if self._heartbeat:
             self._check_life(verb, self._heartbeat)
         if waited > self._patience:
@@ -172,14 +216,15 @@ class DistComm(Comm):
 
     @property
     def _me(self) -> str:
-        return f"rank {self._members[self.rank]}"
+        named = f" ({self.names[self.rank]})" if self.names else ""
+        return f"rank {self._members[self.rank]}{named}"
 
     def _silent(self, heartbeat: Heartbeat, seconds: float) -> list[int]:
         return [rank for rank in heartbeat.silent(seconds) if rank in self._members]
 
     def _check_life(self, verb: str, heartbeat: Heartbeat) -> None:
         if heartbeat.error or heartbeat.store_silent(self._silence):
-            why = _brief(heartbeat.error) if heartbeat.error else f"no answer for {self._silence:g} s"
+            why = brief(heartbeat.error) if heartbeat.error else f"no answer for {self._silence:g} s"
             raise PeerLost(
                 f"{self._me}: the store is gone while in {verb} ({why}); the process that started the group has "
                 "probably ended"
@@ -194,6 +239,9 @@ class DistComm(Comm):
 
     def _lost(self, verb: str, error: RuntimeError) -> CommError:
         """Find out who is gone: whoever misses the next few beats."""
+        if self._membership:
+            why = self._membership.trouble() or "a peer has closed its connection"
+            return PeerLost(f"{self._me}: {why}, while in {verb} ({brief(error)})")
         gone: list[int] = []
         if self._heartbeat:
             deadline = time.monotonic() + 10 * PERIOD
@@ -204,11 +252,11 @@ class DistComm(Comm):
         if self._members[self.rank] in gone:
             return PeerLost(
                 f"{self._me}: the other ranks gave this one up, after no sign of life from it, while in {verb} "
-                f"({_brief(error)}); end it and resume from the last checkpoint"
+                f"({brief(error)}); end it and resume from the last checkpoint"
             )
         who = _ranks(gone) if gone else "a peer"
         return PeerLost(
-            f"{self._me}: lost {who} while in {verb} ({_brief(error)}); look at that rank's own output, "
+            f"{self._me}: lost {who} while in {verb} ({brief(error)}); look at that rank's own output, "
             "then resume from the last checkpoint"
         )
 
@@ -302,6 +350,17 @@ class DistComm(Comm):
 
         self._faster(verb, self._ways["all_to_all"], rows, theirs, ours)
 
+    def decide(self) -> Fate:
+        if self._ballot is None:
+            return Fate()
+        return self._ballot.decide(lambda waited: self._check("the vote", waited))
+
+    def renew(self) -> Comm:
+        if self._membership is None:
+            return super().renew()
+        settle_all()
+        return self._membership.renew()
+
     def start(self, task: Callable[[], T]) -> Pending[T]:
         self._unhurried = True
         self._tasks[:] = [Task(task, self._tasks[:])]
@@ -346,42 +405,24 @@ class DistComm(Comm):
             silence=self._silence,
             patience=self._patience,
         )
+        part._become_part_of(self)
         if name:
             self._parts[name] = part.reusing() if self._memory.reuse else part
         return self._parts.get(name, part)
 
-
-def serve_store(host: str = "127.0.0.1") -> tuple[TCPStore, int]:
-    """Serve a store on a free port, for workers that this process starts.
-
-    Args:
-        host: the address to serve it on, of this machine (default: of the loopback interface).
-
-    Returns:
-        The store, which lives as long as the object, and its port.
-    """
-    listener = socket.socket()
-    listener.bind((host, 0))
-    port = listener.getsockname()[1]
-    store = TCPStore(host, port, None, True, wait_for_workers=False, master_listen_fd=listener.detach())
-    return store, port
+    def _become_part_of(self, whole: DistComm) -> None:
+        whole._splits += 1
+        self._membership, self.elastic = whole._membership, whole.elastic
+        self._part = f"{whole._part}.{whole._splits}"
+        self.names = tuple(whole.names[rank] for rank in self._members) if whole.names else ()
+        if self._membership and self.size == whole.size:  # rounds in the background are decided there
+            self._ballot = self._membership.ballot(self._part, self.size, first=False)
 
 
 def _bytes(x: Tensor) -> Tensor:
     """Return x as flat bytes, without a copy if it is contiguous: what is only moved may have any dtype."""
     flat = x.detach().contiguous().as_strided((x.numel(),), (1,))  # one element may have any stride
     return flat.view(torch.uint8)
-
-
-def _keep_for_ever(group: Any) -> None:
-    """Never destroy `group`: its end would wait for the operation under way, as long as `patience`."""
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
-
-
-def _brief(error: BaseException) -> str:
-    """Return the part of an error's first line that tells people something."""
-    line = str(error).strip().split("\n")[0]
-    return line.split("] ", 1)[-1].split(". This is typically")[0]
 
 
 def _ranks(ranks: Sequence[int]) -> str:

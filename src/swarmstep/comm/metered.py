@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 
 from torch import Tensor
 
-from swarmstep.comm.base import Comm, Pending
+from swarmstep.comm.base import Comm, Fate, Pending
 
 T = TypeVar("T")
 
@@ -48,6 +48,7 @@ class Metered(Comm):
         self._comm = comm
         self.rank = comm.rank
         self.size = comm.size
+        self.elastic, self.sources, self.names = comm.elastic, comm.sources, comm.names
         self.traffic = parent.traffic if parent else Traffic()
         self._counting: list[Traffic] = parent._counting if parent else []
 
@@ -117,6 +118,12 @@ class Metered(Comm):
 
     def start(self, task: Callable[[], T]) -> Pending[T]:
         return self._comm.start(task)
+
+    def decide(self) -> Fate:
+        return self._comm.decide()
+
+    def renew(self) -> Comm:
+        return self._comm.renew()
 
     def reusing(self) -> Metered:
         return Metered(self._comm.reusing(), self)

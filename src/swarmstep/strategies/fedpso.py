@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import ClassVar, NamedTuple, final
 
 from torch import Tensor
 
 from swarmstep.comm.base import Comm
 from swarmstep.signal import Layout, Roll, Signal
-from swarmstep.strategies.base import Card, Strategy
+from swarmstep.strategies.base import Card, S, Strategy
 from swarmstep.strategies.pso_ps import PSOPS, Moves
 
 
@@ -74,6 +75,9 @@ class FedPSO(Strategy):
 
     def init(self, x: Tensor, layout: Layout, comm: Comm) -> NamedTuple:
         return self._pso().init(x, layout, comm)
+
+    def carry(self, state: S, fresh: S, sources: Sequence[int | None], rank: int) -> S:
+        return self._pso().carry(state, fresh, sources, rank)
 
     def exchange(self, x: Tensor, state: NamedTuple, signal: Signal, roll: Roll, comm: Comm) -> Moves:
         return self._pso().exchange(x, state, signal, roll, comm)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import ClassVar, NamedTuple, final
 
 import torch
@@ -13,7 +14,7 @@ from swarmstep.comm.base import Comm
 from swarmstep.errors import NotFinite, UsageError
 from swarmstep.signal import Distrust, Layout, Roll, Signal
 from swarmstep.strategies import trust
-from swarmstep.strategies.base import Card, PerWorker, Shared, Strategy, check_choice, check_range
+from swarmstep.strategies.base import Card, PerWorker, S, Shared, Strategy, check_choice, check_range
 from swarmstep.strategies.blocks import blocks, squared_distance
 
 
@@ -163,6 +164,13 @@ class InformedSwarm(Strategy):
             spent=torch.tensor(0.0, dtype=torch.float64),
             cost=torch.tensor(-1.0, dtype=torch.float64),
         )
+
+    def carry(self, state: S, fresh: S, sources: Sequence[int | None], rank: int) -> S:
+        """Return the state in a changed group: one that joins is trusted, its tests believed to vary by PRIOR."""
+        moved = super().carry(state, fresh, sources, rank)
+        assert isinstance(moved, Flock)
+        moved.variance[torch.tensor([source is None for source in sources])] = trust.PRIOR**2
+        return moved
 
     def report(self, x: Tensor, state: NamedTuple) -> tuple[float, ...]:
         """Return the squared length of this worker's step since the last round."""

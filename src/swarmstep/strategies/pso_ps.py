@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, NamedTuple, final
 
 import torch
@@ -14,7 +14,7 @@ from swarmstep.comm.base import Comm
 from swarmstep.errors import UsageError
 from swarmstep.seeding import generator, mix
 from swarmstep.signal import Layout, Roll, Signal
-from swarmstep.strategies.base import Card, Own, PerWorker, Shared, Strategy, check_choice, check_range
+from swarmstep.strategies.base import Card, Own, PerWorker, S, Shared, Strategy, check_choice, check_range
 from swarmstep.strategies.blocks import blocks
 from swarmstep.strategies.neighbours import fetch, ring_leaders
 
@@ -153,6 +153,42 @@ class PSOPS(Strategy):
             owner=torch.tensor(-1),
             sizes=torch.tensor(layout.sizes),
         )
+
+    def carry(self, state: S, fresh: S, sources: Sequence[int | None], rank: int) -> S:
+        """Return the state in a changed group.
+
+        A particle that joins has velocity 0 and a survivor's leader as its own best, with the leader's loss. If
+        the owner of the leader has left, the first survivor inherits the leader as its own best, so that it
+        competes once more.
+
+        With best="round" the leader's loss is not remembered, and a best may be better than the leader: a
+        particle that joins takes the best loss of the leader's owner for it, and nobody inherits. With
+        neighbours="ring" nobody knows whose leader is whose: a particle that joins takes the loss as +inf, the
+        owner is the survivor with the lowest best loss, and each survivor keeps its leader, which may be the
+        best of one that has left, until it hears of a better one from its new neighbours.
+        """
+        moved = super().carry(state, fresh, sources, rank)
+        assert isinstance(state, Swarm)
+        assert isinstance(moved, Swarm)
+        joins = [source is None for source in sources]
+        if joins[rank]:
+            moved.leader.copy_(state.leader)
+            moved.best.copy_(state.leader)
+        owner = int(state.owner)
+        if owner < 0:
+            return moved
+        losses, everybody = moved.best_losses, self.neighbours == "all"
+        if everybody:
+            losses[torch.tensor(joins)] = state.best_losses[owner]
+        heir = joins.index(False) if everybody else int(losses.argmin())
+        if owner in sources:
+            heir = sources.index(owner)
+        elif everybody and self.best == "historical":
+            losses[heir] = state.best_losses[owner]
+            if rank == heir:
+                moved.best.copy_(state.leader)
+        moved.owner.fill_(heir)
+        return moved
 
     def exchange(self, x: Tensor, state: NamedTuple, signal: Signal, roll: Roll, comm: Comm) -> Moves:
         assert isinstance(state, Swarm)

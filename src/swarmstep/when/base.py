@@ -32,7 +32,10 @@ class When(ABC):
         return 0
 
     def init(self, layout: Layout, size: int) -> NamedTuple:
-        """Return the state before step 1, for a group of `size` workers."""
+        """Return the state before step 1, for a group of `size` workers.
+
+        Each field is annotated as in `swarmstep.signal`: a change of membership carries it over by that.
+        """
         return NoState()
 
     @abstractmethod

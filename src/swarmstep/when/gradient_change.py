@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 
 from swarmstep.errors import UsageError
-from swarmstep.signal import Layout, Signal
+from swarmstep.signal import Derived, Inherited, Layout, Shared, Signal
 from swarmstep.when.base import When
 
 
 class Changes(NamedTuple):
-    """What `GradientChange` remembers, newest last; nothing of it is shared."""
+    """What `GradientChange` remembers, newest last."""
 
-    norms: Tensor  # float64 [window]: sums over the tensors of the gradient's norm
-    changes: Tensor  # float64 [window]: relative changes of their weighted mean
-    seen: Tensor  # int64 []: steps so far
-    weights: Tensor  # float64 [window]: (1 - smoothing) ** age, with sum 1
-    sizes: Tensor  # int64: elements of each parameter tensor
+    norms: Inherited  # float64 [window]: sums over the tensors of the gradient's norm
+    changes: Inherited  # float64 [window]: relative changes of their weighted mean
+    seen: Shared  # int64 []: steps so far
+    weights: Derived  # float64 [window]: (1 - smoothing) ** age, with sum 1
+    sizes: Shared  # int64: elements of each parameter tensor
 
 
 @final

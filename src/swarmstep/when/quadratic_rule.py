@@ -7,17 +7,16 @@ from dataclasses import dataclass
 from typing import NamedTuple, final
 
 import torch
-from torch import Tensor
 
 from swarmstep.errors import UsageError
-from swarmstep.signal import Layout, Signal
+from swarmstep.signal import Layout, Shared, Signal
 from swarmstep.when.base import When
 
 
 class Due(NamedTuple):
     """What `QuadraticRule` remembers."""
 
-    step: Tensor  # int64 []: of the next round; 0 before step 1
+    step: Shared  # int64 []: of the next round; 0 before step 1
 
 
 @final

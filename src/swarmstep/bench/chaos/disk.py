@@ -1,0 +1,71 @@
+"""A small file system of its own for the checkpoints, which can be filled."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from swarmstep.errors import CommError, UsageError
+
+SIZE = 256 << 20  # bytes
+BLOCK = 1 << 20
+
+
+class Disk:
+    """A tmpfs; a context manager, at whose end it is gone with all that is on it.
+
+    Args:
+        folder: where it is mounted; made.
+
+    Raises:
+        UsageError: it may not be mounted here.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._stone = folder / "full"
+
+    def __enter__(self) -> Disk:
+        check_rights()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        said = _run("mount", "-t", "tmpfs", "-o", f"size={SIZE}", "swarmstep-chaos", str(self._folder))
+        if said:
+            raise UsageError(f"a file system of its own cannot be mounted: {said}")
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        said = _run("umount", "--lazy", str(self._folder))
+        if said:
+            raise CommError(f"{self._folder} cannot be unmounted: {said}; run: umount {self._folder}")
+
+    def fill(self) -> None:
+        """Leave no room on it."""
+        with self._stone.open("ab", buffering=0) as file, contextlib.suppress(OSError):
+            for size in (BLOCK, 4096):
+                with contextlib.suppress(OSError):
+                    while file.write(bytes(size)) == size:
+                        pass
+
+    def free(self) -> None:
+        """Leave as much room as before."""
+        self._stone.unlink(missing_ok=True)
+
+
+def check_rights() -> None:
+    """Raise UsageError with what this process lacks for a file system of its own."""
+    lacks = [] if sys.platform.startswith("linux") else ["Linux"]
+    lacks += [] if hasattr(os, "geteuid") and os.geteuid() == 0 else ["root"]
+    if lacks:
+        raise UsageError(f"a file system of its own needs {', '.join(lacks)}, which this process does not have")
+
+
+def _run(*command: str) -> str:
+    """Run a command and return what went wrong, in one line."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, start_new_session=True)
+    except OSError as error:
+        return f"{command[0]}: {error.strerror}"
+    return " ".join(done.stderr.split()) or f"exit code {done.returncode}" if done.returncode else ""

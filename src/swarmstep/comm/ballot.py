@@ -1,0 +1,112 @@
+"""A vote on the store: whether a round counts, for everybody or for nobody."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from swarmstep.comm.base import Fate
+from swarmstep.comm.groups import TCPStore, brief  # pyright: ignore[reportPrivateImportUsage]
+from swarmstep.errors import CommError, PeerLost
+
+LONGEST_PAUSE = 5e-3  # seconds between two looks at the verdict
+COMMIT, ABORT = "commit", "abort"
+
+
+class Ballot:
+    """One decision after another among the ranks of a group, each made by one compare-and-set in the store.
+
+    Every rank votes once it has all it needs. Whoever sees all votes sets "commit", whoever gives up sets
+    "abort"; what was set first holds, for all. So a rank that dies before its vote takes nobody into the round,
+    and one that dies after it keeps nobody out.
+
+    Args:
+        connect: makes a connection to the store that nobody else uses; called when it is needed.
+        key: of this ballot in the store.
+        size: of the group.
+        wishes: counters in the store, all there, that stand for the fields of Fate in their order.
+        settled: called after the first decision that something counts.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], TCPStore],
+        key: str,
+        size: int,
+        wishes: Sequence[str],
+        settled: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._connect, self._key, self._size = connect, key, size
+        self._wishes, self._settled = list(wishes), settled
+        self._store: TCPStore | None = None
+        self._number = 0
+
+    def decide(self, check: Callable[[float], None]) -> Fate:
+        """Vote, and wait for the verdict.
+
+        Args:
+            check: called with the seconds waited; raises PeerLost if the vote of somebody is in vain waited for.
+
+        Raises:
+            PeerLost: the verdict is that it does not count.
+        """
+        self._store = store = self._store or self._connect()
+        key, last = self._verdict, False
+        try:
+            last = store.add(f"{key}/votes", 1) == self._size
+            if last:
+                self._commit(store, key)
+            self._wait(store, key, check)
+        except (CommError, RuntimeError) as error:
+            self._give_up(store, key, error)
+        said = store.get(key).decode().split()
+        if said[0] == ABORT:
+            raise PeerLost("another rank has given the round up")
+        self._go_on(store, last)
+        return Fate(*(name in said for name in Fate._fields))
+
+    def _give_up(self, store: TCPStore, key: str, error: CommError | RuntimeError) -> None:
+        """Raise, unless all votes are there by now: then it counts."""
+        if self._abort(store, key) == ABORT:
+            if isinstance(error, CommError):
+                raise error
+            raise PeerLost(f"no answer from the store ({brief(error)})") from error
+
+    def _go_on(self, store: TCPStore, last: bool) -> None:
+        if last and self._number:  # all have voted, so all have read the verdict before
+            for old in (f"{self._key}/{self._number - 1}", f"{self._key}/{self._number - 1}/votes"):
+                store.delete_key(old)
+        self._number += 1
+        if self._number == 1:
+            self._settled()
+
+    @property
+    def _verdict(self) -> str:
+        return f"{self._key}/{self._number}"
+
+    def _commit(self, store: TCPStore, key: str) -> None:
+        raised = [int(count) > 0 for count in store.multi_get(self._wishes)]
+        words = [COMMIT, *(name for name, wish in zip(Fate._fields, raised, strict=True) if wish)]
+        store.compare_set(key, "", " ".join(words))
+
+    def _wait(self, store: TCPStore, key: str, check: Callable[[float], None]) -> None:
+        started, pause = time.monotonic(), 2e-4
+        while not store.check([key]):  # torch prints a warning for each wait that is over in vain
+            time.sleep(pause)
+            pause = min(1.5 * pause, LONGEST_PAUSE)
+            check(time.monotonic() - started)
+
+    def _abort(self, store: TCPStore, key: str) -> str:
+        try:
+            return store.compare_set(key, "", ABORT).decode().split()[0]
+        except RuntimeError as error:
+            raise PeerLost(f"no answer from the store ({brief(error)})") from error
+
+    def close(self) -> None:
+        """Give up what is not decided yet, so that nobody waits for this rank's vote.
+
+        Raises:
+            PeerLost: the store does not answer.
+        """
+        self._store = self._store or self._connect()
+        self._abort(self._store, self._verdict)

@@ -1,0 +1,310 @@
+"""Who trains together: workers that join, are lost, and come back, and the groups they form one after another.
+
+Everything is agreed upon in one store, which lives in a process that is no worker. The keys, below "swarmstep/":
+
+::
+
+    alive/NAME               beats of a worker           (heartbeat.py)
+    dead/NAME                above 0: it has died        (set by whoever started it)
+    stop, finish, over       what was asked for; that the run is over
+    epoch/E/here, here/I     who wants to be in the group of epoch E, in the order in which they came
+    epoch/E/open             above 0: members of the group before have begun to form this one
+    epoch/E/members          the group, decided by one compare-and-set
+    epoch/E/entered          it has begun: weights and state are where they belong
+    epoch/E/ballot/...       its decisions               (ballot.py)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from swarmstep.comm import groups
+from swarmstep.comm.ballot import Ballot
+from swarmstep.comm.dist import DistComm, Epoch
+from swarmstep.comm.groups import TCPStore  # pyright: ignore[reportPrivateImportUsage]
+from swarmstep.comm.heartbeat import Heartbeat, dead
+from swarmstep.errors import CommError, PeerLost, RunOver
+
+T = TypeVar("T")
+
+PERIOD = 0.2  # seconds between two signs of life
+GATHERING = 60.0  # seconds that the first workers wait for those who should start with them
+FORMING = 5.0  # seconds that those who have agreed on a group have to connect, at least
+POLL = 0.02  # seconds between two looks at the store
+STOP, FINISH, OVER = "swarmstep/stop", "swarmstep/finish", "swarmstep/over"
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """Who wants to be in the next group: a worker's name, and its place (epoch, rank) in the group whose state it
+    holds, None for a newcomer."""
+
+    name: str
+    held: tuple[int, int] | None
+
+
+class Membership:
+    """One worker's part in groups that outlive their members.
+
+    A group loses a member when its connection closes, when whoever started it says that it is dead, or when it
+    gives no sign of life for `silence` seconds. Those who are left, and those who wait, then form the next group,
+    in the same processes; whoever was taken for lost and is not comes back as a newcomer.
+
+    Args:
+        address: (host, port) of the store.
+        name: of this process: no other has or had it.
+        start: how many workers start together.
+        silence: seconds without a sign of life after which a worker counts as lost, at least 1.
+        patience: seconds to wait for a worker that is alive, and for the store.
+        exact: as in `DistComm`.
+
+    Raises:
+        CommError: the store cannot be reached.
+    """
+
+    def __init__(
+        self,
+        address: tuple[str, int],
+        name: str,
+        *,
+        start: int = 1,
+        silence: float = 5.0,
+        patience: float = 1800.0,
+        exact: bool = False,
+    ) -> None:
+        self.address, self.name, self.start = address, name, start
+        self.silence, self.patience, self.exact = silence, patience, exact
+        self.epoch = -1  # the last one that is known to be decided
+        self._members: list[str] = []  # of that epoch
+        self._held: tuple[int, int] | None = None
+        self._ballots: list[Ballot] = []
+        self._reached(self._connect_all)
+
+    def _connect(self) -> TCPStore:
+        return groups.connect(*self.address, self.patience)
+
+    def _connect_all(self) -> None:
+        self._store = self._connect()
+        for key in (STOP, FINISH, OVER):
+            self._store.add(key, 0)
+        self._heart = Heartbeat(self._connect(), self.name, self._members, PERIOD)
+        self._heart.start()
+
+    def _reached(self, task: Callable[[], T]) -> T:
+        try:
+            return task()
+        except RuntimeError as error:
+            host, port = self.address
+            raise CommError(
+                f"worker {self.name}: the store at {host}:{port} cannot be reached: {groups.brief(error)}; the "
+                "process that started the run has probably ended"
+            ) from error
+
+    def join(self) -> DistComm:
+        """Return the first group that this worker is in: at once at the start, else after the next round.
+
+        Raises:
+            CommError: none has been formed within `patience`.
+            RunOver: the others have taken all steps.
+        """
+        return self.renew()
+
+    def renew(self) -> DistComm:
+        """Return the next group; the present one, if any, ends.
+
+        Raises:
+            CommError, RunOver: as in `join`.
+        """
+        deadline = time.monotonic() + self.patience
+        ballots, self._ballots = self._ballots, []
+        for ballot in ballots:
+            with contextlib.suppress(PeerLost):  # the store does not answer: nobody learns anything
+                ballot.close()
+        groups.dissolve()
+        while time.monotonic() < deadline:
+            try:
+                comm = self._try_once(deadline)
+            except RuntimeError:  # somebody was lost meanwhile, or the store
+                groups.dissolve()
+                comm = None
+                if self._heart.error:
+                    self._heart.stop()
+                    self._reached(self._connect_all)
+            if comm:
+                return comm
+        raise CommError(
+            f"worker {self.name}: no group was formed within {self.patience:g} s; a longer wait is set with "
+            "patience (--patience SECONDS)"
+        )
+
+    def _try_once(self, deadline: float) -> DistComm | None:
+        number = self._register()
+        rows = self._await_members(number, deadline)
+        if rows is None:
+            return None
+        self.epoch, self._members = number, [name for name, _ in rows]
+        if self.name not in self._members:
+            return None  # it was decided without this one, which came too late, or was taken for lost
+        rank = self._members.index(self.name)
+        following = self._key(number + 1)
+        self._store.add(f"{following}/here", 0)
+        self._heart.watch(self._members, f"{following}/open")
+        limit = max(FORMING, self.silence)
+        groups.form(self._store, f"{self._key(number)}/group", (rank, len(rows)), limit, self.patience + 60)
+        begins = all(source is None for _, source in rows)
+        return DistComm(
+            exact=self.exact,
+            silence=self.silence,
+            patience=self.patience,
+            epoch=Epoch(self, tuple(self._members), () if begins else tuple(source for _, source in rows)),
+        )
+
+    def _key(self, number: int) -> str:
+        return f"swarmstep/epoch/{number}"
+
+    def _register(self) -> int:
+        """Say that this worker wants to be in the next group, and return its number."""
+        while self._store.check([f"{self._key(self.epoch + 1)}/members"]):
+            self.epoch += 1
+            self._members = [name for name, _ in self._decided(self.epoch)]
+        number = self.epoch + 1
+        key = self._key(number)
+        place = self._store.add(f"{key}/here", 1)
+        self._store.set(f"{key}/here/{place}", json.dumps([self.name, self._held]))
+        if self.name in self._members:
+            self._store.add(f"{key}/open", 1)
+        self._heart.watch(self._members)
+        return number
+
+    def _decided(self, number: int) -> list[tuple[str, int | None]]:
+        rows: list[list[Any]] = json.loads(self._store.get(f"{self._key(number)}/members"))
+        return [(name, source) for name, source in rows]
+
+    def _await_members(self, number: int, deadline: float) -> list[tuple[str, int | None]] | None:
+        """Return (name, rank in the group whose state it holds) of the members of a group; None: out of time."""
+        key, began = f"{self._key(number)}/members", time.monotonic()
+        while not self._store.check([key]):
+            if time.monotonic() > deadline:
+                return None
+            if self.name not in self._members and self._store.add(OVER, 0):
+                raise RunOver(f"worker {self.name}: the others have taken all steps; nothing is left to do")
+            chosen = self._choose(number, time.monotonic() - began)
+            if chosen:
+                self._store.compare_set(key, "", json.dumps(chosen))
+            else:
+                time.sleep(POLL)
+        return self._decided(number)
+
+    def _choose(self, number: int, waited: float) -> list[tuple[str, int | None]]:
+        """Return who should be in the next group; nobody yet, if somebody may still come."""
+        candidates = self._candidates(number)
+        here = [candidate.name for candidate in candidates]
+        self._heart.watch([*self._members, *(name for name in here if name not in self._members)])
+        lost = self._lost()
+        if any(name not in here and name not in lost for name in self._members):
+            return []
+        candidates = [candidate for candidate in candidates if candidate.name not in lost]
+        newest = self._newest(number)
+        holders = [c for c in candidates if c.held and c.held[0] == newest]
+        if holders:
+            holders.sort(key=lambda c: c.held or (0, 0))
+            rest = [c.name for c in candidates if c not in holders]
+            return [*((c.name, c.held[1] if c.held else None) for c in holders), *((name, None) for name in rest)]
+        if newest >= 0 and not self._all_dead(newest):
+            return []  # somebody holds newer weights than anybody here, and may come back
+        if len(candidates) < self.start and waited < GATHERING:
+            return []
+        return [(name, None) for name in sorted(c.name for c in candidates)]
+
+    def _candidates(self, number: int) -> list[Candidate]:
+        key = f"{self._key(number)}/here"
+        count = self._store.add(key, 0)
+        places = [f"{key}/{place}" for place in range(1, count + 1)]
+        rows = [json.loads(self._store.get(place)) for place in places if self._store.check([place])]
+        return [Candidate(name, tuple(held) if held else None) for name, held in rows]
+
+    def _newest(self, number: int) -> int:
+        """Return the last epoch that has begun; its members hold the newest weights. -1: none has."""
+        newest = number - 1
+        while newest >= 0 and not self._store.check([f"{self._key(newest)}/entered"]):
+            newest -= 1
+        return newest
+
+    def _all_dead(self, number: int) -> bool:
+        return all(self._store.add(dead(name), 0) for name, _ in self._decided(number))
+
+    def _lost(self) -> set[str]:
+        return self._heart.dead() | {self._heart.name_of(rank) for rank in self._heart.silent(self.silence)}
+
+    def trouble(self) -> str | None:
+        """Return why there is nothing to wait for in the present group, if so."""
+        heart = self._heart
+        if heart.error or heart.store_silent(self.silence):
+            why = groups.brief(heart.error) if heart.error else f"no answer for {self.silence:g} s"
+            return f"the store is out of reach ({why})"
+        if heart.raised():
+            return "others have begun to form the next group"
+        if heart.dead():
+            return f"{_named(heart.dead())} has died"
+        silent = {heart.name_of(rank) for rank in heart.silent(self.silence)}
+        return f"no sign of life from {_named(silent)} for {self.silence:g} s" if silent else None
+
+    def ballot(self, part: str, size: int, *, first: bool) -> Ballot:
+        """Return what decides in the present group, or a part of it.
+
+        Args:
+            part: its name in this epoch, the same on all its ranks.
+            size: of the part.
+            first: whether its first decision is that the epoch has begun.
+        """
+        key, epoch = self._key(self.epoch), self.epoch
+        wishes = [f"{self._key(epoch + 1)}/here", STOP, FINISH]
+        rank = self._members.index(self.name)
+
+        def entered() -> None:
+            self._held = (epoch, rank)
+            self._store.set(f"{key}/entered", "1")
+
+        ballot = Ballot(self._connect, f"{key}/ballot{part}", size, wishes, *([entered] if first else []))
+        self._ballots.append(ballot)
+        return ballot
+
+    def leads(self) -> bool:
+        """Return whether all members of the present group before this one are lost."""
+        lost = self._lost()
+        return all(name in lost for name in self._members[: self._members.index(self.name)])
+
+    def end(self) -> None:
+        """Say that the run is over: whoever is not in the group will not be needed any more."""
+        with contextlib.suppress(RuntimeError):
+            self._store.add(OVER, 1)
+
+    def conclude(self, task: Callable[[], T]) -> T | None:
+        """Run what one member does for all at the end; return its result there, None elsewhere.
+
+        The first rank runs it; if it is lost before it is done, the next one does.
+        """
+        key, deadline = "swarmstep/concluded", time.monotonic() + self.patience
+        while not self._store.add(key, 0):
+            if self.leads():
+                result = task()
+                self._store.add(key, 1)
+                return result
+            if time.monotonic() > deadline:
+                raise CommError(f"worker {self.name}: waited {self.patience:g} s for the first rank to conclude")
+            time.sleep(POLL)
+        return None
+
+    def leave(self) -> None:
+        """Leave for good; the others, if any are left, go on."""
+        self._heart.stop()
+        groups.dissolve()
+
+
+def _named(names: Sequence[str] | set[str]) -> str:
+    return f"worker{'s' if len(names) > 1 else ''} {', '.join(sorted(names))}"
