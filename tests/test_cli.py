@@ -282,7 +282,7 @@ def test_resuming(refuse: Refuse, place: Path) -> None:
     assert main([*train, "--out", "whole"]) == 0
     line = refuse(130, *train, "--stop-at", "11", "--out", "my run")
     assert line.endswith("stopped at step 11 of 20, on all ranks; go on with: swarmstep train --resume 'my run'")
-    assert "--workers 3: the run to resume has 2" in refuse(2, "train", "--resume", "my run", "--workers", "3")
+    assert "--seed 3: the run to resume has 7" in refuse(2, "train", "--resume", "my run", "--seed", "3")
     assert "--lr 0.5: the run to resume has 0.05" in refuse(2, "train", "--resume", "my run", "--lr", "0.5")
     assert "--set {'inertia': '0'}: the run" in refuse(2, "train", "--resume", "my run", "--set", "inertia=0")
     assert "from 12 to 20, found 11" in refuse(2, "train", "--resume", "my run", "--stop-at", "11")

@@ -19,25 +19,21 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
-import os
 import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
+from swarmstep.checkpoint_file import content_of, path_of, read_content, unwritable, write
 from swarmstep.comm.background import Task
 from swarmstep.comm.base import Comm
 from swarmstep.errors import CheckpointError
 from swarmstep.seeding import mix
 
-FORMAT = "swarmstep checkpoint 1"
-_DIGEST = 32  # bytes of a SHA-256
 _STEP = re.compile(r"step-(\d{8,18})")
-_KINDS = {int: "a number", str: "a text", dict: "a dictionary"}
 _LISTED = 16  # newest steps that the ranks compare
 PATIENCE = 600.0  # seconds for one file; a disk that is slower is taken for stuck
 
@@ -60,25 +56,14 @@ def save(folder: Path, step: int, state: Mapping[str, Any], comm: Comm, keep: in
     Raises:
         CheckpointError: some rank could not write (disk full, no permission); on all ranks.
     """
-    path = _path(folder, step, comm.rank)
-    problem = ""
-    try:
-        _write(path, _content(step, dict(state), comm.rank, comm.size, ""))
-    except (OSError, RuntimeError) as error:
-        problem = str(_unwritable(path, error))
-    problems = [said for said in _gather_text(problem, comm) if said]
-    if problems:
-        _remove(path)
-        raise CheckpointError(problems[0])
-    steps = _steps(folder, comm.rank)
-    abandoned = [other for other in steps if other > step]  # the run went back to before them
-    for old in abandoned + steps[len(abandoned) :][keep:]:
-        _remove(_path(folder, old, comm.rank))
-    return path
+    saver = Saver(folder, keep)
+    saver.start(step, state, comm.rank, comm.size)
+    saver.agree(comm)
+    return path_of(folder, step, comm.rank)
 
 
 class Saver:
-    """Writes this rank's checkpoints in the background, one at a time; calls no collective.
+    """Writes this rank's checkpoints in the background, one at a time; only `agree` is collective.
 
     Args:
         folder: holds the checkpoints; made if absent.
@@ -91,7 +76,7 @@ class Saver:
     def __init__(self, folder: Path, keep: int = 2) -> None:
         self.done = 0
         self._folder, self._keep = folder, keep
-        self._rank = 0
+        self._rank, self._before = 0, 0
         self._writing: Path | None = None
         self._task: Task[None] | None = None
 
@@ -110,17 +95,17 @@ class Saver:
             CheckpointError: the write before failed; this one was not begun.
         """
         self.settle()
-        content = _content(step, _copied(dict(state)), rank, size, mark)
-        self._rank, path = rank, _path(self._folder, step, rank)
+        content = content_of(step, _copied(dict(state)), rank, size, mark)
+        self._rank, self._before, path = rank, self.done, path_of(self._folder, step, rank)
         self._writing = path
         self._task = Task(lambda: self._run(path, content), [])
 
     def _run(self, path: Path, content: dict[str, Any]) -> None:
         try:
-            _write(path, content)
+            write(path, content)
             self.done = content["step"]
         except (OSError, RuntimeError) as error:
-            raise _unwritable(path, error) from error
+            raise unwritable(path, error) from error
         finally:
             self._writing = None
 
@@ -137,6 +122,27 @@ class Saver:
             raise CheckpointError(f"{self._writing}: still being written after {PATIENCE:g} s; look at the disk")
         task, self._task = self._task, None
         task.result()
+
+    def agree(self, comm: Comm) -> None:
+        """Wait until all ranks have written, then remove all but the newest `keep`. Collective.
+
+        Raises:
+            CheckpointError: some rank could not write; on all ranks. Older checkpoints are untouched.
+        """
+        problem = ""
+        try:
+            self.settle()
+        except CheckpointError as error:
+            problem = str(error)
+        problems = [said for said in _gather_text(problem, comm) if said]
+        if problems:
+            if self.done > self._before:
+                _remove(path_of(self._folder, self.done, self._rank))
+                self.done = self._before
+            raise CheckpointError(problems[0])
+        for abandoned in (step for step in _steps(self._folder, self._rank) if step > self.done > 0):
+            _remove(path_of(self._folder, abandoned, self._rank))  # the run went back to before them
+        self.prune(self.done)
 
     def prune(self, common: int) -> None:
         """Remove what is older than the newest `keep` files of this rank among the steps up to `common`.
@@ -166,7 +172,7 @@ def load(folder: Path, comm: Comm) -> dict[str, Any]:
     listed[_LISTED, 0] = max(steps, default=-1)
     for place, step in enumerate(steps):
         try:
-            content = _read(_path(folder, step, comm.rank), step, comm.rank, comm.size)
+            content = read_content(path_of(folder, step, comm.rank), step, comm.rank, comm.size)
             listed[place] = torch.tensor([step, mix(content["mark"])])
         except CheckpointError as error:
             problem = problem or str(error)
@@ -183,7 +189,7 @@ def load(folder: Path, comm: Comm) -> dict[str, Any]:
     if comm.rank == 0 and step < latest:
         problems.append(f"{folder}: the checkpoint of step {latest} is not there on all ranks")
         warnings.warn(f"{problems[0]}; going back to step {step}", stacklevel=2)
-    return read(_path(folder, step, comm.rank), step, comm.rank, comm.size)
+    return read(path_of(folder, step, comm.rank), step, comm.rank, comm.size)
 
 
 def newest(folder: Path) -> int:
@@ -223,9 +229,10 @@ def _newest(folder: Path) -> tuple[int, list[dict[str, Any]], str]:
 
 def _whole(folder: Path, step: int) -> list[dict[str, Any]]:
     """Return the states of all ranks of one step."""
-    first = _read(_path(folder, step, 0), step, 0)
+    first = read_content(path_of(folder, step, 0), step, 0)
     others = (
-        _read(_path(folder, step, r), step, r, first["size"], first["mark"]) for r in range(1, first["size"])
+        read_content(path_of(folder, step, r), step, r, first["size"], first["mark"])
+        for r in range(1, first["size"])
     )
     return [content["state"] for content in (first, *others)]
 
@@ -236,58 +243,17 @@ def read(path: Path, step: int, rank: int, size: int) -> dict[str, Any]:
     Raises:
         CheckpointError: names file and field: damaged, foreign, or of another step, rank or size.
     """
-    return _read(path, step, rank, size)["state"]
-
-
-def _read(path: Path, step: int, rank: int, size: int | None = None, mark: str | None = None) -> dict[str, Any]:
-    """Return the content of one rank's file, of any size and mark where they are not given."""
-    try:
-        with path.open("rb") as file:
-            whole = _digest(file, path.stat().st_size - _DIGEST) == file.read()
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({_first_line(error)})") from error
-    if not whole:
-        raise CheckpointError(f"{path}: half-written, damaged or foreign: its digest does not fit")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a foreign file leads to
-        raise CheckpointError(f"{path}: not a swarmstep checkpoint ({_first_line(error)})") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: not a swarmstep checkpoint (expected a dictionary)")
-    content.setdefault("mark", "")  # older files have none
-    _check(path, content, {"format": FORMAT, "step": step, "rank": rank, "size": size, "mark": mark})
-    return content
-
-
-def _check(path: Path, content: dict[Any, Any], expected: Mapping[str, Any]) -> None:
-    """Raise CheckpointError unless the fields have the values expected (None: any), and their types."""
-    for field, value in expected.items():
-        found = content.get(field, "nothing")
-        if value is not None and (type(found) is not type(value) or found != value):
-            said = repr(found).split("\n")[0][:80]
-            raise CheckpointError(f"{path}: {field}: expected {value!r}, found {said}")
-    for field, kind in {"size": int, "mark": str, "state": dict}.items():
-        found = content.get(field)
-        if not isinstance(found, kind):
-            raise CheckpointError(f"{path}: {field}: expected {_KINDS[kind]}, found {type(found).__name__}")
-
-
-def _path(folder: Path, step: int, rank: int) -> Path:
-    return folder / f"step-{step:08d}" / f"rank-{rank:05d}.pt"
+    return read_content(path, step, rank, size)["state"]
 
 
 def _steps(folder: Path, rank: int | None = None) -> list[int]:
     """Return the steps that have a folder, newest first; given a rank, those for which it has a file."""
     try:
         found = [int(m[1]) for entry in folder.iterdir() if (m := _STEP.fullmatch(entry.name))]
-        found = [step for step in found if rank is None or _path(folder, step, rank).exists()]
+        found = [step for step in found if rank is None or path_of(folder, step, rank).exists()]
     except OSError:  # absent, or not to be read: there is nothing to load
         return []
     return sorted(found, reverse=True)
-
-
-def _content(step: int, state: dict[str, Any], rank: int, size: int, mark: str) -> dict[str, Any]:
-    return {"format": FORMAT, "step": step, "rank": rank, "size": size, "mark": mark, "state": state}
 
 
 def _copied(value: Any) -> Any:
@@ -304,44 +270,9 @@ def _copied(value: Any) -> Any:
     return value
 
 
-def _write(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    try:
-        with partial.open("w+b") as file:
-            torch.save(content, file)
-            file.write(_digest(file, file.tell()))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        for folder in (path.parent, path.parent.parent):  # the new names, too, outlive a loss of power
-            _flush(folder)
-    except BaseException:
-        for leave in (partial.unlink, path.parent.rmdir):  # the latter if nothing else is in it
-            with contextlib.suppress(OSError):
-                leave()
-        raise
-
-
-def _flush(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # some systems cannot do so with folders
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _unwritable(path: Path, error: BaseException) -> CheckpointError:
-    cause = error.__context__ or error  # torch reports a full disk as RuntimeError, raised from the OSError
-    return CheckpointError(
-        f"{path}: cannot be written ({_first_line(cause)}); free space, or choose another folder"
-    )
-
-
 def _remove_all(folder: Path, step: int) -> None:
     """Remove the files of all ranks of a step."""
-    place = _path(folder, step, 0).parent
+    place = path_of(folder, step, 0).parent
     with contextlib.suppress(OSError):  # another rank may do so at the same time
         for file in place.glob("rank-*"):
             file.unlink(missing_ok=True)
@@ -356,17 +287,6 @@ def _remove(path: Path) -> None:
         path.parent.rmdir()
 
 
-def _digest(file: IO[bytes], size: int) -> bytes:
-    """Return the SHA-256 of the first `size` bytes, and stay behind them."""
-    digest = hashlib.sha256()
-    file.seek(0)
-    while size > 0 and (block := file.read(min(size, 1 << 20))):
-        digest.update(block)
-        size -= len(block)
-    file.seek(0, os.SEEK_CUR)  # between reading and writing
-    return digest.digest()
-
-
 def _gather_text(text: str, comm: Comm) -> list[str]:
     """Return the texts of all ranks, in rank order; collective."""
     content = torch.tensor(list(text.encode()), dtype=torch.uint8)
@@ -377,7 +297,3 @@ def _gather_text(text: str, comm: Comm) -> list[str]:
     padded[: len(content)] = content
     rows = comm.gather(padded)
     return [bytes(row[:n].tolist()).decode() for row, n in zip(rows, lengths.tolist(), strict=True)]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().split("\n")[0] or type(error).__name__)[:200]

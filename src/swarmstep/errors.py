@@ -9,10 +9,10 @@
     ├── CommError              the group of workers cannot go on                  (exit 5)
     │   ├── PeerLost           a peer died or fell silent
     │   ├── CollectiveMismatch the ranks called different collectives
-    │   └── Disagreement       the ranks were configured differently
+    │   ├── Disagreement       the ranks were configured differently
+    │   └── RunOver            a worker wanted to join, and all steps are taken
     ├── NotFinite              NaN or infinity in some worker's weights           (exit 6)
-    ├── Interrupted            the user asked to stop; a checkpoint was written   (exit 130)
-    └── RunOver                a worker wanted to join, and all steps are taken   (exit 0)
+    └── Interrupted            the user asked to stop; a checkpoint was written   (exit 130)
 
 Every message says what happened, what was expected, on which rank and step, and what to do.
 """
@@ -66,6 +66,10 @@ class Disagreement(CommError):
         self.rank = rank
 
 
+class RunOver(CommError):
+    """A worker wanted to join a run whose steps are all taken."""
+
+
 class NotFinite(SwarmstepError):
     """Some worker's weights hold NaN or infinity and the strategy cannot contain it."""
 
@@ -76,9 +80,3 @@ class Interrupted(SwarmstepError):
     """The user asked to stop; all ranks stopped at the same step."""
 
     exit_code = 130
-
-
-class RunOver(SwarmstepError):
-    """A worker wanted to join a run that is over."""
-
-    exit_code = 0

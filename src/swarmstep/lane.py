@@ -276,7 +276,7 @@ class Lane:
         pairs = [
             pair for name in mine for pair in records.pairs(part + name, mine[name], records.field(saved, name))
         ]
-        loss, staged = records.field(saved, "loss"), records.field(saved, "staged")
+        loss, staged = records.field(saved, "loss"), dict(records.field(saved, "staged"))
         pairs += records.pairs("window", {"loss": self._loss}, {"loss": loss})
         kinds = self._wire.state._asdict() if self._wire else {}
         records.pairs("staged", {name: kinds[name] for name in staged if name in kinds}, staged)

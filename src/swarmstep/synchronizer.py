@@ -384,4 +384,7 @@ class Synchronizer:
 
 
 def _counts(saved: Mapping[str, Any]) -> list[int]:
-    return [int(records.field(saved, name)) for name in ("step", "rounds", "committed")]
+    counts = [records.field(saved, name) for name in ("step", "rounds", "committed")]
+    if any(type(count) is not int or not 0 <= count < 1 << 62 for count in counts):
+        raise CheckpointError(f"step, rounds, committed: expected numbers of steps and rounds, found {counts}")
+    return counts

@@ -14,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ from swarmstep.bench.link import Link
 from swarmstep.bench.netns import Network, check_rights
 from swarmstep.bench.supervisor import Manner, Supervisor
 from swarmstep.errors import CommError, Interrupted, UsageError
+
+pytest_plugins = ["lent"]
 
 LIMIT = 60.0  # seconds; a hang, not a measurement
 
@@ -357,21 +360,16 @@ class Weather:
 
 
 @pytest.fixture
-def weather(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    import swarmstep.bench.preloaded
-
-    monkeypatch.setattr(swarmstep.bench.preloaded, "PRELOADED", ())
+def weather(tmp_path: Path, supervisors: list[Supervisor]) -> Iterator[Any]:
     (tmp_path / "waits.py").write_text(WAITS)
-    made: list[Supervisor] = []
+    with ExitStack() as stack:
 
-    def weather(workers: int, *faults: Fault, **means: Any) -> Weather:
-        supervisor = Supervisor([], workers, tmp_path, None, Manner(program=str(tmp_path / "waits.py")))
-        made.append(supervisor.__enter__())
-        return Weather(tmp_path, supervisor, faults, **means)
+        def weather(workers: int, *faults: Fault, **means: Any) -> Weather:
+            manner = Manner(program=str(tmp_path / "waits.py"))
+            supervisors.append(stack.enter_context(Supervisor([], workers, tmp_path, None, manner)))
+            return Weather(tmp_path, supervisors[-1], faults, **means)
 
-    yield weather
-    for supervisor in made:
-        supervisor.__exit__()
+        yield weather
 
 
 def test_a_storm_strikes_real_processes(weather: Any) -> None:

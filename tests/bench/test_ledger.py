@@ -16,7 +16,7 @@ from swarmstep.bench.sampler import Sampler
 from swarmstep.bench.sharding import shard
 from swarmstep.errors import CheckpointError, UsageError
 
-quick = settings(deadline=None, max_examples=100)
+quick = settings(deadline=None, max_examples=50)
 
 
 class Change(NamedTuple):

@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ from torch.distributed import TCPStore
 import swarmstep.bench.preloaded
 from swarmstep.bench import supervisor
 from swarmstep.bench.launch import Outcome, Place
-from swarmstep.bench.preloaded import Preloaded
 from swarmstep.bench.record import RunFolder
 from swarmstep.bench.supervisor import Manner, Supervisor, supervise
 from swarmstep.errors import CheckpointError
+
+pytest_plugins = ["lent"]
 
 LIMIT = 60.0  # seconds; a hang, not a measurement
 
@@ -102,31 +103,16 @@ class Watched:
 Watch = Callable[..., Watched]
 
 
-@pytest.fixture(scope="module")
-def preloaded() -> Iterator[Preloaded]:
-    """One for all tests here: it takes seconds to start."""
-    with Preloaded(dict(os.environ)) as preloaded:
-        yield preloaded
-
-
 @pytest.fixture
-def watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preloaded: Preloaded) -> Iterator[Watch]:
-    runs: list[Watched] = []
-    monkeypatch.setattr(supervisor, "Preloaded", lambda environment: nullcontext(preloaded))
+def watch(tmp_path: Path, supervisors: list[Supervisor]) -> Iterator[Watch]:
     with ExitStack() as stack:
 
         def watch(workers: int, **manner: Any) -> Watched:
-            runs.append(Watched(tmp_path, workers, stack, **manner))
-            return runs[-1]
+            run = Watched(tmp_path, workers, stack, **manner)
+            supervisors.append(run.supervisor)
+            return run
 
         yield watch
-        left = {pid for run in runs for pid in run.supervisor.pids.values()}
-        for pid in left:
-            preloaded.send_signal(pid, signal.SIGKILL)
-        deadline = time.monotonic() + LIMIT
-        while left:
-            assert time.monotonic() < deadline
-            left -= {pid for pid, _ in preloaded.ended(1.0)}
 
 
 def test_workers_know_who_they_are_and_are_replaced(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:

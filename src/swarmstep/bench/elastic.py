@@ -26,7 +26,7 @@ from swarmstep.bench.view import Progress, View, choose_view
 from swarmstep.bench.workloads import Workload
 from swarmstep.comm.membership import Membership
 from swarmstep.comm.sim import simulate
-from swarmstep.errors import CheckpointError, CommError, Interrupted
+from swarmstep.errors import CheckpointError, CommError, Interrupted, RunOver
 from swarmstep.flat import Flat
 from swarmstep.options import Change
 from swarmstep.seeding import mix, seed_torch
@@ -45,15 +45,15 @@ def run(config: Config, workload: Workload, membership: Membership, job: Job) ->
 
     Raises:
         Interrupted: somebody asked to stop; all workers stopped after the same round and wrote a checkpoint.
-        RunOver: the others had taken all steps.
         SwarmstepError: as the parts of a run say.
     """
-    member = _Member(config, workload, membership, job)
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(membership.leave)
+        stack.enter_context(contextlib.suppress(RunOver))  # the others need this one no more
+        member = _Member(config, workload, membership, job)
+        stack.callback(lambda: member.view.close())
         return member.train()
-    finally:
-        member.view.close()
-        membership.leave()
+    return None
 
 
 class _Member:
@@ -254,7 +254,9 @@ class _Member:
         self._settle()
         comm = self.sync.comm
         with contextlib.suppress(CommError):  # as in an evaluation
-            self.saver.prune(int(comm.gather(torch.tensor(self.saver.done)).min()))
+            done = {*comm.gather(torch.tensor(self.saver.done)).tolist()}
+            if len(done) == 1:  # a step that all have whole
+                self.saver.prune(done.pop())
         state = {
             "config": dataclasses.asdict(self.config),
             "model": self.model.state_dict(),
@@ -263,7 +265,7 @@ class _Member:
             "feed": self.feed.state_dict(),
             "member": self.state_dict(),
         }
-        self.saver.start(step, state, comm.rank, comm.size, mark=str(self.membership.epoch))
+        self.saver.start(step, state, comm.rank, comm.size, self.membership.mark)
         self.writing = True
 
     def _settle(self) -> None:

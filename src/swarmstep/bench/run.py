@@ -98,6 +98,7 @@ class _Worker:
         if config.averages_gradients:
             self.averaging = GradientAveraging(config, self.model, Metered(comm), self.tamper)
         self.optimizer = build_optimizer(self.model, config)
+        self.saver = checkpoint.Saver(scribe.path / "checkpoints") if scribe.path else None
         self.judge = copy.deepcopy(self.model)
         self.tally, self.trace = Tally(), Trace()
         self.window = torch.zeros((), device=self.device)  # sum of losses since the last look
@@ -119,6 +120,8 @@ class _Worker:
         with self._timed():
             for report in self.sync.finish():
                 self._note_round(report)
+            if self.saver:
+                self.saver.agree(self.comm)
             if self.averaging:
                 check_finite(Flat(self.model).read(), "after the last step: the model", self.comm)
         return self._summarize()
@@ -132,6 +135,7 @@ class _Worker:
 
     def _step(self, step: int) -> None:
         config, model, began = self.config, self.model, self.comm.clock()
+        due = time.monotonic() + self.job.pace
         seed_torch(mix(config.seed, step, self.comm.rank), self.device)  # dropout: a stop changes nothing
         inputs, targets = self.feed.batch(step)
         lr = learning_rate(config, step)
@@ -146,6 +150,8 @@ class _Worker:
         self.optimizer.step()
         if self.fault:
             self.fault.after_step(model, self.comm.rank, step)
+        if self.job.pace:
+            time.sleep(max(0.0, due - time.monotonic()))
         report = self.sync.step(loss, lr)
         self.window += loss.detach()
         self.tally.step = step
@@ -192,9 +198,11 @@ class _Worker:
             return
         if judged:
             self._evaluate()
-        if self.scribe.path and (stop or step % config.checkpoint_every == 0):
+        if self.saver and (stop or step % config.checkpoint_every == 0):
             self._save()
         if stop:
+            if self.saver:
+                self.saver.agree(self.comm)
             name = shlex.quote(str(self.scribe.path))
             where = f"; go on with: swarmstep train --resume {name}" if self.scribe.path else ""
             raise Interrupted(f"stopped at step {step} of {self.steps}, on all ranks{where}")
@@ -247,7 +255,8 @@ class _Worker:
         return self.strategy.one_result or self.averaging is not None
 
     def _save(self) -> None:
-        assert self.scribe.path
+        assert self.saver
+        self.saver.agree(self.comm)
         state = {
             "config": dataclasses.asdict(self.config),
             "model": self.model.state_dict(),
@@ -261,11 +270,14 @@ class _Worker:
             "scores": self.scores,
             "trace": self.trace.folded,
         }
-        checkpoint.save(self.scribe.path / "checkpoints", self.tally.step, state, self.comm)
+        self.saver.start(self.tally.step, state, self.comm.rank, self.comm.size)
 
     def _load(self) -> None:
         assert self.scribe.path
         where = self.scribe.path / "checkpoints"
+        if self.config.elastic and not self.comm.gather(torch.tensor(where.is_dir())).any():
+            self.scribe.rewind(0)  # it was lost before its first checkpoint
+            return
         try:
             self._restore(self._saved_states(where))
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:

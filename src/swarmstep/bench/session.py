@@ -40,12 +40,6 @@ class Session:
     def __init__(self, given: dict[str, Any], args: argparse.Namespace, stopping: Callable[[], bool]) -> None:
         self.given = given
         self.args = args
-        self.member = os.environ.get("SWARMSTEP_WORKER") if given.get("elastic") == "local" else None
-        self.is_worker = self.member is not None or ("RANK" in os.environ and "WORLD_SIZE" in os.environ)
-        if given.get("elastic") == "local":
-            self._check_elastic()
-        elif self.is_worker:
-            self._fit_to_group(_group_size())
         folder = args.resume or args.out
         if args.resume and args.out:
             raise UsageError("--resume and --out: a resumed run stays in its folder; give one of them")
@@ -55,6 +49,16 @@ class Session:
             raise UsageError(
                 "expected a WORKLOAD (digits, mnist, cifar10, path/to/file.py:workload) or --resume DIR"
             )
+        ranked = "RANK" in os.environ and "WORLD_SIZE" in os.environ
+        how = given.get("elastic")
+        if args.resume and not ranked:
+            how = how or read_config(Path(args.resume), done=True).elastic
+        self.member = os.environ.get("SWARMSTEP_WORKER") if how == "local" else None
+        self.is_worker = ranked or self.member is not None
+        if how:
+            self._check_elastic(how, ranked=ranked)
+        if ranked:
+            self._fit_to_group(_group_size())
         self.job = Job(
             out=Path(folder) if folder else None,
             resume=bool(args.resume),
@@ -75,12 +79,17 @@ class Session:
         self.given.setdefault("backend", "nccl" if torch.cuda.is_available() else "gloo")
         self.given["workers"] = size
 
-    def _check_elastic(self) -> None:
-        self.given.setdefault("backend", "gloo")
+    def _check_elastic(self, how: str, *, ranked: bool) -> None:
+        self.given["elastic"] = how
+        if how == "torchrun" and not (ranked and self.args.out):
+            raise UsageError("--elastic torchrun: expected to be started by torchrun, and --out DIR to go on from")
+        if how == "torchrun":
+            return
+        if ranked:
+            raise UsageError(f"--elastic {how} starts its own workers; under torchrun give --elastic torchrun")
         if self.args.stop_at is not None:
-            raise UsageError("--stop-at: does not go with --elastic local; Ctrl-C stops it after a round")
-        if self.member is None and "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-            raise UsageError("--elastic local starts its own workers; under torchrun give --elastic torchrun")
+            raise UsageError(f"--stop-at: does not go with --elastic {how}; Ctrl-C stops it after a round")
+        self.given.setdefault("backend", "gloo")
 
     @property
     def starts_processes(self) -> bool:
@@ -147,6 +156,7 @@ class Session:
             patience=self.args.patience,
         )
         try:
+            self._find_run(comm)
             config, workload = _ready(self._shared_config(comm))
             if config.workers != comm.size:
                 raise UsageError(f"expected {config.workers} processes, as the run has workers, found {comm.size}")
@@ -156,6 +166,14 @@ class Session:
         finally:
             comm.close()
         return summary if comm.rank == 0 else None
+
+    def _find_run(self, comm: DistComm) -> None:
+        """Under torchrun, which starts all workers again: go on with the run in --out, if there is one."""
+        if self.given.get("elastic") == "torchrun":
+            file = Path(self.args.out) / "config.json"
+            if from_rank_0(lambda: "there" if file.exists() else "", comm):
+                self.args.resume = self.args.out
+                self.job = dataclasses.replace(self.job, resume=True)
 
     def _shared_config(self, comm: DistComm) -> Config:
         """Return rank 0's config: the other machines need not see the folder of a run to resume."""

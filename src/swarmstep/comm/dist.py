@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import os
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -19,8 +18,6 @@ import torch
 import torch.distributed as dist
 import torch.distributed.distributed_c10d as distributed_c10d
 from torch import Tensor
-from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
-from torch.distributed.rendezvous import rendezvous
 
 from swarmstep.comm.background import Task, settle_all
 from swarmstep.comm.ballot import Ballot
@@ -35,15 +32,16 @@ from swarmstep.comm.base import (
     rank_ordered_sum,
     weighted,
 )
+from swarmstep.comm.environment import NAMES as ENVIRONMENT
+from swarmstep.comm.environment import find
 from swarmstep.comm.groups import brief, close_connections, keep_for_ever, serve_store
 from swarmstep.comm.heartbeat import PERIOD, Heartbeat
 from swarmstep.comm.memory import Memory
 from swarmstep.comm.p2p import Chain, Transfer, Trials, Turns
+from swarmstep.comm.secret import prove
 from swarmstep.errors import CommError, PeerLost, UsageError
 
 __all__ = ["ENVIRONMENT", "DistComm", "Epoch", "serve_store"]
-
-ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 class Members(Protocol):
@@ -128,36 +126,18 @@ class DistComm(Comm):
             patience: as in the class; also the limit for the group to come together.
 
         Raises:
-            UsageError: RANK, WORLD_SIZE, MASTER_ADDR or MASTER_PORT is not set, or a group exists already.
-            CommError: the group did not come together.
+            UsageError: RANK, WORLD_SIZE, MASTER_ADDR or MASTER_PORT is not set, or a group exists already, or
+                MASTER_ADDR is not on loopback and there is no secret (docs/security.md).
+            CommError: the group did not come together, or a member does not know the secret.
         """
-        missing = [name for name in ENVIRONMENT if name not in os.environ]
-        if missing:
-            raise UsageError(
-                f"DistComm.from_env: {', '.join(missing)} not set in the environment; start the program with "
-                "torchrun, or use simulate(train, workers)"
-            )
-        if dist.is_initialized():
-            raise UsageError("DistComm.from_env: a process group exists already; use DistComm(group)")
-        backend = backend or ("nccl" if torch.cuda.is_available() else "gloo")
-        limit = timedelta(seconds=patience + 60)  # ours ends first, and knows more
-        try:
-            store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=patience)))
-            if backend == "nccl":
-                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
-            host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-            heartbeat = Heartbeat(TCPStore(host, port, is_master=False), str(rank), [*map(str, range(size))])
-            control: Any = dist.new_group(backend="gloo", timeout=limit) if backend != "gloo" else None
-        except (RuntimeError, ValueError) as error:
-            where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-            raise CommError(
-                f"rank {os.environ['RANK']}: the group at {where} did not come together: {brief(error)}"
-            ) from error
+        found = find(backend, patience)
+        first = cls(None, found.control, exact=exact, patience=patience)
         # Every rank has made its heartbeat; nobody beats before, so only patience limits this wait.
-        cls(None, control, exact=exact, patience=patience).gather(torch.zeros(1))
-        heartbeat.start()
-        return cls(None, control, heartbeat, exact=exact, silence=silence, patience=patience)
+        first.gather(torch.zeros(1))
+        if found.secret:
+            prove(first, found.secret)
+        found.heartbeat.start()
+        return cls(None, found.control, found.heartbeat, exact=exact, silence=silence, patience=patience)
 
     def close(self) -> None:
         """Leave the group; call it once, at the end of the program."""

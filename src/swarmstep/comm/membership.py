@@ -7,6 +7,7 @@ Everything is agreed upon in one store, which lives in a process that is no work
     alive/NAME               beats of a worker           (heartbeat.py)
     dead/NAME                above 0: it has died        (set by whoever started it)
     stop, finish, over       what was asked for; that the run is over
+    run                      what tells this run from all others
     epoch/E/here, here/I     who wants to be in the group of epoch E, in the order in which they came
     epoch/E/open             above 0: members of the group before have begun to form this one
     epoch/E/members          the group, decided by one compare-and-set
@@ -19,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import secrets
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -92,6 +94,7 @@ class Membership:
         self._store = self._connect()
         for key in (STOP, FINISH, OVER):
             self._store.add(key, 0)
+        self._run = self._store.compare_set("swarmstep/run", "", secrets.token_hex(8)).decode()
         self._heart = Heartbeat(self._connect(), self.name, self._members, PERIOD)
         self._heart.start()
 
@@ -273,6 +276,11 @@ class Membership:
         ballot = Ballot(self._connect, f"{key}/ballot{part}", size, wishes, *([entered] if first else []))
         self._ballots.append(ballot)
         return ballot
+
+    @property
+    def mark(self) -> str:
+        """What tells the present group from all others, also those of other runs; the same on all its members."""
+        return f"{self._run}.{self.epoch}"
 
     def leads(self) -> bool:
         """Return whether all members of the present group before this one are lost."""
