@@ -7,18 +7,21 @@ their place, and asks all to finish. Each worker reports over a pipe of its own,
 from __future__ import annotations
 
 import dataclasses
+import faulthandler
 import functools
 import hashlib
 import os
+import pickle
 import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from multiprocessing.connection import Connection, wait
 from typing import Any, get_type_hints
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 import swarmstep.comm.membership as membership_module
@@ -86,6 +89,7 @@ IN_A_CHANGE = (
     "handed",
     "meeting",
     "splitting",
+    "new group",
     "entering vote",
     "entered",
 )
@@ -113,21 +117,46 @@ class Plan:
     steps: int | None = None
     silence: float = 2.0
     patience: float = 40.0
+    gathering: float = 3.0
     loud: bool = False
     width: int = 8  # of the model: one that differs is another model
     pace: float = 0.001
     after: Callable[[Membership], Any] | None = None  # called at the end, before it leaves
 
 
+class Momentum:
+    """SGD with momentum; torch's own would import its compiler, which takes seconds in every process."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        self.parameters = list(parameters)
+        self.velocities = [torch.zeros_like(p) for p in self.parameters]
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for p, v in zip(self.parameters, self.velocities, strict=True):
+            assert p.grad is not None
+            p.sub_(v.mul_(0.9).add_(p.grad), alpha=LR)
+            p.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"velocities": [v.clone() for v in self.velocities]}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        for v, value in zip(self.velocities, saved["velocities"], strict=True):
+            v.copy_(value)
+
+
 class Worker:
     """One process's training: what `simulate` does in the oracle, too."""
 
-    def __init__(self, plan: Plan, comm: Any, slot: int, changed: Callable[[Change], None] | None = None) -> None:
+    def __init__(self, plan: Plan, comm: Any, slot: int, changed: Callable[..., None] | None = None) -> None:
         strategy, options = METHODS[plan.method]
         self.slot = slot
         self.model = network(slot) if plan.width == 8 else nn.Sequential(nn.Linear(5, plan.width), nn.Linear(plan.width, 3))
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=LR, momentum=0.9)
-        extra = {"stateful": {"optimizer": self.optimizer}, "changed": changed} if changed else {}
+        self.optimizer = Momentum(self.model.parameters())
+        extra: dict[str, Any] = {"stateful": {"optimizer": self.optimizer}}
+        if changed:
+            extra["changed"] = lambda change: changed(change, self.weights())
         self.sync = Synchronizer(self.model, strategy, comm, Options(**options, **extra))
 
     def local_step(self) -> torch.Tensor:
@@ -135,7 +164,6 @@ class Worker:
         step = self.sync.steps + 1
         torch.manual_seed(mix(0, step, self.slot))
         inputs, labels = batch(0, step, self.slot)
-        self.optimizer.zero_grad()
         loss = nn.functional.cross_entropy(self.model(inputs), labels)
         loss.backward()
         self.optimizer.step()
@@ -164,8 +192,9 @@ class Reporter:
         self.reached: dict[str, int] = {}
 
     def say(self, *words: Any) -> None:
+        # As bytes: a tensor would be sent as a file of this process, which may have ended when it is looked for.
         with self.lock:
-            self.end.send((time.monotonic(), *words))
+            self.end.send_bytes(pickle.dumps((time.monotonic(), *words)))
 
     def at(self, point: str) -> None:
         """Pass a point; the end of a worker that is to be struck here."""
@@ -207,6 +236,7 @@ class Reporter:
         self.around(synchronizer_module, "hand_over", before="hand_over", behind="handed")
         self.around(synchronizer_module.Worker, "meet", before="meeting")
         self.around(DistComm, "split", before="splitting")
+        self.around(dist, "new_group", before="new group")
         self.around(Synchronizer, "_finish_together", before="finish")
         self.around(Synchronizer, "_result", before="result")
         self._around_keys()
@@ -258,6 +288,8 @@ class Reporter:
 def live(end: Connection, port: int, name: str, plan: Plan, fault: Fault | None) -> None:
     """Be a worker, to the end."""
     torch.set_num_threads(1)
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1)  # says on stderr where it is, when the test finds that it hangs
     reporter = Reporter(end, fault)
     try:
         _train(reporter, port, name, plan)
@@ -268,7 +300,8 @@ def live(end: Connection, port: int, name: str, plan: Plan, fault: Fault | None)
 
 
 def _train(reporter: Reporter, port: int, name: str, plan: Plan) -> None:
-    slot, worker = int(name.split(".")[0]), None
+    slot = int(name.split(".")[0])
+    membership_module.GATHERING = plan.gathering
     reporter.install()
     note = Synchronizer._note
 
@@ -285,10 +318,8 @@ def _train(reporter: Reporter, port: int, name: str, plan: Plan) -> None:
 
     Synchronizer._note = noted
 
-    def changed(change: Change) -> None:
-        sent = dataclasses.replace(change, states=())
-        x = None if worker is None else worker.weights()
-        reporter.say("change", sent, shared_digest(change.states), x)
+    def changed(change: Change, x: torch.Tensor) -> None:
+        reporter.say("change", dataclasses.replace(change, states=()), shared_digest(change.states), x)
 
     membership = Membership(
         ("127.0.0.1", port), name, start=plan.start, silence=plan.silence, patience=plan.patience, exact=True
@@ -380,7 +411,7 @@ class World:
         for end in wait(list(self.ends), seconds):
             name = self.ends[end]
             try:
-                self._note(name, end.recv())
+                self._note(name, pickle.loads(end.recv_bytes()))
             except (EOFError, OSError):
                 end.close()
                 del self.ends[end]
@@ -429,10 +460,14 @@ class World:
         return max((told.rounds[-1] for told in self.told.values() if told.rounds), default=(0, 0, ()))
 
     def summary(self) -> str:
-        """Return what everybody said last, for the message of a failure."""
+        """Return what everybody said last, for the message of a failure; those alive say where they are."""
+        for process in self.processes.values():
+            if process.is_alive():
+                os.kill(process.pid, signal.SIGUSR1)
+                process.join(0.5)
         lines = [f"finish asked: {self.store.check(['swarmstep/finish'])}"]
         for name, told in self.told.items():
             last = [(f"{when:.2f}", *(w for w in words if not isinstance(w, torch.Tensor))) for when, *words in told.order]
-            lines.append(f"{name} gone={told.gone}: " + " | ".join(map(str, last[-4:])))
+            lines.append(f"{name} exit={self.processes[name].exitcode}: " + " | ".join(map(str, last[-4:])))
             lines += [told.error[-1]] if told.error else []
         return "\n".join(lines)

@@ -132,7 +132,7 @@ NAMES = ", ".join(sorted({*STRATEGIES, "synchronous", "ddp"}))
         ("train digits --shards nope", "unknown shards 'nope'; expected iid, classes:K, dirichlet:ALPHA"),
         ("train digits --shards classes:11", "classes of a worker must be 1 to 10, found 11"),
         ("train digits --shards bad-labels:9", "bad-labels must be 1 to 4, the number of workers, found 9"),
-        ("train digits --fault bang:1", "unknown fault 'bang:1'; expected noise:K:SIGMA, sign:K, nan:K:STEP"),
+        ("train digits --fault bang:1", "unknown fault 'bang:1'; expected noise:K:SIGMA, scale:K:FACTOR, sign"),
         ("train digits --fault sign:5", "K must be 1 to 4, the number of workers, found 5"),
         ("train digits --fault nan:1:401", "STEP must be 1 to 400, the steps of the run"),
         ("train digits --backend mpi", "invalid choice: 'mpi' (choose from"),

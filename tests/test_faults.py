@@ -52,6 +52,7 @@ def test_no_fault() -> None:
         "sign:1:2",
         "noise:1",
         "noise:1:x",
+        "scale:1",
         "nan:1",
         "nan:1:2.5",
         "nan:1:2:3",

@@ -164,10 +164,15 @@ def _add_train(commands: Any) -> None:
     add("--resume", metavar="DIR", help="go on with the run in DIR, with its settings")
     add("--stop-at", type=int, metavar="STEP", help="stop there with a checkpoint, as on Ctrl-C")
     add("--elastic", choices=config.ELASTIC, help="workers may be lost and come back: local, the others go on in "
-        "the same processes; torchrun, all start again from the last checkpoint")  # fmt: skip
+        "the same processes; torchft, so too, with torchft's lighthouse; torchrun, all start "
+        "again from the last checkpoint")  # fmt: skip
+    add("--listen", metavar="HOST:PORT", help="with --elastic local: let other machines join at "
+        "this address of this machine; needs a secret (docs/security.md)")  # fmt: skip
+    add("--join", metavar="HOST:PORT", help="give workers to the run that listens there, at any "
+        "time, with its settings; --data, --workers and --out are this machine's own")  # fmt: skip
     add("--pace", type=float, default=0.0, metavar="SECONDS", help="what a local step takes at least (default: 0)")
     add("--silence", type=float, metavar="SECONDS", help="a worker without a sign of life for so long is lost "
-        "(default: 30; with --elastic local 5)")  # fmt: skip
+        "(default: 30; with --elastic local or torchft 5)")  # fmt: skip
     add("--patience", type=float, default=1800.0, metavar="SECONDS", help="how long to wait for a worker that is "
         "alive (default: 1800)")  # fmt: skip
     add("--json", action="store_true", help="print one JSON object as the last line")

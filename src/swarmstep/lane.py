@@ -17,7 +17,7 @@ from swarmstep.comm.coded import Coded
 from swarmstep.errors import CheckpointError, NotFinite, SwarmstepError
 from swarmstep.flight import Arrived, Flight, Now, Setting
 from swarmstep.probe import Probe
-from swarmstep.roll_call import Answer, Called, answerable, call_roll
+from swarmstep.roll_call import GROWTH, Answer, Called, answerable, call_roll
 from swarmstep.signal import Roll, Round, Signal
 from swarmstep.strategies.base import Strategy, carry
 from swarmstep.strategies.local_sgd import LocalSGD
@@ -63,6 +63,7 @@ class Lane:
         self._loss = torch.zeros((), device=x.device)
         self._count = 0
         self._since = setting.comm.clock()  # when the count began
+        self._norm = float(x[: self.layout.parameters].norm())  # of the parameters after the last round
         self.flight: Flight | None = None
 
     def note(self, loss: Tensor | float) -> None:
@@ -99,10 +100,11 @@ class Lane:
 
     def _call(self, x: Tensor, now: Now, loss: Tensor, count: int) -> Called:
         reports = self.setting.strategy.report(x, self.state)
+        sight = x, self.layout.parameters, self._norm
         if now.finished:
-            answer = Answer(0, answerable(math.inf, x), tuple(0.0 for _ in reports), False, self.index)
+            answer = Answer(0, answerable(math.inf, *sight), tuple(0.0 for _ in reports), False, self.index)
         else:
-            mean = answerable(float(loss) / count if count else math.inf, x)
+            mean = answerable(float(loss) / count if count else math.inf, *sight)
             answer = Answer(now.step, mean, reports, now.wish, self.index)
         comm = self.setting.heard or self._metered
         called = call_roll(answer, comm, self.setting.island, self.setting.options.fragments)
@@ -239,6 +241,7 @@ class Lane:
             flat.close(x, self.index)
         if self._last is not None:
             self._last.copy_(flat.open(self.index))
+        self._norm = float(flat.open(self.index)[:n].norm())
 
     def _astray(self, roll: Roll) -> bool:
         """Return whether this worker was left out: it takes the others' weights, and keeps nothing of its own."""
@@ -342,7 +345,7 @@ def _check_finite(roll: Roll, step: int, strategy: Strategy) -> None:
     bad = roll.losses.isnan().nonzero().view(-1).tolist()
     if bad and (len(bad) == len(roll.losses) or not strategy.contains_not_finite):
         raise NotFinite(
-            f"step {step}: the weights of rank {', '.join(map(str, bad))} are not finite, and "
-            f"{type(strategy).__name__} cannot contain that; lower the learning rate, clip gradients, or look at "
-            "that rank's data"
+            f"step {step}: the weights of rank {', '.join(map(str, bad))} are not finite, or {GROWTH:g} times as "
+            f"large as after the last round, and {type(strategy).__name__} cannot contain that; lower the learning "
+            "rate, clip gradients, or look at that rank's data"
         )

@@ -14,12 +14,16 @@ from swarmstep.errors import CollectiveMismatch
 from swarmstep.signal import Roll
 
 
+GROWTH = 1000.0  # times the norm after the last round, above which weights are as good as not finite
+LEAST = 0.01  # root mean square that weights are taken to have at least, so that they may start at 0
+
+
 @dataclasses.dataclass(frozen=True)
 class Answer:
     """What one worker says.
 
     `step` it is at, 0 if it has finished; `loss`, its mean training loss since the last round, +inf if it has
-    none, NaN if its weights are not finite; the `reports` of its strategy; whether it wishes a round, and of
+    none, NaN if its weights are not finite or off by orders of magnitude; the `reports` of its strategy; whether it wishes a round, and of
     which fragment.
     """
 
@@ -82,8 +86,17 @@ def _check_steps(steps: Tensor) -> None:
         )
 
 
-def answerable(loss: float, x: Tensor) -> float:
-    """Return the loss as an `Answer` has it: NaN where x is not finite."""
-    if not (bool(x.sum().isfinite()) or bool(x.isfinite().all())):  # one pass, as long as the sum is finite
+def answerable(loss: float, x: Tensor, parameters: int, before: float) -> float:
+    """Return the loss as an `Answer` has it: NaN where x is not finite, or off by orders of magnitude.
+
+    Args:
+        loss: the worker's mean loss since the last round.
+        x: its vector [P].
+        parameters: how many of its first elements are parameters.
+        before: their Euclidean norm after the last round.
+    """
+    most = GROWTH * max(before, LEAST * math.sqrt(parameters))
+    norm, buffers = float(x[:parameters].norm()), x[parameters:]
+    if not norm <= most or not (bool(buffers.sum().isfinite()) or bool(buffers.isfinite().all())):
         return math.nan
     return loss if math.isfinite(loss) else math.inf

@@ -23,6 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swarmstep.bench.chaos import command, disk, verdict
+from swarmstep.bench.chaos import schedule as schedule_
 from swarmstep.bench.chaos.disk import Disk
 from swarmstep.bench.chaos.log import Joined, Landed, Log, Saved, Struck, Tail, event, struck
 from swarmstep.bench.chaos.ride import Ground, simulated_losses
@@ -554,3 +555,25 @@ def test_the_verdict_in_words() -> None:
     assert "7 committed rounds, 0 of them lost; 0 wiped states; 1 restarts" in text
     assert "test loss 0.5200; without faults 0.5000, standard deviation 0.0100" in text
     assert "verdict: nothing was lost" in text
+
+
+def test_a_short_storm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All of it for real: 3 workers, of which one is killed, one stands still and one is slow, in 15 s."""
+    for module in (command, schedule_):
+        monkeypatch.setattr(module, "QUIET", 7.0)
+    monkeypatch.setattr(schedule_, "SECONDS", {"stop": (2.5, 3.0), "slow": (1.0, 1.5)})
+    given = ["--workers", "3", "--minutes", "0.25", "--faults-per-hour", "1350", "--kinds", "kill,stop,slow"]
+    given += ["--pace", "0.02", "--every", "8", "--baseline-seconds", "0", "--fault-free-runs", "0", "--json"]
+    code = command.run(options(*given, "--out", str(tmp_path / "storm")))
+    out, err = capsys.readouterr()
+    summary = json.loads(out.splitlines()[-1])
+    assert (code, summary["complaints"]) == (0, []), err
+    assert summary["faults"] == summary["survived"] == 3
+    assert {kind: found["faults"] for kind, found in summary["kinds"].items()} == {"kill": 1, "stop": 1, "slow": 1}
+    assert (summary["wiped_states"], summary["lost_rounds"]) == (0, 0)
+    assert summary["committed_rounds"] > 5
+    assert 0 < summary["final_loss"] < math.log(10)
+    assert json.loads((tmp_path / "storm" / "chaos.json").read_text()).items() >= summary.items()
+    assert "15 s with 3 faults, 3 workers" in err

@@ -242,7 +242,7 @@ def test_what_goes_wrong_on_the_way_is_said_when_it_lands(pool: Pool) -> None:
     assert found == simulate(poisoned, WORKERS)
     for landed, said in found:
         assert landed == 5
-        assert "step 3: the weights of rank 1 are not finite, and LocalSGD cannot contain that" in said
+        assert "step 3: the weights of rank 1 are not finite, or 1000 times" in said
 
 
 def poisoned(comm: Comm) -> tuple[int, str]:

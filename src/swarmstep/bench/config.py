@@ -23,7 +23,7 @@ DDP = "ddp"  # the same, done by torch's DistributedDataParallel
 BASELINES = (SYNCHRONOUS, DDP, "independent")
 BACKENDS = ("sim", "gloo", "nccl")
 FREE = ("backend", "data", "workers")  # what a resumed run may set anew
-ELASTIC = ("local", "torchrun")
+ELASTIC = ("local", "torchft", "torchrun")
 WHENS = "every:N, never, warmup:STEPS,SPEC, change:THRESHOLD, qsr:BASE,ALPHA"
 
 
@@ -32,7 +32,7 @@ class Config:
     """One run. `None` in a field that has a default in the workload is filled in by `resolved`.
 
     `backend` and `data` do not change the numbers of a run; all other fields do. `elastic` workers may come and
-    go: "local", in the same processes; "torchrun", which starts all of them again.
+    go: "local" and "torchft", in the same processes; "torchrun", which starts all of them again.
     `until_accuracy` ends it at the first evaluation with so high a test accuracy.
     """
 

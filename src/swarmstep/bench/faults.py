@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from swarmstep.errors import UsageError
 from swarmstep.seeding import generator
 
-SPECS = "noise:K:SIGMA, sign:K, nan:K:STEP"
+SPECS = "noise:K:SIGMA, scale:K:FACTOR, sign:K, nan:K:STEP"
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,12 @@ class Fault:
     """What the last `count` of `workers` ranks do wrong.
 
     - ``noise``: before each round a rank adds Gaussian noise of deviation `number` to its parameters.
+    - ``scale``: before each round a rank multiplies its parameters by `number`.
     - ``sign``: before each round a rank turns its step around: x becomes last - (x - last).
     - ``nan``: after its local step `number` a rank's parameters are NaN.
 
     Where gradients are averaged at every step, what a rank brings to a round is its gradient: noise is added
-    to it, or its sign turned. Where there are no rounds, noise and sign strike nothing.
+    to it, or it is scaled, or its sign turned. Where there are no rounds, only nan strikes.
     """
 
     kind: str
@@ -49,7 +50,10 @@ class Fault:
         def sign(x: Tensor, last: Tensor, step: int) -> None:
             x.copy_(2.0 * last - x)
 
-        return noise if self.kind == "noise" else sign
+        def scale(x: Tensor, last: Tensor, step: int) -> None:
+            x.mul_(self.number)
+
+        return {"noise": noise, "scale": scale, "sign": sign}[self.kind]
 
     def after_step(self, model: nn.Module, rank: int, step: int) -> None:
         """Do what goes wrong after a local step."""
@@ -68,7 +72,7 @@ def parse(spec: str | None, workers: int, seed: int) -> Fault | None:
     if spec is None:
         return None
     kind, *numbers = spec.split(":")
-    kinds: dict[str, tuple[type, ...]] = {"noise": (int, float), "sign": (int,), "nan": (int, int)}
+    kinds: dict[str, tuple[type, ...]] = {"noise": (int, float), "scale": (int, float), "sign": (int,), "nan": (int, int)}
     try:
         count, *rest = [cast(text) for cast, text in zip(kinds[kind], numbers, strict=True)]
     except (KeyError, ValueError):

@@ -21,6 +21,7 @@ from swarmstep.errors import CommError
 GRACE = 10.0  # seconds that workers have to end by themselves once one of them has failed
 HASTE = 2.0  # the same, once somebody asked for the second time
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+LOOPBACK = "lo" if sys.platform.startswith("linux") else "lo0"  # the interface
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,8 +135,8 @@ def _environment(rank: int, workers: int, port: int, folder: Path) -> dict[str, 
     return {
         "OMP_NUM_THREADS": "1",
         "TORCH_CPP_LOG_LEVEL": "ERROR",  # what went wrong is said in one line
-        "GLOO_SOCKET_IFNAME": "lo" if sys.platform.startswith("linux") else "lo0",
         **os.environ,
+        "GLOO_SOCKET_IFNAME": LOOPBACK,  # whatever is inherited: nobody else is to reach them
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(workers),

@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import re
+import secrets
 import shutil
 import signal
 import subprocess
@@ -67,6 +68,7 @@ class Network:
         self.link = link
         self.seed = seed
         self.store_host = "10.0.0.254"  # the switch's own address
+        self._secret = secrets.token_hex(32)  # of all groups here: the store is not on loopback
         self._name = f"{PREFIX}{os.getpid()}-{next(_serial)}-"
         self._space = self._name + "switch"
         self._switch: subprocess.Popen[str] | None = None
@@ -157,7 +159,11 @@ class Network:
 
     def place(self) -> Place:
         """Return where workers are started so that each is in its namespace; for groups one after another."""
-        environment = {"MASTER_ADDR": self.store_host, "GLOO_SOCKET_IFNAME": INTERFACE}
+        environment = {
+            "MASTER_ADDR": self.store_host,
+            "GLOO_SOCKET_IFNAME": INTERFACE,
+            "SWARMSTEP_SECRET": self._secret,
+        }
         return Place(self.command, environment, lambda: inside(self._space, self._serve), self.namespace)
 
     def _serve(self) -> tuple[object, int]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -13,16 +15,18 @@ from typing import Any
 
 import torch
 
-from swarmstep.bench import elastic
+from swarmstep.bench import elastic, machines
 from swarmstep.bench.config import FREE, Config
 from swarmstep.bench.job import Job, from_rank_0
-from swarmstep.bench.launch import launch
+from swarmstep.bench.launch import Place, launch
 from swarmstep.bench.record import new_folder, read_config
 from swarmstep.bench.run import run, simulated
-from swarmstep.bench.supervisor import supervise
+from swarmstep.bench.supervisor import say, supervise
 from swarmstep.bench.workloads import Workload, load
+from swarmstep.comm import torchft
 from swarmstep.comm.dist import DistComm
 from swarmstep.comm.membership import Membership
+from swarmstep.comm.secret import secret_of
 from swarmstep.errors import UsageError
 
 SILENCE, MEMBER_SILENCE = 30.0, 5.0  # seconds; where a loss ends the run, and where it does not
@@ -50,11 +54,12 @@ class Session:
                 "expected a WORKLOAD (digits, mnist, cifar10, path/to/file.py:workload) or --resume DIR"
             )
         ranked = "RANK" in os.environ and "WORLD_SIZE" in os.environ
-        how = given.get("elastic")
+        how = given.get("elastic") or ("local" if args.join else None)
         if args.resume and not ranked:
             how = how or read_config(Path(args.resume), done=True).elastic
-        self.member = os.environ.get("SWARMSTEP_WORKER") if how == "local" else None
+        self.member = os.environ.get("SWARMSTEP_WORKER") if how in ("local", "torchft") else None
         self.is_worker = ranked or self.member is not None
+        self._check_machines(how)
         if how:
             self._check_elastic(how, ranked=ranked)
         if ranked:
@@ -91,6 +96,15 @@ class Session:
             raise UsageError(f"--stop-at: does not go with --elastic {how}; Ctrl-C stops it after a round")
         self.given.setdefault("backend", "gloo")
 
+    def _check_machines(self, how: str | None) -> None:
+        for option, text in (("--listen", self.args.listen), ("--join", self.args.join)):
+            if text and how != "local":
+                raise UsageError(f"{option}: expected --elastic local, found {how or 'none'}")
+            if text:
+                machines.address(option, text)
+        if self.args.join and (self.args.resume or self.args.listen):
+            raise UsageError("--join: goes with neither --listen nor --resume, which are for the first machine")
+
     @property
     def starts_processes(self) -> bool:
         """Whether this call starts worker processes."""
@@ -117,16 +131,43 @@ class Session:
 
     def launch(self, arguments: Sequence[str]) -> int:
         """Check everything once, then start the workers as processes of their own."""
-        config = _ready(self._config())[0]
+        if self.args.join:
+            return self._join(arguments)
+        config, workload = _ready(self._config())
         if config.backend == "nccl" and torch.cuda.device_count() < config.workers:
             found = torch.cuda.device_count()
             raise UsageError(f"--backend nccl: expected {config.workers} GPUs, found {found}; use gloo, or fewer")
         if config.fast_sums and not self.args.fast_sums:  # a resumed run: the workers need to know it early
             arguments = [*arguments, "--fast-sums"]
         if config.elastic:
-            folder = self.job.out or (new_folder(config) if self.job.keep else None)
-            return supervise(arguments, config.workers, folder, resume=self.job.resume)
+            return self._supervise(arguments, config, workload)
         return launch(arguments, config.workers)
+
+    def _folder(self, config: Config) -> Path | None:
+        return self.job.out or (new_folder(config) if self.job.keep else None)
+
+    def _supervise(self, arguments: Sequence[str], config: Config, workload: Workload) -> int:
+        with contextlib.ExitStack() as stack:
+            place = Place()
+            if self.args.listen:
+                where = machines.address("--listen", self.args.listen)
+                place = stack.enter_context(machines.listening(where, config, workload))
+            if config.elastic == "torchft":
+                lighthouse = stack.enter_context(torchft.serve_lighthouse(self.args.patience))
+                place = Place(environment={torchft.ADDRESS: lighthouse})
+            return supervise(arguments, config.workers, self._folder(config), place, resume=self.job.resume)
+
+    def _join(self, arguments: Sequence[str]) -> int:
+        """Start workers for a run that another machine has started."""
+        workload = self._own_workload()
+        with machines.joined(machines.address("--join", self.args.join), self.args.patience) as guest:
+            machines.check_own(self.given, workload, guest)
+            workers = Config(**self.given).workers
+            folder = self._folder(guest.config)
+            code = supervise(arguments, workers, folder, guest.place, trouble=guest.trouble)
+        if code == 0:
+            say(f"the run at {self.args.join} is over")
+        return code
 
     def work(self) -> dict[str, Any] | None:
         """Be one of the workers; only one returns the summary: rank 0, or whoever has taken its place."""
@@ -135,17 +176,30 @@ class Session:
     def _work_elastic(self, name: str) -> dict[str, Any] | None:
         host, _, port = os.environ["SWARMSTEP_STORE"].rpartition(":")
         folder = os.environ.get("SWARMSTEP_FOLDER")
-        config, workload = _ready(self._config(done=True))
-        membership = Membership(
+        config, workload = self._joined_config() if self.args.join else _ready(self._config(done=True))
+        kind: Callable[..., Membership] = Membership
+        if config.elastic == "torchft":
+            kind = functools.partial(torchft.LighthouseMembership, lighthouse=os.environ[torchft.ADDRESS])
+        membership = kind(
             (host, int(port)),
             name,
             start=int(os.environ["SWARMSTEP_WORKERS"]),
             silence=self.args.silence or MEMBER_SILENCE,
             patience=self.args.patience,
             exact=not config.fast_sums,
+            secret=secret_of(os.environ),
         )
         job = dataclasses.replace(self.job, out=Path(folder) if folder else None)
         return elastic.run(config, workload, membership, job)
+
+    def _joined_config(self) -> tuple[Config, Workload]:
+        """Return the config of the run that was joined, and this machine's own workload and data."""
+        config = dataclasses.replace(machines.settings(os.environ[machines.SETTINGS]), data=self.args.data)
+        workload = self._own_workload()
+        return config.resolved(workload), workload
+
+    def _own_workload(self) -> Workload:
+        return load(self.given["workload"], Path(self.args.data) if self.args.data else None)
 
     def _work(self) -> dict[str, Any] | None:
         fast = self.given.get("fast_sums", False)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from swarmstep.bench.launch import Outcome, Place, noting_interrupts
+from swarmstep.bench.launch import HASTE, LOOPBACK, Outcome, Place, noting_interrupts
 from swarmstep.bench.preloaded import Job, Preloaded
 from swarmstep.bench.record import RunFolder
 from swarmstep.errors import CommError, Interrupted
@@ -23,10 +23,12 @@ HEALTHY = 5.0  # seconds after which a worker's start counts as a success
 PAUSE, LONGEST_PAUSE = 0.1, 30.0  # seconds before a restart, doubled with each start that was none
 HOPELESS = 5  # failed starts in a row, of every slot, after which the run has failed
 LAST_WAIT = 60.0  # seconds that workers have to end once one has said that the run is over
+LEAVE_WAIT = 10.0  # seconds that they have to leave a run that goes on elsewhere
 TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 class _Store(Protocol):
+    def add(self, key: str, amount: int, /) -> int: ...
     def set(self, key: str, value: str, /) -> None: ...
 
 
@@ -42,6 +44,8 @@ class Manner:
             temporary one).
         listen: called with each start and end of a worker: "kind" ("started", "ended"), "time", "worker", "slot",
             and of an end "code" (an exit code, or -signal), "said", and "lost": it was not yet over.
+        trouble: where the run is another machine's, called again and again: why it is over for this one, if so.
+            An interrupt then means to leave the run, not to stop it.
     """
 
     restart: bool = True
@@ -49,6 +53,7 @@ class Manner:
     program: str = "swarmstep"
     words: Path | None = None
     listen: Callable[[dict[str, Any]], None] = lambda event: None
+    trouble: Callable[[], str | None] | None = None
 
 
 @dataclasses.dataclass
@@ -69,8 +74,9 @@ class Supervisor:
     """The workers of an elastic run; a context manager, at whose end none of them is left.
 
     Each is a process named SLOT.INCARNATION, and knows from its environment: SWARMSTEP_STORE (HOST:PORT of the
-    store served here), SWARMSTEP_WORKER (its name), SWARMSTEP_WORKERS (how many slots there are) and
-    SWARMSTEP_FOLDER (of the run). On the store "swarmstep/dead/NAME" tells of the end of a worker.
+    store of the place), SWARMSTEP_WORKER (its name), SWARMSTEP_WORKERS (how many start the run: its slots, unless
+    the place says otherwise) and SWARMSTEP_FOLDER (of the run). On the store "swarmstep/slots" counts the slots of
+    all supervisors, so that each has a number of its own, and "swarmstep/dead/NAME" tells of the end of a worker.
 
     A worker that exits with 0 or 130 says that the run is over; 5, or an end by a signal, is a death; any other
     code ends the run.
@@ -99,7 +105,7 @@ class Supervisor:
         self._folder = folder
         self._place = place or Place()
         self._manner = manner or Manner()
-        self._slots = [_Slot(number) for number in range(workers)]
+        self._slots = list[_Slot]()
         self._obeyed = 0  # interrupts
         self._over: Outcome | None = None  # said by a worker; the others are about to end
         self._deadline = math.inf
@@ -111,8 +117,9 @@ class Supervisor:
         with contextlib.ExitStack() as stack:
             store, self._port = self._place.serve()
             self._store = cast(_Store, store)
-            temporary = tempfile.TemporaryDirectory(prefix="swarmstep-")
-            self._words = self._manner.words or Path(stack.enter_context(temporary))
+            slots = self._store.add("swarmstep/slots", self.workers)
+            self._slots = [_Slot(number) for number in range(slots - self.workers, slots)]
+            self._words = self._manner.words or Path(stack.enter_context(_temporary()))
             self._server = stack.enter_context(Preloaded(_common_environment()))
             self._stack = stack.pop_all()
         return self
@@ -154,6 +161,9 @@ class Supervisor:
             How it ended; None while it goes on.
         """
         self._obey(interrupts)
+        trouble = self._manner.trouble and self._manner.trouble()
+        if trouble and not self._over:
+            self._end_soon(Outcome(CommError.exit_code, trouble), HASTE)
         if not (self.outcome or self._over or self._stopping):
             for slot in self._slots:
                 if slot.pid is None and slot.due <= time.monotonic():
@@ -166,11 +176,21 @@ class Supervisor:
 
     def _obey(self, interrupts: Sequence[int]) -> None:
         if interrupts and not self._obeyed:
-            self.tell("stop")
+            self._leave() if self._manner.trouble else self.tell("stop")
         elif len(interrupts) > 1:
             said = "ended at once on request; nothing was saved since the last checkpoint"
             self.outcome = self.outcome or Outcome(Interrupted.exit_code, said)
         self._obeyed = len(interrupts)
+
+    def _leave(self) -> None:
+        """Have the workers leave the run, which goes on without them."""
+        for pid in self.pids.values():
+            self._server.send_signal(pid, signal.SIGTERM)
+        self._end_soon(Outcome(Interrupted.exit_code, "left the run on request; it goes on elsewhere"), LEAVE_WAIT)
+
+    def _end_soon(self, outcome: Outcome, seconds: float) -> None:
+        self._over = self._over or outcome
+        self._deadline = time.monotonic() + seconds
 
     def _start(self, slot: _Slot) -> None:
         slot.incarnation += 1
@@ -192,18 +212,19 @@ class Supervisor:
         host = self._place.environment.get("MASTER_ADDR", "127.0.0.1")
         return {
             **_common_environment(),
-            **{name: value for name, value in self._place.environment.items() if name not in TORCHRUN},
             **({"SWARMSTEP_FOLDER": str(self._folder)} if self._folder else {}),
             "SWARMSTEP_STORE": f"{host}:{self._port}",
             "SWARMSTEP_WORKER": slot.name,
             "SWARMSTEP_WORKERS": str(len(self._slots)),
             "SWARMSTEP_LAUNCHER": str(self._server.pid),
             "SWARMSTEP_SAYS": str(self._words / f"{slot.name}.says"),
+            **{name: value for name, value in self._place.environment.items() if name not in TORCHRUN},
         }
 
     def _bury(self, slot: _Slot, code: int) -> None:
         """Take note of the end of a worker."""
-        self._store.set(f"swarmstep/dead/{slot.name}", "1")
+        with contextlib.suppress(RuntimeError):  # the store is another machine's, and gone: trouble, soon
+            self._store.set(f"swarmstep/dead/{slot.name}", "1")
         slot.pid, lived = None, time.monotonic() - slot.started
         said = self._said_by(slot.name, code)
         over = bool(self.outcome or self._over or code in (0, Interrupted.exit_code))
@@ -211,8 +232,7 @@ class Supervisor:
         if self.outcome or self._over:
             return  # no failure any more
         if code in (0, Interrupted.exit_code):
-            self._over = Outcome(code, said if code else "")
-            self._deadline = time.monotonic() + LAST_WAIT
+            self._end_soon(Outcome(code, said if code else ""), LAST_WAIT)
         elif code > 0 and code != CommError.exit_code:
             self.outcome = Outcome(code, said)
         else:
@@ -248,13 +268,17 @@ class Supervisor:
         self._manner.listen({"kind": kind, "time": time.time(), "worker": slot.name, "slot": slot.number, **more})
 
 
+def _temporary() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="swarmstep-")
+
+
 def _common_environment() -> Mapping[str, str]:
     """Return what is the same for all workers, and for the process that they are forked from."""
     return {
         "OMP_NUM_THREADS": "1",
         "TORCH_CPP_LOG_LEVEL": "ERROR",  # what went wrong is said in one line
-        "GLOO_SOCKET_IFNAME": "lo" if sys.platform.startswith("linux") else "lo0",
         **{name: value for name, value in os.environ.items() if name not in TORCHRUN},
+        "GLOO_SOCKET_IFNAME": LOOPBACK,  # unless the place says otherwise
     }
 
 
@@ -265,6 +289,7 @@ def supervise(
     place: Place | None = None,
     *,
     resume: bool = False,
+    trouble: Callable[[], str | None] | None = None,
 ) -> int:
     """Run ``python -m swarmstep ARGUMENTS`` as `workers` processes that are replaced when they die.
 
@@ -277,6 +302,7 @@ def supervise(
         folder: of the run, new or empty, or with `resume` that of an earlier run (None: it writes no files).
         place: where.
         resume: go on with the run that is there.
+        trouble: as of a `Manner`.
 
     Returns:
         The exit code of the run.
@@ -286,7 +312,7 @@ def supervise(
         CommError: a worker could not be started.
     """
     held = RunFolder(folder, resume=resume) if folder else None
-    manner = Manner(shown=True, listen=_say_deaths)
+    manner = Manner(shown=True, listen=_say_deaths, trouble=trouble)
     try:
         with (
             noting_interrupts() as interrupts,
@@ -299,15 +325,16 @@ def supervise(
             held.close()
     if outcome.message:
         advice = "; go on from the last checkpoint with --resume DIR" if outcome.killed else ""
-        _say(outcome.message + advice)
+        say(outcome.message + advice)
     return outcome.code
 
 
 def _say_deaths(event: Mapping[str, Any]) -> None:
     if event.get("lost"):
-        _say(f"worker {event['worker']} is lost: {event['said']}")
+        say(f"worker {event['worker']} is lost: {event['said']}")
 
 
-def _say(message: str) -> None:
+def say(message: str) -> None:
+    """Say a line on standard error."""
     with contextlib.suppress(OSError):  # nobody reads it any more
         print(f"swarmstep: {message}", file=sys.stderr, flush=True)

@@ -74,11 +74,12 @@ def form(store: TCPStore, name: str, place: tuple[int, int], limit: float, patie
 
 def dissolve() -> None:
     """End the world of this process and all its groups at once, whatever is under way in them."""
-    if not dist.is_initialized():
-        return
-    for group in list(distributed_c10d._world.pg_map):  # pyright: ignore[reportPrivateUsage]
-        close_connections(group, dist.get_process_group_ranks(group))
-    dist.destroy_process_group()
+    world: Any = distributed_c10d._world  # pyright: ignore[reportPrivateUsage]
+    if dist.is_initialized():
+        for group in list(world.pg_map):
+            close_connections(group, dist.get_process_group_ranks(group))
+        dist.destroy_process_group()
+    world.group_count = 0  # torch counts a world that was not formed, and worlds of other numbers never meet
 
 
 def close_connections(group: Any, members: Sequence[int]) -> None:

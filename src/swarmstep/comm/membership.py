@@ -22,6 +22,7 @@ import dataclasses
 import json
 import secrets
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -30,6 +31,7 @@ from swarmstep.comm.ballot import Ballot
 from swarmstep.comm.dist import DistComm, Epoch
 from swarmstep.comm.groups import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 from swarmstep.comm.heartbeat import Heartbeat, dead
+from swarmstep.comm.secret import prove
 from swarmstep.errors import CommError, PeerLost, RunOver
 
 T = TypeVar("T")
@@ -64,6 +66,7 @@ class Membership:
         silence: seconds without a sign of life after which a worker counts as lost, at least 1.
         patience: seconds to wait for a worker that is alive, and for the store.
         exact: as in `DistComm`.
+        secret: that all members of a group prove to each other before they begin (None: they do not).
 
     Raises:
         CommError: the store cannot be reached.
@@ -78,9 +81,11 @@ class Membership:
         silence: float = 5.0,
         patience: float = 1800.0,
         exact: bool = False,
+        secret: bytes | None = None,
     ) -> None:
         self.address, self.name, self.start = address, name, start
         self.silence, self.patience, self.exact = silence, patience, exact
+        self._secret = secret
         self.epoch = -1  # the last one that is known to be decided
         self._members: list[str] = []  # of that epoch
         self._held: tuple[int, int] | None = None
@@ -159,6 +164,7 @@ class Membership:
         self._heart.watch(self._members, f"{following}/open")
         limit = max(FORMING, self.silence)
         groups.form(self._store, f"{self._key(number)}/group", (rank, len(rows)), limit, self.patience + 60)
+        self._prove(limit)
         begins = all(source is None for _, source in rows)
         return DistComm(
             exact=self.exact,
@@ -167,8 +173,19 @@ class Membership:
             epoch=Epoch(self, tuple(self._members), () if begins else tuple(source for _, source in rows)),
         )
 
+    def _prove(self, limit: float) -> None:
+        """Have all prove that they know the secret; a group where somebody does not has not been formed."""
+        if self._secret is None:
+            return
+        try:
+            prove(DistComm(patience=limit), self._secret)
+        except CommError as error:
+            if not isinstance(error, PeerLost):
+                warnings.warn(f"worker {self.name}: a group was given up: {error}", stacklevel=2)
+            raise RuntimeError(str(error)) from error
+
     def _key(self, number: int) -> str:
-        return f"swarmstep/epoch/{number}"
+        return _key(number)
 
     def _register(self) -> int:
         """Say that this worker wants to be in the next group, and return its number."""
@@ -312,6 +329,20 @@ class Membership:
         """Leave for good; the others, if any are left, go on."""
         self._heart.stop()
         groups.dissolve()
+
+
+def begun(store: TCPStore) -> bool:
+    """Return whether some group of the run that meets in this store has begun to train."""
+    number = 0
+    while store.check([f"{_key(number)}/members"]):
+        if store.check([f"{_key(number)}/entered"]):
+            return True
+        number += 1
+    return False
+
+
+def _key(number: int) -> str:
+    return f"swarmstep/epoch/{number}"
 
 
 def _named(names: Sequence[str] | set[str]) -> str:

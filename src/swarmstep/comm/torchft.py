@@ -28,7 +28,7 @@ ASKING = 0.5  # seconds that one question takes at most: then the store is looke
 
 @contextlib.contextmanager
 def serve_lighthouse(patience: float) -> Generator[str]:
-    """Serve a lighthouse on the loopback interface, unless TORCHFT_LIGHTHOUSE says where one is; yield its address.
+    """Serve a lighthouse on the loopback interface, unless TORCHFT_LIGHTHOUSE names one; yield its address.
 
     Args:
         patience: seconds that it waits for a worker that gives signs of life.
@@ -55,9 +55,8 @@ def serve_lighthouse(patience: float) -> Generator[str]:
 class LighthouseMembership(Membership):
     """A `Membership` that takes those into the next group whom the lighthouse names, too.
 
-    Before a member is given up, the lighthouse hears nothing of it and it counts as lost in the store. A lighthouse
-    that ends and is started again at the same address within `silence` seconds is not missed; nobody misses it
-    either while no group has to be formed.
+    A member is given up when both say so: the lighthouse hears nothing of it, and by the store it is lost. The
+    lighthouse is needed only while a group forms, and may then be away for up to `silence` seconds.
 
     Args:
         address: as of a `Membership`.

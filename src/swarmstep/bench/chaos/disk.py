@@ -6,6 +6,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from swarmstep.errors import CommError, UsageError
@@ -29,17 +30,12 @@ class Disk:
         self._stone = folder / "full"
 
     def __enter__(self) -> Disk:
-        check_rights()
         self._folder.mkdir(parents=True, exist_ok=True)
-        said = _run("mount", "-t", "tmpfs", "-o", f"size={SIZE}", "swarmstep-chaos", str(self._folder))
-        if said:
-            raise UsageError(f"a file system of its own cannot be mounted: {said}")
+        _mount(self._folder)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        said = _run("umount", "--lazy", str(self._folder))
-        if said:
-            raise CommError(f"{self._folder} cannot be unmounted: {said}; run: umount {self._folder}")
+        _unmount(self._folder)
 
     def fill(self) -> None:
         """Leave no room on it."""
@@ -60,6 +56,21 @@ def check_rights() -> None:
     lacks += [] if hasattr(os, "geteuid") and os.geteuid() == 0 else ["root"]
     if lacks:
         raise UsageError(f"a file system of its own needs {', '.join(lacks)}, which this process does not have")
+    with tempfile.TemporaryDirectory(prefix="swarmstep-") as name:  # root in a container often may not
+        _mount(Path(name))
+        _unmount(Path(name))
+
+
+def _mount(folder: Path) -> None:
+    said = _run("mount", "-t", "tmpfs", "-o", f"size={SIZE}", "swarmstep-chaos", str(folder))
+    if said:
+        raise UsageError(f"a file system of its own cannot be mounted: {said}")
+
+
+def _unmount(folder: Path) -> None:
+    said = _run("umount", "--lazy", str(folder))  # at once, whoever still has a file open there
+    if said:
+        raise CommError(f"{folder} cannot be unmounted: {said}; run: umount {folder}")
 
 
 def _run(*command: str) -> str:

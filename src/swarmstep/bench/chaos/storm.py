@@ -12,6 +12,7 @@ from swarmstep.bench.chaos.schedule import Fault, victim
 from swarmstep.bench.netns import Network
 from swarmstep.bench.supervisor import Supervisor
 
+LOOK = 0.1  # seconds between two looks at the workers' files
 PULSE = 0.15  # seconds for which a slow worker runs, and then does not; far below any limit of silence
 
 
@@ -60,6 +61,7 @@ class Storm:
         self._epoch = -1
         self._members: tuple[str, ...] = ()
         self._postponed = False
+        self._looked = -LOOK
         self.round = 0  # the last one committed
         self.struck = 0
 
@@ -85,7 +87,9 @@ class Storm:
         Args:
             now: seconds since the storm began.
         """
-        self.look()
+        if now - self._looked >= LOOK:
+            self._looked = now
+            self.look()
         for active in [active for active in self._active if active.until <= now]:
             self._end(active)
         while self._waiting and self._waiting[0][1].at <= now and self._strike(*self._waiting[0], now):
