@@ -46,7 +46,7 @@ from swarmstep.comm.codecs import Int8
 from swarmstep.comm.dist import DistComm, serve_store
 from swarmstep.comm.groups import TCPStore
 from swarmstep.comm.membership import Membership
-from swarmstep.errors import RunOver
+from swarmstep.errors import PeerLost, RunOver
 from swarmstep.flat import Flat
 from swarmstep.lane import Lane
 from swarmstep.options import Change
@@ -72,6 +72,7 @@ METHODS: dict[str, tuple[Strategy, dict[str, Any]]] = {
     "local-sgd:int8-delay": (LocalSGD(when=Every(PERIOD)), {"codec": Int8(), "delay": 2}),
     "gossip": (GossipRing(when=Every(PERIOD)), {}),
     "local-sgd:vote": (LocalSGD(when=GradientChange(threshold=0.05, window=2)), {}),
+    "local-sgd:seldom": (LocalSGD(when=GradientChange(threshold=1e9, window=2)), {}),
     "local-sgd:vote-delay": (LocalSGD(when=GradientChange(threshold=0.05, window=2)), {"delay": 2}),
 }
 
@@ -98,7 +99,10 @@ AT_THE_END = ("finish", "result")
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """A worker is struck the `nth` time it reaches a point: killed, stopped, or hung with its heart beating."""
+    """What happens to a worker the `nth` time it reaches a point.
+
+    "kill", "stop", "hang" with its heart beating, "deaf": stopped, and then its connections fail, "tell": nothing.
+    """
 
     point: str
     nth: int = 1
@@ -136,7 +140,6 @@ class Momentum:
         for p, v in zip(self.parameters, self.velocities, strict=True):
             assert p.grad is not None
             p.sub_(v.mul_(0.9).add_(p.grad), alpha=LR)
-            p.grad = None
 
     def state_dict(self) -> dict[str, Any]:
         return {"velocities": [v.clone() for v in self.velocities]}
@@ -152,7 +155,9 @@ class Worker:
     def __init__(self, plan: Plan, comm: Any, slot: int, changed: Callable[..., None] | None = None) -> None:
         strategy, options = METHODS[plan.method]
         self.slot = slot
-        self.model = network(slot) if plan.width == 8 else nn.Sequential(nn.Linear(5, plan.width), nn.Linear(plan.width, 3))
+        self.model = (
+            network(slot) if plan.width == 8 else nn.Sequential(nn.Linear(5, plan.width), nn.Linear(plan.width, 3))
+        )
         self.optimizer = Momentum(self.model.parameters())
         extra: dict[str, Any] = {"stateful": {"optimizer": self.optimizer}}
         if changed:
@@ -165,6 +170,7 @@ class Worker:
         torch.manual_seed(mix(0, step, self.slot))
         inputs, labels = batch(0, step, self.slot)
         loss = nn.functional.cross_entropy(self.model(inputs), labels)
+        self.model.zero_grad()
         loss.backward()
         self.optimizer.step()
         return loss
@@ -204,10 +210,14 @@ class Reporter:
         if not due:
             return
         assert self.fault
-        self.say("struck", self.fault.kind)
-        if self.fault.kind == "hang":
+        kind = self.fault.kind
+        self.say("struck", kind)
+        if kind == "hang":
             threading.Event().wait()
-        os.kill(os.getpid(), signal.SIGKILL if self.fault.kind == "kill" else signal.SIGSTOP)
+        if kind != "tell":
+            os.kill(os.getpid(), signal.SIGKILL if kind == "kill" else signal.SIGSTOP)
+        if kind == "deaf":  # its end of the collective has failed, the others' have not
+            raise PeerLost("the connection broke")
 
     def around(self, owner: Any, name: str, before: str = "", behind: str = "") -> None:
         """Make a function of the package pass a point before it begins, and one after it has returned."""
@@ -226,7 +236,7 @@ class Reporter:
 
     def install(self) -> None:
         """Put the points into the package, in this process."""
-        self.around(lane_module, "call_roll", before="roll")
+        self.around(lane_module, "call_roll", before="roll", behind="rolled")
         self.around(Ballot, "_commit", before="counting")
         self.around(Ballot, "_wait", before="voted")
         self.around(Lane, "_write", before="apply")
@@ -328,12 +338,12 @@ def _train(reporter: Reporter, port: int, name: str, plan: Plan) -> None:
     worker = Worker(plan, comm, slot, changed)
     sync = worker.sync
     reporter.say("begun", sync.steps, sync.rounds, worker.weights())
-    over = False
+    over = any(report.fate.finish for report in sync._landed)  # which a newcomer's first step reports
     while not over and sync.steps != plan.steps:
         loss = worker.local_step()
         reporter.at("step")
         report = sync.step(loss, lr=LR)
-        over = bool(report) and (report.fate.finish or report.fate.stop)
+        over = any(r.fate.finish or r.fate.stop for r in [report, *sync._landed] if r)
         time.sleep(plan.pace)
     sync.finish()
     result = plan.after(membership) if plan.after else None
@@ -431,7 +441,8 @@ class World:
             told.begun = tuple(rest)
         elif what == "struck":
             told.struck = when
-            (self.stopped if rest[0] == "stop" else self.killed).add(name)
+            place = {"stop": self.stopped, "deaf": self.stopped, "kill": self.killed}.get(rest[0], set())
+            place.add(name)
         elif what == "done":
             told.done = tuple(rest)
         elif what == "over":
@@ -467,7 +478,10 @@ class World:
                 process.join(0.5)
         lines = [f"finish asked: {self.store.check(['swarmstep/finish'])}"]
         for name, told in self.told.items():
-            last = [(f"{when:.2f}", *(w for w in words if not isinstance(w, torch.Tensor))) for when, *words in told.order]
+            last = [
+                (f"{when:.2f}", *(w for w in words if not isinstance(w, torch.Tensor)))
+                for when, *words in told.order
+            ]
             lines.append(f"{name} exit={self.processes[name].exitcode}: " + " | ".join(map(str, last[-4:])))
             lines += [told.error[-1]] if told.error else []
         return "\n".join(lines)

@@ -31,7 +31,7 @@ def spoil(how: str, x: Tensor) -> None:
 
 
 def train(strategy: Strategy, how: str, comm: Comm, steps: int = 4) -> Any:
-    """Train with a rank that is off at step 2; return the weights, or what was raised, and what the rounds said."""
+    """Train with a rank that is off at step 2; return the weights and reports, or first what was raised."""
 
     def tamper(x: Tensor, last: Tensor, step: int) -> None:
         if comm.rank == BAD and step == 2:
@@ -54,7 +54,7 @@ def train(strategy: Strategy, how: str, comm: Comm, steps: int = 4) -> Any:
 def test_methods_that_cannot_contain_it_say_who_it_is(kind: type[Strategy], how: str) -> None:
     for said, *_ in simulate(lambda comm: train(kind(when=Every(2)), how, comm), 4):
         assert isinstance(said, str)
-        assert "step 2: the weights of rank 2 are not finite, or 1000 times as large as after the last round" in said
+        assert "step 2: the weights of rank 2 are not finite, or 1000 times as large as after the last" in said
         assert f"{kind.__name__} cannot contain that; lower the learning rate" in said
 
 

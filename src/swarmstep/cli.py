@@ -166,7 +166,7 @@ def _add_train(commands: Any) -> None:
     add("--elastic", choices=config.ELASTIC, help="workers may be lost and come back: local, the others go on in "
         "the same processes; torchft, so too, with torchft's lighthouse; torchrun, all start "
         "again from the last checkpoint")  # fmt: skip
-    add("--listen", metavar="HOST:PORT", help="with --elastic local: let other machines join at "
+    add("--listen", metavar="HOST:PORT", help="with --elastic local or torchft: let others join at "
         "this address of this machine; needs a secret (docs/security.md)")  # fmt: skip
     add("--join", metavar="HOST:PORT", help="give workers to the run that listens there, at any "
         "time, with its settings; --data, --workers and --out are this machine's own")  # fmt: skip

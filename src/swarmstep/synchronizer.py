@@ -15,7 +15,6 @@ from swarmstep.comm.base import Comm
 from swarmstep.comm.metered import Metered, Traffic
 from swarmstep.errors import (
     CheckpointError,
-    CollectiveMismatch,
     CommError,
     Disagreement,
     PeerLost,
@@ -72,6 +71,9 @@ class Synchronizer:
         self._comm = Metered(comm)
         self._landed: list[Round] = []  # not yet reported
         self._renew = False  # newcomers wait
+        self._level = (
+            0  # at steps before it this group does nothing: some had done what was due when it was formed
+        )
         self._began = comm.clock()  # the last change of membership
         self._attend(self._enter_some(comm, None), self._landed)
 
@@ -114,14 +116,14 @@ class Synchronizer:
         elif None in sources:
             parcel = hand_over(lambda: self._parcel(attempt), metered)
             self._worker.meet(metered, parcel if newcomer else None)
-        lanes = self._worker.lanes(metered)
+        lanes, level = self._worker.lanes(metered), 0
         if sources:
-            self._check_step(metered, parcel["step"] if newcomer else self.steps)
+            level = int(metered.gather(torch.tensor(parcel["step"] if newcomer else self.steps)).max())
             saved = parcel["fragments"] if newcomer else [lane.state_dict() for lane in self._lanes]
             for lane, part in zip(lanes, saved, strict=True):
                 lane.succeed(part, sources)
         comm.decide()
-        self._comm, self._lanes, self._renew = metered, lanes, False
+        self._comm, self._lanes, self._level, self._renew = metered, lanes, level, False
         self._counted += {id(t): t for t in (metered.traffic, lanes[0].setting.comm.traffic)}.values()
         if newcomer:
             attempt = self._take(parcel)
@@ -139,11 +141,6 @@ class Synchronizer:
         newcomer = bool(comm.sources) and comm.sources[comm.rank] is None
         states = tuple(lane.state for lane in self._lanes)
         return Change(*counts, comm.sources, comm.names, comm.rank, newcomer, states, seconds)
-
-    def _check_step(self, comm: Metered, step: int) -> None:
-        steps = comm.gather(torch.tensor(step)).tolist()
-        if min(steps) < max(steps):
-            raise CollectiveMismatch(f"the ranks go on at different steps, {steps}; call step() equally often")
 
     def _parcel(self, attempt: Attempt | None) -> dict[str, Any]:
         """Return what a newcomer takes from this worker: numbers, strings and tensors."""
@@ -231,6 +228,8 @@ class Synchronizer:
 
     def _take_step(self, lane: Lane, now: Now, landed: list[Round]) -> None:
         """Do what is due in one lane at this step."""
+        if now.step < self._level:
+            return
         if lane.flight and now.step >= lane.flight.lands:
             self._note(lane.land(), landed)
         called = None

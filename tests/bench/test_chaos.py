@@ -179,6 +179,17 @@ def test_a_lost_round(what: str) -> None:
     assert "1 committed rounds are not continued" in complaints(summarize(told(parts), None, 0.5, []), 720)
 
 
+def test_a_round_that_is_written_down_late() -> None:
+    """By a worker that had landed it, was given up, and is back when it says so."""
+    parts = story()
+    back = joined(ALL, 2, 4, 13.5, ["2.0"])
+    late = landed(3, ALL, 2, at=13.6, print=4 / 8)[2:]  # "2.0", with what it has by now
+    parts |= {"before": [e for e in parts["before"] if (e.round, e.worker) != (3, "2.0")], "back": [*back, *late]}
+    assert verdict.lost_rounds(told(parts)) == 0
+    parts["back"] = [*back, late[0]._replace(members=("2.0",))]  # but not one that it has committed alone
+    assert verdict.lost_rounds(told(parts)) == 1
+
+
 @pytest.mark.parametrize("what", ["newcomer", "survivor", "nobody", "behind"])
 def test_a_wiped_state(what: str) -> None:
     parts = story()

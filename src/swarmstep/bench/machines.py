@@ -25,8 +25,9 @@ from swarmstep.comm.membership import begun
 from swarmstep.comm.secret import LEAST, is_loopback, secret_of
 from swarmstep.errors import CommError, UsageError
 
-SETTINGS = "SWARMSTEP_SETTINGS"  # of the run: its name in the store, and for workers of other machines
-GUESTS = "swarmstep/guests"  # there, how many other machines have joined so far
+PUBLISHED = "swarmstep/settings"  # in the store: the run's settings, JSON
+GUESTS = "swarmstep/guests"  # in the store: how many other machines have joined so far
+SETTINGS = "SWARMSTEP_SETTINGS"  # in the environment of other machines' workers: what was PUBLISHED
 OWN = ("workload", "data", "workers")  # what another machine may set for itself
 SILENCE = 3.0  # seconds without a sign of life after which another machine is not waited for at the end
 POLL = 0.05  # seconds between two looks at the store
@@ -71,9 +72,9 @@ def listening(where: tuple[str, int], config: Config, workload: Workload) -> Gen
     Raises:
         UsageError: there is no secret, or the address is not free or not of this machine.
     """
-    secret, interface = _secret("--listen"), interface_towards(where[0])
+    secret, interface = needed_secret("--listen"), interface_towards(where[0])
     store, port = groups.serve_store()
-    store.set(SETTINGS, json.dumps({"config": dataclasses.asdict(config), "workload": _marks(workload)}))
+    store.set(PUBLISHED, json.dumps({"config": dataclasses.asdict(config), "workload": _marks(workload)}))
     with contextlib.closing(serve(port, secret, where, say)) as door:
         shown = f"[{door.host}]" if ":" in door.host else door.host
         join = f"swarmstep train {shlex.quote(config.workload)} --join {shown}:{door.port} --workers N"
@@ -108,20 +109,20 @@ def joined(where: tuple[str, int], patience: float) -> Generator[Guest]:
         UsageError: there is no secret, or no interface towards the first machine is found.
         CommError: there is no such run, or it did not let this machine in, or has not begun.
     """
-    secret, interface = _secret("--join"), interface_towards(where[0])
+    secret, interface = needed_secret("--join"), interface_towards(where[0])
     at = f"the run at {where[0]}:{where[1]}"
-    over = f"{at}: the process that started it has ended, or is out of reach"
+    over = f"{at}: the process that started it has ended, or is out of reach; resume it there, or join it again"
     with contextlib.closing(enter(where, secret)) as passage:
         try:
             store = groups.connect(passage.host, passage.port, patience)
             beats = groups.connect(passage.host, passage.port, patience)
-            text = store.get(SETTINGS).decode()
+            text = store.get(PUBLISHED).decode()
             config = settings(text)
             _await_begin(store, at, patience)
             name = _guest(store.add(GUESTS, 1))
             heart = Heartbeat(beats, name, [])
         except RuntimeError as error:
-            raise CommError(f"{passage.error or over} ({groups.brief(error)})") from error
+            raise CommError(over) from error
         heart.start()
         environment = {
             "GLOO_SOCKET_IFNAME": interface,
@@ -129,9 +130,8 @@ def joined(where: tuple[str, int], patience: float) -> Generator[Guest]:
             "SWARMSTEP_WORKERS": str(config.workers),
         }
         place = Place(environment=environment, serve=lambda: (store, passage.port))
-        advice = "; resume it there from its checkpoint, or join it again"
         try:
-            yield Guest(config, place, lambda: over + advice if heart.error else None)
+            yield Guest(config, place, lambda: over if heart.error else None)
         finally:
             heart.stop()
             with contextlib.suppress(RuntimeError):  # the store may have gone meanwhile
@@ -225,7 +225,8 @@ def _address_of(interface: str) -> str | None:
     return None
 
 
-def _secret(option: str) -> bytes:
+def needed_secret(option: str) -> bytes:
+    """Return the secret that the environment gives; raise UsageError, which says what to do, if it gives none."""
     secret = secret_of(os.environ)
     if secret is None:
         raise UsageError(

@@ -31,6 +31,7 @@ PRELOADED = (
     "safetensors.torch",
     "swarmstep.cli",
     "swarmstep.bench.session",
+    "swarmstep.bench.chaos.command",
     "swarmstep.bench.compare.command",
     "swarmstep.bench.measure.command",
     "swarmstep.bench.report.command",

@@ -98,12 +98,14 @@ class Session:
 
     def _check_machines(self, how: str | None) -> None:
         for option, text in (("--listen", self.args.listen), ("--join", self.args.join)):
-            if text and how != "local":
+            if text and how not in ("local", "torchft"):
                 raise UsageError(f"{option}: expected --elastic local, found {how or 'none'}")
-            if text:
-                machines.address(option, text)
         if self.args.join and (self.args.resume or self.args.listen):
             raise UsageError("--join: goes with neither --listen nor --resume, which are for the first machine")
+        for option, text in (("--listen", self.args.listen), ("--join", self.args.join)):
+            if text:
+                machines.address(option, text)
+                machines.needed_secret(option)
 
     @property
     def starts_processes(self) -> bool:
@@ -148,23 +150,34 @@ class Session:
 
     def _supervise(self, arguments: Sequence[str], config: Config, workload: Workload) -> int:
         with contextlib.ExitStack() as stack:
+            light = self._light(config, stack)
             place = Place()
             if self.args.listen:
                 where = machines.address("--listen", self.args.listen)
                 place = stack.enter_context(machines.listening(where, config, workload))
-            if config.elastic == "torchft":
-                lighthouse = stack.enter_context(torchft.serve_lighthouse(self.args.patience))
-                place = Place(environment={torchft.ADDRESS: lighthouse})
+            place = dataclasses.replace(place, environment={**place.environment, **light})
             return supervise(arguments, config.workers, self._folder(config), place, resume=self.job.resume)
+
+    def _light(self, config: Config, stack: contextlib.ExitStack) -> dict[str, str]:
+        """Return what tells the workers where their lighthouse is, if the run needs one."""
+        if config.elastic != "torchft":
+            return {}
+        alone = not (self.args.listen or self.args.join)
+        return {torchft.ADDRESS: stack.enter_context(torchft.serve_lighthouse(self.args.patience, alone=alone))}
 
     def _join(self, arguments: Sequence[str]) -> int:
         """Start workers for a run that another machine has started."""
         workload = self._own_workload()
-        with machines.joined(machines.address("--join", self.args.join), self.args.patience) as guest:
-            machines.check_own(self.given, workload, guest)
+        with contextlib.ExitStack() as stack:
+            where = machines.address("--join", self.args.join)
+            guest = stack.enter_context(machines.joined(where, self.args.patience))
+            given = {name: value for name, value in self.given.items() if getattr(self.args, name) is not None}
+            machines.check_own(given, workload, guest)
             workers = Config(**self.given).workers
             folder = self._folder(guest.config)
-            code = supervise(arguments, workers, folder, guest.place, trouble=guest.trouble)
+            light = self._light(guest.config, stack)
+            place = dataclasses.replace(guest.place, environment={**guest.place.environment, **light})
+            code = supervise(arguments, workers, folder, place, trouble=guest.trouble)
         if code == 0:
             say(f"the run at {self.args.join} is over")
         return code

@@ -24,6 +24,9 @@ PAUSE, LONGEST_PAUSE = 0.1, 30.0  # seconds before a restart, doubled with each 
 HOPELESS = 5  # failed starts in a row, of every slot, after which the run has failed
 LAST_WAIT = 60.0  # seconds that workers have to end once one has said that the run is over
 LEAVE_WAIT = 10.0  # seconds that they have to leave a run that goes on elsewhere
+STOPPED_ELSEWHERE = (
+    "the run was stopped after a round; resume it on its first machine, with the checkpoints of all"
+)
 TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -232,7 +235,8 @@ class Supervisor:
         if self.outcome or self._over:
             return  # no failure any more
         if code in (0, Interrupted.exit_code):
-            self._end_soon(Outcome(code, said if code else ""), LAST_WAIT)
+            stopped = STOPPED_ELSEWHERE if self._manner.trouble else said
+            self._end_soon(Outcome(code, stopped if code else ""), LAST_WAIT)
         elif code > 0 and code != CommError.exit_code:
             self.outcome = Outcome(code, said)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 
@@ -11,6 +12,11 @@ from swarmstep.errors import CommError, PeerLost
 
 LONGEST_PAUSE = 5e-3  # seconds between two looks at the verdict
 COMMIT, ABORT = "commit", "abort"
+
+
+def first_verdict(key: str) -> str:
+    """Return the key of the first verdict of a ballot, which stays in the store."""
+    return f"{key}/0"
 
 
 class Ballot:
@@ -50,35 +56,44 @@ class Ballot:
         Raises:
             PeerLost: the verdict is that it does not count.
         """
-        self._store = store = self._store or self._connect()
-        key, last = self._verdict, False
+        store, key, last = self._reached(), self._verdict, False
         try:
             last = store.add(f"{key}/votes", 1) == self._size
             if last:
                 self._commit(store, key)
             self._wait(store, key, check)
+            said = store.get(key).decode().split()
         except (CommError, RuntimeError) as error:
-            self._give_up(store, key, error)
-        said = store.get(key).decode().split()
+            said = self._give_up(store, key, error)
         if said[0] == ABORT:
             raise PeerLost("another rank has given the round up")
         self._go_on(store, last)
         return Fate(*(name in said for name in Fate._fields))
 
-    def _give_up(self, store: TCPStore, key: str, error: CommError | RuntimeError) -> None:
-        """Raise, unless all votes are there by now: then it counts."""
-        if self._abort(store, key) == ABORT:
-            if isinstance(error, CommError):
-                raise error
-            raise PeerLost(f"no answer from the store ({brief(error)})") from error
+    def _give_up(self, store: TCPStore, key: str, error: CommError | RuntimeError) -> list[str]:
+        """Raise, unless all votes are there by now: then it counts, and the verdict is returned."""
+        said = self._abort(store, key)
+        if said[0] != ABORT:
+            return said
+        if isinstance(error, CommError):
+            raise error
+        raise _silent(error) from error
 
     def _go_on(self, store: TCPStore, last: bool) -> None:
-        if last and self._number:  # all have voted, so all have read the verdict before
-            for old in (f"{self._key}/{self._number - 1}", f"{self._key}/{self._number - 1}/votes"):
-                store.delete_key(old)
+        if last and self._number > 1:  # all have voted, so all have read the verdict before; the first one stays
+            with contextlib.suppress(RuntimeError):  # the store is gone: this round counts all the same
+                for old in (f"{self._key}/{self._number - 1}", f"{self._key}/{self._number - 1}/votes"):
+                    store.delete_key(old)
         self._number += 1
         if self._number == 1:
             self._settled()
+
+    def _reached(self) -> TCPStore:
+        try:
+            self._store = self._store or self._connect()
+        except RuntimeError as error:
+            raise _silent(error) from error
+        return self._store
 
     @property
     def _verdict(self) -> str:
@@ -96,11 +111,11 @@ class Ballot:
             pause = min(1.5 * pause, LONGEST_PAUSE)
             check(time.monotonic() - started)
 
-    def _abort(self, store: TCPStore, key: str) -> str:
+    def _abort(self, store: TCPStore, key: str) -> list[str]:
         try:
-            return store.compare_set(key, "", ABORT).decode().split()[0]
+            return store.compare_set(key, "", ABORT).decode().split()
         except RuntimeError as error:
-            raise PeerLost(f"no answer from the store ({brief(error)})") from error
+            raise _silent(error) from error
 
     def close(self) -> None:
         """Give up what is not decided yet, so that nobody waits for this rank's vote.
@@ -108,5 +123,8 @@ class Ballot:
         Raises:
             PeerLost: the store does not answer.
         """
-        self._store = self._store or self._connect()
-        self._abort(self._store, self._verdict)
+        self._abort(self._reached(), self._verdict)
+
+
+def _silent(error: RuntimeError) -> PeerLost:
+    return PeerLost(f"no answer from the store ({brief(error)})")

@@ -22,9 +22,11 @@ __all__ = [
     "dissolve",
     "form",
     "keep_for_ever",
+    "prolong",
     "serve_store",
 ]
 
+FORMING = 5.0  # seconds that those who have agreed on a group have to connect, at least
 NEVER = (1 << 20) - 1  # tag of what nobody sends; next to those that `p2p` uses
 
 
@@ -69,7 +71,12 @@ def form(store: TCPStore, name: str, place: tuple[int, int], limit: float, patie
     rank, size = place
     within = PrefixStore(name, store)
     dist.init_process_group("gloo", store=within, rank=rank, world_size=size, timeout=timedelta(seconds=limit))
-    distributed_c10d._set_pg_timeout(timedelta(seconds=patience), dist.group.WORLD)  # pyright: ignore[reportPrivateUsage]
+    prolong(dist.group.WORLD, patience)
+
+
+def prolong(group: Any, patience: float) -> None:
+    """Give each operation of a group so many seconds from now on: to be formed, it had fewer."""
+    distributed_c10d._set_pg_timeout(timedelta(seconds=patience), group)  # pyright: ignore[reportPrivateUsage]
 
 
 def dissolve() -> None:

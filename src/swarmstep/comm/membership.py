@@ -11,8 +11,8 @@ Everything is agreed upon in one store, which lives in a process that is no work
     epoch/E/here, here/I     who wants to be in the group of epoch E, in the order in which they came
     epoch/E/open             above 0: members of the group before have begun to form this one
     epoch/E/members          the group, decided by one compare-and-set
-    epoch/E/entered          it has begun: weights and state are where they belong
-    epoch/E/ballot/...       its decisions               (ballot.py)
+    epoch/E/ballot/...       its decisions; the first is that it has begun: weights and state are where they
+                             belong                      (ballot.py)
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from swarmstep.comm import groups
-from swarmstep.comm.ballot import Ballot
+from swarmstep.comm.ballot import COMMIT, Ballot, first_verdict
 from swarmstep.comm.dist import DistComm, Epoch
 from swarmstep.comm.groups import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 from swarmstep.comm.heartbeat import Heartbeat, dead
@@ -38,7 +38,6 @@ T = TypeVar("T")
 
 PERIOD = 0.2  # seconds between two signs of life
 GATHERING = 60.0  # seconds that the first workers wait for those who should start with them
-FORMING = 5.0  # seconds that those who have agreed on a group have to connect, at least
 POLL = 0.02  # seconds between two looks at the store
 STOP, FINISH, OVER = "swarmstep/stop", "swarmstep/finish", "swarmstep/over"
 
@@ -140,6 +139,7 @@ class Membership:
             except RuntimeError:  # somebody was lost meanwhile, or the store
                 groups.dissolve()
                 comm = None
+                time.sleep(POLL)
                 if self._heart.error:
                     self._heart.stop()
                     self._reached(self._connect_all)
@@ -162,7 +162,7 @@ class Membership:
         following = self._key(number + 1)
         self._store.add(f"{following}/here", 0)
         self._heart.watch(self._members, f"{following}/open")
-        limit = max(FORMING, self.silence)
+        limit = max(groups.FORMING, self.silence)
         groups.form(self._store, f"{self._key(number)}/group", (rank, len(rows)), limit, self.patience + 60)
         self._prove(limit)
         begins = all(source is None for _, source in rows)
@@ -235,7 +235,7 @@ class Membership:
             holders.sort(key=lambda c: c.held or (0, 0))
             rest = [c.name for c in candidates if c not in holders]
             return [*((c.name, c.held[1] if c.held else None) for c in holders), *((name, None) for name in rest)]
-        if newest >= 0 and not self._all_dead(newest):
+        if newest >= 0:
             return []  # somebody holds newer weights than anybody here, and may come back
         if len(candidates) < self.start and waited < GATHERING:
             return []
@@ -246,12 +246,15 @@ class Membership:
         count = self._store.add(key, 0)
         places = [f"{key}/{place}" for place in range(1, count + 1)]
         rows = [json.loads(self._store.get(place)) for place in places if self._store.check([place])]
-        return [Candidate(name, tuple(held) if held else None) for name, held in rows]
+        return [Candidate(name, tuple(held) if held else None) for name, held in dict(rows).items()]  # each once
 
     def _newest(self, number: int) -> int:
-        """Return the last epoch that has begun; its members hold the newest weights. -1: none has."""
+        """Return the last epoch that has begun and has not lost all members; they hold the newest weights.
+
+        -1: there is none.
+        """
         newest = number - 1
-        while newest >= 0 and not self._store.check([f"{self._key(newest)}/entered"]):
+        while newest >= 0 and (not _has_begun(self._store, newest) or self._all_dead(newest)):
             newest -= 1
         return newest
 
@@ -288,7 +291,6 @@ class Membership:
 
         def entered() -> None:
             self._held = (epoch, rank)
-            self._store.set(f"{key}/entered", "1")
 
         ballot = Ballot(self._connect, f"{key}/ballot{part}", size, wishes, *([entered] if first else []))
         self._ballots.append(ballot)
@@ -313,12 +315,15 @@ class Membership:
         """Run what one member does for all at the end; return its result there, None elsewhere.
 
         The first rank runs it; if it is lost before it is done, the next one does.
+
+        Raises:
+            CommError: it is not done within `patience`, or the store is gone.
         """
         key, deadline = "swarmstep/concluded", time.monotonic() + self.patience
-        while not self._store.add(key, 0):
+        while not self._reached(lambda: self._store.add(key, 0)):
             if self.leads():
                 result = task()
-                self._store.add(key, 1)
+                self._reached(lambda: self._store.add(key, 1))
                 return result
             if time.monotonic() > deadline:
                 raise CommError(f"worker {self.name}: waited {self.patience:g} s for the first rank to conclude")
@@ -335,10 +340,15 @@ def begun(store: TCPStore) -> bool:
     """Return whether some group of the run that meets in this store has begun to train."""
     number = 0
     while store.check([f"{_key(number)}/members"]):
-        if store.check([f"{_key(number)}/entered"]):
+        if _has_begun(store, number):
             return True
         number += 1
     return False
+
+
+def _has_begun(store: TCPStore, number: int) -> bool:
+    first = first_verdict(f"{_key(number)}/ballot")
+    return store.check([first]) and store.get(first).decode().startswith(COMMIT)
 
 
 def _key(number: int) -> str:

@@ -27,19 +27,25 @@ ASKING = 0.5  # seconds that one question takes at most: then the store is looke
 
 
 @contextlib.contextmanager
-def serve_lighthouse(patience: float) -> Generator[str]:
+def serve_lighthouse(patience: float, *, alone: bool = True) -> Generator[str]:
     """Serve a lighthouse on the loopback interface, unless TORCHFT_LIGHTHOUSE names one; yield its address.
 
     Args:
         patience: seconds that it waits for a worker that gives signs of life.
+        alone: whether all workers are on this machine.
 
     Raises:
-        UsageError: torchft is not installed.
+        UsageError: torchft is not installed, or other machines need a lighthouse that they reach.
     """
     coordination = _coordination()
     if os.environ.get(ADDRESS):
         yield os.environ[ADDRESS]
         return
+    if not alone:
+        raise UsageError(
+            f"--elastic torchft across machines: expected {ADDRESS}=http://HOST:PORT of a lighthouse that all of "
+            "them reach; start one (torchft_lighthouse --min_replicas 1)"
+        )
     server = coordination.LighthouseServer(
         bind="127.0.0.1:0",
         min_replicas=1,
@@ -70,7 +76,7 @@ class LighthouseMembership(Membership):
     """
 
     def __init__(self, address: tuple[str, int], name: str, lighthouse: str, **options: Any) -> None:
-        self._lighthouse = _Lighthouse(lighthouse, name)
+        self._lighthouse = Lighthouse(lighthouse, name)
         super().__init__(address, name, **options)
 
     def _candidates(self, number: int) -> list[Candidate]:
@@ -83,8 +89,17 @@ class LighthouseMembership(Membership):
         super().leave()
 
 
-class _Lighthouse:
-    """One worker's connection to the lighthouse; gives it signs of life in a thread of its own."""
+class Lighthouse:
+    """One worker's connection to a lighthouse; gives it signs of life in a thread of its own.
+
+    Args:
+        address: of the lighthouse, http://HOST:PORT.
+        worker: its name.
+
+    Raises:
+        CommError: it cannot be reached within CONNECTING seconds.
+        UsageError: torchft is not installed.
+    """
 
     def __init__(self, address: str, worker: str) -> None:
         self._address, self._worker = address, worker

@@ -52,16 +52,24 @@ class Ride(NamedTuple):
 def lost_rounds(ride: Ride) -> int:
     """Return how many committed rounds are not continued.
 
-    From 1 to the last one each round was written down, by all who did so with the same epoch, step, members and
-    digest, and its step is above the one's before; every number for which that is not so counts.
+    Every round from 1 to the last was written down, with a step above that of the one before; by all who did so
+    with the same step and members, and the same epoch and digest. Of these last two, what a worker says does not
+    count that had been given up in between and writes late, when it has the others' state. Every number for which
+    that is not so counts.
     """
-    told: dict[int, set[tuple[object, ...]]] = defaultdict(set)
+    told: dict[int, set[tuple[int, tuple[str, ...]]]] = defaultdict(set)
+    states: dict[int, set[tuple[int, float | None]]] = defaultdict(set)
+    came: dict[str, int] = {}  # the last round before a worker came, or came back
     for event in ride.events:
-        if isinstance(event, Landed):
-            told[event.round].add((event.epoch, event.step, event.members, event.print))
+        if isinstance(event, Joined) and event.newcomer:
+            came[event.worker] = event.round
+        elif isinstance(event, Landed):
+            told[event.round].add((event.step, event.members))
+            if event.round > came.get(event.worker, -1):
+                states[event.round].add((event.epoch, event.print))
     steps = {0: 0} | {landed.round: landed.step for landed in ride.rounds}
     return sum(
-        len(told[number]) != 1 or steps[number] <= steps.get(number - 1, -1)
+        len(told[number]) != 1 or len(states[number]) > 1 or steps[number] <= steps.get(number - 1, -1)
         for number in range(1, max(told, default=0) + 1)
     )
 
