@@ -1,7 +1,7 @@
 """Elastic groups of real processes that train a tiny model, and points in the code at which one of them is struck.
 
 The test process plays the supervisor: it serves the store, starts the workers, says who is dead, starts others in
-their place, and asks all to finish. Each worker reports over a pipe of its own, which no dying worker can leave locked.
+their place, and asks all to finish. Each worker reports over a pipe of its own, which no other can leave locked.
 """
 
 from __future__ import annotations

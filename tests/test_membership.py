@@ -1,4 +1,4 @@
-"""The agreement on who trains together: votes, candidates, newcomers, and everything that can go wrong between them."""
+"""The agreement on who trains together: votes, candidates, newcomers, and what can go wrong between them."""
 
 from __future__ import annotations
 
@@ -258,6 +258,18 @@ def test_a_group_that_never_began_made_nobodys_weights_out_of_date(
     assert chooser._choose(2, 0.0) == [("a.0", 0), ("b.0", 1), ("n.0", None)]
 
 
+def test_a_group_that_has_not_begun_when_it_is_passed_over_never_will(
+    store: tuple[Any, int], chooser: Membership
+) -> None:
+    """Its members may be alive, taken for lost by one who was stopped itself: else there would be two swarms."""
+    was(store, 0, ["a.0", "b.0"], True)
+    store[0].set("swarmstep/epoch/1/members", json.dumps([["a.0", 0]]))
+    here(store, 2, [("b.0", (0, 1))])
+    assert chooser._choose(2, 0.0) == [("b.0", 1)]
+    with pytest.raises(PeerLost, match="another rank has given the round up"):
+        ballots(store, 1, "swarmstep/epoch/1/ballot")[0].decide(patient)
+
+
 def test_a_member_that_is_alive_and_has_not_come_is_waited_for(
     store: tuple[Any, int], chooser: Membership
 ) -> None:
@@ -364,6 +376,23 @@ def test_down_to_one_and_up_again_with_two_who_join_at_once() -> None:
         assert alike(done)
         numbers = [row[0] for row in world.told["1.0"].rounds]
         assert numbers == list(range(1, done[0][1] + 1))
+
+
+def test_one_who_has_just_joined_lets_in_the_next_at_the_same_step_as_the_others() -> None:
+    with World(Plan("local-sgd", silence=4.0)) as world:
+        world.start("0.0", "1.0")
+        world.start("2.0", fault=Fault("vote", 3))
+        world.until(world.ended("2.0"))
+        world.start("2.1", fault=Fault("entering vote", 1, "stop"))  # in time: the others wait for the silent one
+        world.until(lambda: world.told["2.1"].struck)
+        world.start("3.0")
+        world.until(lambda: world.store.add("swarmstep/epoch/2/here", 0))
+        world.thaw("2.1")
+        together(world, "0.0", "1.0", "2.1", "3.0")
+        assert alike(finish(world, "0.0", "1.0", "2.1", "3.0"))
+        # The round that was due when 2.0 died is 2.1's first, and says that 3.0 waits.
+        last = [world.told[name].changes[-1][0] for name in ("0.0", "1.0", "2.1", "3.0")]
+        assert [(change.step, change.newcomer) for change in last] == [(12, False)] * 3 + [(12, True)]
 
 
 def test_everybody_dead_and_others_begin_anew() -> None:
@@ -524,3 +553,20 @@ def test_a_watch_keeps_what_is_known_of_a_name(store: tuple[Any, int]) -> None:
     heart.watch(["a"])
     assert (heart.silent(0.0), heart.dead(), heart.raised()) == ([], set(), False)
     heart.stop()
+
+
+def test_an_answer_about_others_says_nothing_of_those_who_are_watched_by_now(store: tuple[Any, int]) -> None:
+    """One who was stopped would take everybody for silent otherwise, if it goes on in another group."""
+    store[0].add("swarmstep/alive/b", 1)
+    heart = Heartbeat(connect("127.0.0.1", store[1], SOON), "a", ["b"])
+    asked = heart._names
+    time.sleep(0.05)
+    heart.watch(["a", "b"])
+    heart._note(asked, [b"2", b"0"])
+    assert heart.silent(0.02) == []
+    heart._note(heart._names, [b"1", b"2", b"0", b"0"])
+    assert heart.silent(0.02) == []
+    heart._seen[1] -= 1.0
+    assert heart.silent(0.02) == [1]
+    heart.met()
+    assert heart.silent(0.02) == []

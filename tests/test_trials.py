@@ -343,6 +343,6 @@ def test_killed_after_the_round_counts_it_holds_for_the_survivors(method: str) -
 )
 @pytest.mark.parametrize("lost", [True, False])
 def test_killed_while_a_round_travels(method: str, lost: bool) -> None:
-    """Noticed where the round would have landed: it is dropped by all, or it lands, and the next one is dropped."""
+    """Noticed where a round would land: the one under way is dropped by all, or the one after it."""
     real = found(method, 0, Fault("vote" if lost else "landed", STRUCK // PERIOD))
     assert same(real, expected(method, 0, STRUCK + 2 + (0 if lost else PERIOD), lost=True))

@@ -76,6 +76,7 @@ class Synchronizer:
         )
         self._began = comm.clock()  # the last change of membership
         self._attend(self._enter_some(comm, None), self._landed)
+        self._let_in(self._landed)
 
     @property
     def comm(self) -> Comm:
@@ -209,8 +210,7 @@ class Synchronizer:
                 self._lanes[index].note(loss)
                 wish = self._lanes[index].wishes(self.steps, lr)
                 self._attend(Attempt(index, Now(self.steps, lr, wish)), landed)
-            if self._renew:
-                self._attend(self._regroup(None, landed), landed)
+            self._let_in(landed)
         except CommError as error:
             raise type(error)(f"step {self.steps}: {error}") from error
         return landed.pop(0) if landed else None
@@ -225,6 +225,11 @@ class Synchronizer:
                     raise
             attempt = self._regroup(attempt, landed)
         return None
+
+    def _let_in(self, landed: list[Round]) -> None:
+        """Form the next group if newcomers wait: at the step at which all have learnt of it, and not later."""
+        while self._renew:
+            self._attend(self._regroup(None, landed), landed)
 
     def _take_step(self, lane: Lane, now: Now, landed: list[Round]) -> None:
         """Do what is due in one lane at this step."""

@@ -284,7 +284,7 @@ def _enter(namespace: str) -> None:
 
 
 def main() -> None:
-    """Be the preloaded process, or in the end one of its workers; arguments: the channel's file and the modules."""
+    """Be the preloaded process, or in the end a worker; arguments: the file of the channel, and modules."""
     channel, *modules = sys.argv[1:]
     for name in modules:
         importlib.import_module(name)

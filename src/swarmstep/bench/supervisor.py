@@ -24,9 +24,7 @@ PAUSE, LONGEST_PAUSE = 0.1, 30.0  # seconds before a restart, doubled with each 
 HOPELESS = 5  # failed starts in a row, of every slot, after which the run has failed
 LAST_WAIT = 60.0  # seconds that workers have to end once one has said that the run is over
 LEAVE_WAIT = 10.0  # seconds that they have to leave a run that goes on elsewhere
-STOPPED_ELSEWHERE = (
-    "the run was stopped after a round; resume it on its first machine, with the checkpoints of all"
-)
+STOPPED_ELSEWHERE = "the run was stopped after a round; resume it on its first machine, with all checkpoints"
 TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 

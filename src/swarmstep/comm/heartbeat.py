@@ -61,11 +61,15 @@ class Heartbeat:
             self._dead &= set(names)
             self._raised = False
 
-    def start(self) -> None:
-        """Start watching; everybody's Heartbeat has been made by now."""
+    def met(self) -> None:
+        """Take all who are watched for alive at this moment: they have just been met."""
         now = time.monotonic()
         with self._lock:
             self._heard, self._seen = now, [now] * len(self._names)
+
+    def start(self) -> None:
+        """Start watching; everybody's Heartbeat has been made by now."""
+        self.met()
         self._thread.start()
         atexit.register(self.stop)  # a thread inside the store must not meet the end of the interpreter
 
@@ -89,9 +93,10 @@ class Heartbeat:
     def _note(self, names: list[str], found: list[bytes]) -> None:
         now = time.monotonic()
         with self._lock:
-            self._heard, self._asked = now, None
+            self._asked = None
             if names is not self._names:
-                return  # others are watched by now
+                return  # others are watched by now, of whom nothing was heard
+            self._heard = now
             for place, count in enumerate(found[: len(names)]):
                 if count != self._counts[place]:
                     self._counts[place], self._seen[place] = count, now

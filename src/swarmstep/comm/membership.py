@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from swarmstep.comm import groups
-from swarmstep.comm.ballot import COMMIT, Ballot, first_verdict
+from swarmstep.comm.ballot import ABORT, COMMIT, Ballot, first_verdict
 from swarmstep.comm.dist import DistComm, Epoch
 from swarmstep.comm.groups import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 from swarmstep.comm.heartbeat import Heartbeat, dead
@@ -164,6 +164,7 @@ class Membership:
         self._heart.watch(self._members, f"{following}/open")
         limit = max(groups.FORMING, self.silence)
         groups.form(self._store, f"{self._key(number)}/group", (rank, len(rows)), limit, self.patience + 60)
+        self._heart.met()
         self._prove(limit)
         begins = all(source is None for _, source in rows)
         return DistComm(
@@ -251,12 +252,17 @@ class Membership:
     def _newest(self, number: int) -> int:
         """Return the last epoch that has begun and has not lost all members; they hold the newest weights.
 
-        -1: there is none.
+        -1: there is none. What has not begun by now never will: whoever was taken for lost, and is not, may still
+        be about to begin it, and there must not be two swarms.
         """
         newest = number - 1
-        while newest >= 0 and (not _has_begun(self._store, newest) or self._all_dead(newest)):
+        while newest >= 0 and (not self._began(newest) or self._all_dead(newest)):
             newest -= 1
         return newest
+
+    def _began(self, number: int) -> bool:
+        verdict = self._store.compare_set(first_verdict(f"{self._key(number)}/ballot"), "", ABORT)
+        return verdict.decode().startswith(COMMIT)
 
     def _all_dead(self, number: int) -> bool:
         return all(self._store.add(dead(name), 0) for name, _ in self._decided(number))
@@ -340,15 +346,11 @@ def begun(store: TCPStore) -> bool:
     """Return whether some group of the run that meets in this store has begun to train."""
     number = 0
     while store.check([f"{_key(number)}/members"]):
-        if _has_begun(store, number):
+        first = first_verdict(f"{_key(number)}/ballot")
+        if store.check([first]) and store.get(first).decode().startswith(COMMIT):
             return True
         number += 1
     return False
-
-
-def _has_begun(store: TCPStore, number: int) -> bool:
-    first = first_verdict(f"{_key(number)}/ballot")
-    return store.check([first]) and store.get(first).decode().startswith(COMMIT)
 
 
 def _key(number: int) -> str:
