@@ -129,7 +129,7 @@ NAMES = ", ".join(sorted({*STRATEGIES, "synchronous", "ddp"}))
         ("train digits --when warmup:-1,every:2", "expected steps >= 0, found -1"),
         ("train digits --when warmup:1,warmup:1,never", "expected another trigger"),
         ("train digits --when every:2 --every 2", "--every and --when: give one of them"),
-        ("train digits --shards nope", "unknown shards 'nope'; expected iid, classes:K, dirichlet:ALPHA"),
+        ("train digits --shards nope", "unknown shards 'nope'; expected iid, dealt, classes:K, dirichlet:ALPHA"),
         ("train digits --shards classes:11", "classes of a worker must be 1 to 10, found 11"),
         ("train digits --shards bad-labels:9", "bad-labels must be 1 to 4, the number of workers, found 9"),
         ("train digits --fault bang:1", "unknown fault 'bang:1'; expected noise:K:SIGMA, scale:K:FACTOR, sign"),

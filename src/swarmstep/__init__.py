@@ -16,6 +16,7 @@ from swarmstep.comm.base import Comm
 from swarmstep.comm.codecs import Bfloat16, Int4, Int8, TopK
 from swarmstep.comm.coded import Coded
 from swarmstep.comm.dist import DistComm
+from swarmstep.comm.membership import Membership
 from swarmstep.comm.metered import Metered
 from swarmstep.comm.sim import SimComm, simulate
 from swarmstep.gradients import average_gradients
@@ -67,6 +68,7 @@ __all__ = [
     "Int4",
     "Int8",
     "LocalSGD",
+    "Membership",
     "Metered",
     "Never",
     "NoLoCo",

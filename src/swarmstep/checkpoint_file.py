@@ -94,7 +94,10 @@ def _check(path: Path, content: dict[Any, Any], expected: Mapping[str, Any]) -> 
 
 def unwritable(path: Path, error: BaseException) -> CheckpointError:
     """Return what to raise where `write` failed."""
-    cause = error.__context__ or error  # torch reports a full disk as RuntimeError, raised from the OSError
+    cause, deeper = error, error.__context__  # torch reports a full disk as RuntimeError, raised from the OSError
+    while deeper:
+        cause = deeper if isinstance(deeper, OSError) and not isinstance(cause, OSError) else cause
+        deeper = deeper.__context__
     return CheckpointError(
         f"{path}: cannot be written ({_first_line(cause)}); free space, or choose another folder"
     )

@@ -202,6 +202,7 @@ class Lane:
             seconds=under_way.seconds + ended - began,
             probe_seconds=arrived.probe_seconds,
             distrusted=left_out,
+            epoch=self.setting.comm.epoch,
             members=self.setting.comm.names,
             fate=arrived.fate,
         )
@@ -346,6 +347,6 @@ def _check_finite(roll: Roll, step: int, strategy: Strategy) -> None:
     if bad and (len(bad) == len(roll.losses) or not strategy.contains_not_finite):
         raise NotFinite(
             f"step {step}: the weights of rank {', '.join(map(str, bad))} are not finite, or {GROWTH:g} times as "
-            f"large as after the last round, and {type(strategy).__name__} cannot contain that; lower the learning "
-            "rate, clip gradients, or look at that rank's data"
+            f"large as after the last round, and {type(strategy).__name__} cannot contain that; lower the "
+            "learning rate, clip gradients, or look at that rank's data"
         )

@@ -13,7 +13,6 @@ from swarmstep.comm.metered import Metered, Traffic
 from swarmstep.errors import CollectiveMismatch
 from swarmstep.signal import Roll
 
-
 GROWTH = 1000.0  # times the norm after the last round, above which weights are as good as not finite
 LEAST = 0.01  # root mean square that weights are taken to have at least, so that they may start at 0
 
@@ -23,8 +22,8 @@ class Answer:
     """What one worker says.
 
     `step` it is at, 0 if it has finished; `loss`, its mean training loss since the last round, +inf if it has
-    none, NaN if its weights are not finite or off by orders of magnitude; the `reports` of its strategy; whether it wishes a round, and of
-    which fragment.
+    none, NaN if its weights are not finite or off by orders of magnitude; the `reports` of its strategy; whether
+    it wishes a round, and of which fragment.
     """
 
     step: int

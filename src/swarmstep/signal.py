@@ -93,8 +93,8 @@ class Round:
     `seconds` are what the training spent on it, by the Comm's clock: in real processes they include the wait
     for the others, in simulation they are this worker's own; `probe_seconds` went into the probe. `distrusted`
     are the workers that the strategy left out. In an elastic group `members` are the names of all that were in
-    it, in rank order, and `fate` is what they decided beside that the round counts. `number` counts the rounds of
-    the whole run, from 1.
+    it, in rank order, `epoch` which of the groups it was, and `fate` is what they decided beside that the round
+    counts. `number` counts the rounds of the whole run, from 1.
     """
 
     step: int
@@ -108,6 +108,7 @@ class Round:
     seconds: float
     probe_seconds: float
     distrusted: tuple[Distrust, ...]
+    epoch: int = 0
     members: tuple[str, ...] = ()
     fate: Fate = KEPT
     number: int = 0

@@ -261,6 +261,15 @@ class Synchronizer:
             self._renew |= report.fate.renew and not (report.fate.stop or report.fate.finish)
             landed.append(dataclasses.replace(report, number=self.rounds))
 
+    def landed(self) -> list[Round]:
+        """Return reports of rounds that have landed and were not returned by `step`; each is returned once.
+
+        There are some where a worker has joined in the middle of a round, or a change of membership has landed
+        several at once.
+        """
+        landed, self._landed = self._landed, []
+        return landed
+
     def finish(self) -> list[Round]:
         """Land what is under way, answer the others' rounds until all have finished, then load the result.
 
@@ -276,7 +285,7 @@ class Synchronizer:
         if self._loaded:
             return []
         self._finished = True
-        landed, self._landed = self._landed, []
+        landed = self.landed()
         try:
             while True:
                 try:

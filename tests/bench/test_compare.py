@@ -321,10 +321,11 @@ def test_the_command_line_of_a_config() -> None:
         workload="digits", fault="sign:1", fast_sums=True
     )
     resolved = config.resolved(DIGITS)
-    from swarmstep.cli import _parser, _settings
+    from swarmstep.bench.train import settings
+    from swarmstep.cli import _parser
 
     args = _parser().parse_args(real.arguments(resolved, Path("x")))
-    assert Config(**_settings(args)).resolved(DIGITS) == resolved
+    assert Config(**settings(args)).resolved(DIGITS) == resolved
 
 
 def test_a_warm_up_keeps_its_n() -> None:

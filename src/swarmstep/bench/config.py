@@ -118,7 +118,7 @@ class Config:
             raise UsageError(f"{self.strategy} has no rounds to lose or keep; --elastic takes any other strategy")
         if self.strategy == "hierarchical":
             raise UsageError("hierarchical needs hosts of equal size, which --elastic cannot promise")
-        if self.shards != "iid":
+        if self.shards not in ("iid", "dealt"):
             raise UsageError(
                 f"--elastic takes --shards iid, found {self.shards}: a lost worker's data go to others"
             )

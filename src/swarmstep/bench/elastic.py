@@ -144,6 +144,7 @@ class _Member:
 
     def train(self) -> dict[str, Any] | None:
         """Take all steps; return the summary where this worker concludes the run."""
+        self._follow([])
         while self.sync.steps < self.config.defaults().steps and not self.over:
             if self.job.stopping():
                 raise CommError(f"worker {self.membership.name} was asked to leave; the others go on")
@@ -178,7 +179,11 @@ class _Member:
         self.tally.compute_seconds += time.monotonic() - began
         report = self.sync.step(loss, lr)
         self.tally.seconds += time.monotonic() - began
-        if report:
+        self._follow([report] if report else [])
+
+    def _follow(self, landed: list[Round]) -> None:
+        """Do what follows from the rounds that have landed."""
+        for report in [*landed, *self.sync.landed()]:
             self._note_round(report)
             self._after_round(report)
 
@@ -190,13 +195,13 @@ class _Member:
         self.tally.train_loss = sum(known) / len(known) if known else self.tally.train_loss
         self.events.write(
             "round",
-            epoch=self.membership.epoch,
+            epoch=report.epoch,
             round=report.number,
             step=report.step,
             members=list(report.members),
             averaged=report.participants,
             loss=self.tally.train_loss,
-            print=shared_print(self.sync.change(0.0).states),
+            print=shared_print(self.sync.change(0.0).states) if report.epoch == self.membership.epoch else None,
         )
         if self.sync.comm.rank == 0 and self.folder:
             row = {**dataclasses.asdict(report), "fate": None}
@@ -221,17 +226,14 @@ class _Member:
         if report.fate.stop:
             self._settle()
             name = shlex.quote(str(self.job.out))
-            where = f"; go on with: swarmstep train --resume {name} --elastic local" if self.job.out else ""
+            where = f"; go on with: swarmstep train --resume {name}" if self.job.out else ""
             raise Interrupted(f"stopped at step {step} of {steps}, after a round{where}")
 
     def _evaluate(self, step: int) -> None:
+        """Judge this worker's weights, on the first rank: asking for the result would need the others."""
         self.judged = step
-        try:
-            result = self.sync.result()
-        except CommError:  # somebody was lost: the next round sees to it, this evaluation is left out
-            return
         if self.sync.comm.rank == 0:
-            self.scores = self._score(result)
+            self.scores = self._score(Flat(self.model).read())
             if self.folder:
                 self.folder.append(
                     {"kind": "evaluation", "step": step, "seconds": self.tally.seconds, **self.scores}
@@ -253,10 +255,7 @@ class _Member:
         self.saved = step
         self._settle()
         comm = self.sync.comm
-        with contextlib.suppress(CommError):  # as in an evaluation
-            done = {*comm.gather(torch.tensor(self.saver.done)).tolist()}
-            if len(done) == 1:  # a step that all have whole
-                self.saver.prune(done.pop())
+        self.saver.prune(self.membership.saved_by_all(self.saver.done))
         state = {
             "config": dataclasses.asdict(self.config),
             "model": self.model.state_dict(),

@@ -72,7 +72,12 @@ def parse(spec: str | None, workers: int, seed: int) -> Fault | None:
     if spec is None:
         return None
     kind, *numbers = spec.split(":")
-    kinds: dict[str, tuple[type, ...]] = {"noise": (int, float), "scale": (int, float), "sign": (int,), "nan": (int, int)}
+    kinds: dict[str, tuple[type, ...]] = {
+        "noise": (int, float),
+        "scale": (int, float),
+        "sign": (int,),
+        "nan": (int, int),
+    }
     try:
         count, *rest = [cast(text) for cast, text in zip(kinds[kind], numbers, strict=True)]
     except (KeyError, ValueError):

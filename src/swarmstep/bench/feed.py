@@ -40,8 +40,8 @@ class Feed:
         self._train, self._targets = held.train, workload.train.targets[held.train]
         self._batch = config.defaults().batch
         self.ledger: Ledger | None = None
-        if members:
-            self.ledger = self._ledger(members)
+        if members or config.shards == "dealt":
+            self.ledger = self._ledger(members or config.workers)
         else:
             shards = self._shards(config)
             self._sampler = Sampler(shards[rank], self._batch, config.seed, rank)

@@ -15,7 +15,7 @@ from torch import Tensor
 from swarmstep.errors import UsageError
 from swarmstep.seeding import generator, mix
 
-SPECS = "iid, classes:K, dirichlet:ALPHA, bad-labels:K, seldp, or one of them +bad-labels:K"
+SPECS = "iid, dealt, classes:K, dirichlet:ALPHA, bad-labels:K, seldp, or one of them +bad-labels:K"
 
 
 class HeldOut(NamedTuple):
@@ -62,6 +62,7 @@ def shard(targets: Tensor, spec: str, workers: int, seed: int, classes: int | No
     """Deal the examples with `targets` [N] to `workers`, by `seed` alone; one Shard a rank, none empty.
 
     - ``iid``: disjoint, together everything, sizes differing by at most 1.
+    - ``dealt``: as iid, but anew in every pass; no shards at all, see `Ledger`, and not for this function.
     - ``classes:K``: worker i holds the classes (K*i + j) mod C for j < K, each class split evenly among its
       holders. A class that nobody holds is not trained on, and a warning says so.
     - ``dirichlet:ALPHA``: of each class the workers get shares drawn from a symmetric Dirichlet distribution
@@ -77,6 +78,8 @@ def shard(targets: Tensor, spec: str, workers: int, seed: int, classes: int | No
     class where `classes` is None.
     """
     base, number, bad = parse(spec, workers, classes)
+    if base == "dealt":
+        raise UsageError("shards 'dealt' are none: the workers draw from one Ledger")
     if workers < 1 or workers > len(targets):
         raise UsageError(f"workers must be 1 to {len(targets)}, the number of examples, found {workers}")
     shards = _BASES[base](targets, number, workers, seed, classes or 0)
@@ -98,7 +101,7 @@ def parse(spec: str, workers: int, classes: int | None) -> tuple[str, float, int
     first, *rest = [_parse_part(part, spec) for part in spec.split("+")]
     if first[0] == "bad-labels":
         first, rest = ("iid", 0.0), [first, *rest]
-    if len(rest) > 1 or any(name != "bad-labels" for name, _ in rest):
+    if len(rest) > 1 or any(name != "bad-labels" or first[0] == "dealt" for name, _ in rest):
         raise UsageError(f"unknown shards {spec!r}; expected {SPECS}")
     (base, number), bad = first, int(rest[0][1]) if rest else 0
     if classes is None and (rest or base in ("classes", "dirichlet")):
@@ -115,7 +118,7 @@ def parse(spec: str, workers: int, classes: int | None) -> tuple[str, float, int
 def _parse_part(part: str, spec: str) -> tuple[str, float]:
     name, colon, text = part.partition(":")
     kinds: dict[str, Callable[[str], float] | None] = {
-        "iid": None, "seldp": None, "classes": int, "bad-labels": int, "dirichlet": float,
+        "iid": None, "dealt": None, "seldp": None, "classes": int, "bad-labels": int, "dirichlet": float,
     }  # fmt: skip
     try:
         kind = kinds[name]

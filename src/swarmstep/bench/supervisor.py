@@ -292,6 +292,7 @@ def supervise(
     *,
     resume: bool = False,
     trouble: Callable[[], str | None] | None = None,
+    program: str = "swarmstep",
 ) -> int:
     """Run ``python -m swarmstep ARGUMENTS`` as `workers` processes that are replaced when they die.
 
@@ -305,6 +306,7 @@ def supervise(
         place: where.
         resume: go on with the run that is there.
         trouble: as of a `Manner`.
+        program: as of a `Job`.
 
     Returns:
         The exit code of the run.
@@ -314,7 +316,7 @@ def supervise(
         CommError: a worker could not be started.
     """
     held = RunFolder(folder, resume=resume) if folder else None
-    manner = Manner(shown=True, listen=_say_deaths, trouble=trouble)
+    manner = Manner(shown=True, program=program, listen=_say_deaths, trouble=trouble)
     try:
         with (
             noting_interrupts() as interrupts,

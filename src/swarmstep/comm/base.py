@@ -72,6 +72,8 @@ class Comm(ABC):
     sources: tuple[int | None, ...] = ()
     # What the workers are called, in rank order, where they have names that outlive their ranks.
     names: tuple[str, ...] = ()
+    # Which of a series of groups this is, from 0.
+    epoch: int = 0
 
     def clock(self) -> float:
         """Return seconds from some fixed point, for durations; waiting for the others counts where it is real."""

@@ -34,7 +34,7 @@ from swarmstep.comm.base import (
 )
 from swarmstep.comm.environment import NAMES as ENVIRONMENT
 from swarmstep.comm.environment import find
-from swarmstep.comm.groups import brief, close_connections, keep_for_ever, serve_store
+from swarmstep.comm.groups import FORMING, brief, close_connections, keep_for_ever, prolong, serve_store
 from swarmstep.comm.heartbeat import PERIOD, Heartbeat
 from swarmstep.comm.memory import Memory
 from swarmstep.comm.p2p import Chain, Transfer, Trials, Turns
@@ -54,9 +54,10 @@ class Members(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Epoch:
-    """What a group knows of the series it is one of: `names` and `sources` as in `Comm`."""
+    """What a group knows of the series it is one of: `number` is the `epoch` of `Comm`, the others as there."""
 
     membership: Members
+    number: int
     names: tuple[str, ...]
     sources: tuple[int | None, ...]
 
@@ -98,7 +99,7 @@ class DistComm(Comm):
         self._membership = epoch.membership if epoch else None
         self.elastic = epoch is not None
         if epoch:
-            self.names, self.sources = epoch.names, epoch.sources
+            self.epoch, self.names, self.sources = epoch.number, epoch.names, epoch.sources
         self._part = ""  # which part of the epoch's group this is
         self._splits = 0
         self._ballot = epoch.membership.ballot("", self.size, first=True) if epoch else None
@@ -362,7 +363,8 @@ class DistComm(Comm):
         made = len(distributed_c10d._world.pg_names)  # pyright: ignore[reportPrivateUsage]
         rows = self.gather(torch.tensor([color, made]))
         colors = rows[:, 0].tolist()
-        limit = timedelta(seconds=self._patience + 60)
+        # Nothing but this limit tells of a member of an elastic group that dies before it has connected.
+        limit = timedelta(seconds=max(FORMING, self._silence) if self.elastic else self._patience + 60)
         # torch numbers a group by how many all ranks have made; where not all are here, it is named after its
         # members and how many groups each has made: those who have made fewer make some of themselves alone.
         everyone = self.size == dist.get_world_size()
@@ -372,11 +374,15 @@ class DistComm(Comm):
         for other in sorted(set(colors)) if everyone else [color]:
             members = [self._members[r] for r in range(self.size) if colors[r] == other]
             here: dict[str, Any] = {"timeout": limit, "use_local_synchronization": not everyone}
-            groups = [dist.new_group(members, **here)]
-            if self._control is not self._data:
-                groups.append(dist.new_group(members, backend="gloo", **here))
+            try:
+                groups = [dist.new_group(members, **here)]
+                if self._control is not self._data:
+                    groups.append(dist.new_group(members, backend="gloo", **here))
+            except RuntimeError as error:
+                raise self._lost("split", error) from error
             if other == color:
                 mine = groups
+                prolong(mine[0], self._patience + 60)
         part = DistComm(
             mine[0],
             mine[-1],
@@ -394,6 +400,7 @@ class DistComm(Comm):
         whole._splits += 1
         self._membership, self.elastic = whole._membership, whole.elastic
         self._part = f"{whole._part}.{whole._splits}"
+        self.epoch = whole.epoch
         self.names = tuple(whole.names[rank] for rank in self._members) if whole.names else ()
         if self._membership and self.size == whole.size:  # rounds in the background are decided there
             self._ballot = self._membership.ballot(self._part, self.size, first=False)

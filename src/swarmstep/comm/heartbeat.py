@@ -143,11 +143,11 @@ class Heartbeat:
             self.error = error
         return [int(r) for r in said.split(",") if r]
 
-    def stop(self) -> None:
-        """Stop beating; peers will take this one for dead."""
+    def stop(self, wait: float = 5.0) -> None:
+        """Stop beating, and wait at most so many seconds for it; peers will take this one for dead."""
         self._stop.set()
         if self._thread.is_alive():
-            self._thread.join(5.0)
+            self._thread.join(wait)
 
 
 def _alive(name: str) -> str:

@@ -7,6 +7,7 @@ Everything is agreed upon in one store, which lives in a process that is no work
     alive/NAME               beats of a worker           (heartbeat.py)
     dead/NAME                above 0: it has died        (set by whoever started it)
     stop, finish, over       what was asked for; that the run is over
+    saved/NAME               its newest checkpoint
     run                      what tells this run from all others
     epoch/E/here, here/I     who wants to be in the group of epoch E, in the order in which they came
     epoch/E/open             above 0: members of the group before have begun to form this one
@@ -20,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import secrets
 import time
 import warnings
@@ -31,8 +33,8 @@ from swarmstep.comm.ballot import ABORT, COMMIT, Ballot, first_verdict
 from swarmstep.comm.dist import DistComm, Epoch
 from swarmstep.comm.groups import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 from swarmstep.comm.heartbeat import Heartbeat, dead
-from swarmstep.comm.secret import prove
-from swarmstep.errors import CommError, PeerLost, RunOver
+from swarmstep.comm.secret import prove, secret_of
+from swarmstep.errors import CommError, PeerLost, RunOver, UsageError
 
 T = TypeVar("T")
 
@@ -91,6 +93,38 @@ class Membership:
         self._ballots: list[Ballot] = []
         self._reached(self._connect_all)
 
+    @classmethod
+    def from_env(cls, *, silence: float = 5.0, patience: float = 1800.0, exact: bool = False) -> Membership:
+        """Return the part of a worker that `swarmstep run` has started.
+
+        Args:
+            silence: as in the class.
+            patience: as in the class.
+            exact: as in the class.
+
+        Raises:
+            UsageError: this process was started by something else.
+            CommError: the store cannot be reached.
+        """
+        names = ("SWARMSTEP_STORE", "SWARMSTEP_WORKER", "SWARMSTEP_WORKERS")
+        missing = [name for name in names if name not in os.environ]
+        if missing:
+            raise UsageError(
+                f"Membership.from_env: {', '.join(missing)} not set in the environment; start the program with "
+                "swarmstep run --workers W PROGRAM.py"
+            )
+        store, worker, workers = (os.environ[name] for name in names)
+        host, _, port = store.rpartition(":")
+        return cls(
+            (host, int(port)),
+            worker,
+            start=int(workers),
+            silence=silence,
+            patience=patience,
+            exact=exact,
+            secret=secret_of(os.environ),
+        )
+
     def _connect(self) -> TCPStore:
         return groups.connect(*self.address, self.patience)
 
@@ -134,21 +168,25 @@ class Membership:
                 ballot.close()
         groups.dissolve()
         while time.monotonic() < deadline:
+            self._wake()
             try:
                 comm = self._try_once(deadline)
             except RuntimeError:  # somebody was lost meanwhile, or the store
                 groups.dissolve()
                 comm = None
                 time.sleep(POLL)
-                if self._heart.error:
-                    self._heart.stop()
-                    self._reached(self._connect_all)
             if comm:
                 return comm
         raise CommError(
             f"worker {self.name}: no group was formed within {self.patience:g} s; a longer wait is set with "
             "patience (--patience SECONDS)"
         )
+
+    def _wake(self) -> None:
+        """Connect to the store anew where it does not answer: after a cut, a connection sleeps on for as long."""
+        if self._heart.error or self._heart.store_silent(2 * PERIOD):
+            self._heart.stop(wait=0.0)
+            self._reached(self._connect_all)
 
     def _try_once(self, deadline: float) -> DistComm | None:
         number = self._register()
@@ -171,7 +209,7 @@ class Membership:
             exact=self.exact,
             silence=self.silence,
             patience=self.patience,
-            epoch=Epoch(self, tuple(self._members), () if begins else tuple(source for _, source in rows)),
+            epoch=Epoch(self, number, tuple(self._members), () if begins else tuple(source for _, source in rows)),
         )
 
     def _prove(self, limit: float) -> None:
@@ -306,6 +344,15 @@ class Membership:
     def mark(self) -> str:
         """What tells the present group from all others, also those of other runs; the same on all its members."""
         return f"{self._run}.{self.epoch}"
+
+    def saved_by_all(self, step: int) -> int:
+        """Say of which step this worker has its newest checkpoint; return the oldest of what all members said.
+
+        0 where somebody has not said anything yet.
+        """
+        self._store.set(f"swarmstep/saved/{self.name}", str(step))
+        keys = [f"swarmstep/saved/{name}" for name in self._members]
+        return min(int(said) for said in self._store.multi_get(keys)) if self._store.check(keys) else 0
 
     def leads(self) -> bool:
         """Return whether all members of the present group before this one are lost."""

@@ -48,7 +48,7 @@ class Metered(Comm):
         self._comm = comm
         self.rank = comm.rank
         self.size = comm.size
-        self.elastic, self.sources, self.names = comm.elastic, comm.sources, comm.names
+        self.elastic, self.epoch, self.sources, self.names = comm.elastic, comm.epoch, comm.sources, comm.names
         self.traffic = parent.traffic if parent else Traffic()
         self._counting: list[Traffic] = parent._counting if parent else []
 

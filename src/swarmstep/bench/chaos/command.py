@@ -124,7 +124,7 @@ def elastic(args: argparse.Namespace) -> list[str]:
 
 def simulation(args: argparse.Namespace, steps: int) -> list[str]:
     """Return the command line of a fault-free run of so many steps."""
-    return [*_same(args, steps), "--backend", "sim", "--checkpoint-every", str(steps)]
+    return [*_same(args, steps), "--backend", "sim", "--shards", "dealt", "--checkpoint-every", str(steps)]
 
 
 def _same(args: argparse.Namespace, steps: int) -> list[str]:
