@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 
 export OMP_NUM_THREADS = 1
 
-.PHONY: setup demo test test-slow check format evidence evidence-full readme clean
+.PHONY: setup demo test test-slow chaos check format evidence evidence-full readme clean
 
 setup: $(VENV)/ready
 
@@ -39,6 +39,10 @@ evidence: setup
 
 evidence-full: setup
 	benchmarks/evidence.sh link mnist conditions cifar10 report
+
+# A storm of faults: ten minutes, with link cuts and a full disk as root. Needs MNIST in SWARMSTEP_DATA.
+chaos: setup
+	$(BIN)/swarmstep chaos mnist --workers 8 --minutes 5 --faults-per-hour 720 --seed 0 --json
 
 readme: setup
 	$(BIN)/python benchmarks/claims.py

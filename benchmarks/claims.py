@@ -242,7 +242,34 @@ def conditions() -> str:
     return f"{paragraph(about)}\n\n{table(*rows)}\n\n{paragraph(plainly)}"
 
 
+def chaos() -> str:
+    files = ("chaos-mnist-720.json", "chaos-mnist-120.json")
+    rows = [("faults an hour", "survived", "states wiped", "rounds lost", "recovery, median (max)", "throughput", "loss")]
+    for file in files:
+        found = read(file)
+        rows.append(
+            (
+                f"{found['faults_per_hour']:g}",
+                f"{found['survived']} of {found['faults']}",
+                str(found["wiped_states"]),
+                f"{found['lost_rounds']} of {found['committed_rounds']}",
+                f"{found['recover_seconds_median']:.1f} s ({found['recover_seconds_max']:.1f} s)",
+                f"{found['throughput_ratio']:.3f}",
+                f"{found['final_loss']:.4f}, fault-free {found['fault_free_loss']:.4f} ± "
+                f"{found['fault_free_deviation']:.4f}",
+            )
+        )
+    first = read(files[0])
+    kinds = ", ".join(f"{row['faults']} {kind}" for kind, row in first["kinds"].items())
+    about = f"""A storm of {first["minutes"]:g} minutes over {first["workers"]} workers on MNIST, steps paced to
+        {1000 * first["pace"]:g} ms ({made(files[0])}: {kinds}; {made(files[1])}); throughput per live worker as a
+        fraction of a run without faults, loss on the test set beside {first["fault_free_runs"]} simulated runs of as
+        many steps (mean ± standard deviation):"""
+    return f"{paragraph(about)}\n\n{table(*rows)}"
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
+    "chaos": chaos,
     "overlap": overlap,
     "rounds": rounds,
     "headline": timed,
