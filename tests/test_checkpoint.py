@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from helpers import same
@@ -398,30 +398,166 @@ def test_a_failed_write_leaves_no_folder_and_no_older_file_of_its_step_touched(t
     assert same(load_any(tmp_path), (10, [state(10, 0)]))
 
 
-def test_pruning_leaves_the_newest_up_to_the_common_one(tmp_path: Path) -> None:
-    savers = [Saver(tmp_path, keep=2) for _ in range(2)]
+def left(folder: Path) -> list[int]:
+    """Return the steps that have a folder."""
+    return sorted(int(path.name[5:]) for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_pruning_leaves_the_newest_that_all_have(shared: bool, tmp_path: Path) -> None:
+    folders = [tmp_path / ("0" if shared else str(rank)) for rank in range(2)]
+    savers = [Saver(folder, keep=2) for folder in folders]
     savers[0].prune(5)  # before the first
-    for step in (1, 2, 3, 4, 5):
+    for step in range(1, 6):
         for rank, saver in enumerate(savers):
             if (step, rank) != (5, 1):
                 saver.start(step, state(step, rank), rank, 2)
                 saver.settle()
-    for common, left in ((1, "12345"), (2, "12345"), (3, "2345"), (4, "345")):
+    if shared:  # it sees for itself who has what
+        savers[0].prune(0)
+        assert left(folders[0]) == [3, 4, 5]
+        assert newest(folders[0]) == 4
+        return
+    for common, stay in ((0, [1, 2, 3, 4, 5]), (1, [1, 2, 3, 4, 5]), (3, [2, 3, 4, 5]), (4, [3, 4, 5])):
         savers[0].prune(common)
-        assert sorted(path.name[-1] for path in tmp_path.iterdir()) == list(left)
-    assert newest(tmp_path) == 4
+        assert left(folders[0]) == stay
+        assert left(folders[1]) == [1, 2, 3, 4]
+
+
+def test_deaths_in_a_row_leave_the_last_whole_one(tmp_path: Path) -> None:
+    savers = [Saver(tmp_path) for _ in range(2)]
+    write_alone(tmp_path, 100, 0, 1, 2)
+    write_alone(tmp_path, 200, 0, 1, 2)
+    for step in (300, 400):  # rank 2 dies before its file is there, and so does its successor
+        for rank, saver in enumerate(savers):
+            saver.start(step, state(step, rank), rank, 3, "of another epoch")
+            saver.settle()
+    for saver in savers:
+        saver.prune(400)
+    assert newest(tmp_path) == 200
+    write_alone(tmp_path, 500, 0, 1, size=2)
+    for rank, saver in enumerate(savers):
+        saver.start(600, state(600, rank), rank, 2)
+        saver.settle()
+    savers[0].prune(600)
+    assert left(tmp_path) == [500, 600]
 
 
 def test_pruning_takes_what_others_left_along(tmp_path: Path) -> None:
     write_alone(tmp_path, 1, 0, 1, 2, 3, size=4)
     file_of(tmp_path, 1, 4).with_suffix(".partial").write_bytes(b"half")
     (tmp_path / "step-00000002").mkdir()
+    write_alone(tmp_path, 3, 0, size=2)
     saver = Saver(tmp_path, keep=1)
     saver.start(3, state(3, 1), 1, 2)
     saver.settle()
     saver.prune(3)
-    assert held(tmp_path) == ["step-00000003/rank-00001.pt"]
-    assert len([*tmp_path.iterdir()]) == 1
+    assert held(tmp_path) == ["step-00000003/rank-00000.pt", "step-00000003/rank-00001.pt"]
+    assert left(tmp_path) == [3]
+
+
+def test_pruning_tells_groups_apart_and_counts_no_step_to_come(tmp_path: Path) -> None:
+    write_alone(tmp_path, 10, 0, 1, size=2)
+    write_alone(tmp_path, 20, 0, size=2, mark="first")
+    write_alone(tmp_path, 20, 1, size=2, mark="second")
+    write_alone(tmp_path, 30, 0, size=2)
+    write_alone(tmp_path, 30, 1, size=3)
+    for step in (40, 50):  # damaged, so that the run went back to before them
+        write_alone(tmp_path, step, 0, 1, size=2)
+    saver = Saver(tmp_path, keep=1)
+    saver.start(35, state(35, 0), 0, 2)
+    saver.settle()
+    saver.prune(35)
+    assert left(tmp_path) == [10, 35, 40, 50]
+    write_alone(tmp_path, 35, 1, size=2)
+    saver.prune(35)
+    assert left(tmp_path) == [35, 40, 50]
+
+
+def unlabelled(content: bytes) -> bytes:
+    """Return a file as versions before labels wrote it."""
+    return sealed(content[: -32 - 32])
+
+
+def test_pruning_knows_files_of_versions_without_labels(tmp_path: Path) -> None:
+    for step in (1, 2):
+        write_alone(tmp_path, step, 0, 1, size=2)
+    for file in tmp_path.rglob("*.pt"):
+        file.write_bytes(unlabelled(file.read_bytes()))
+    saver = Saver(tmp_path)
+    for step in (3, 4, 5):
+        saver.start(step, state(step, 0), 0, 2)
+        saver.settle()
+        saver.prune(step)
+        assert newest(tmp_path) == 2
+    assert left(tmp_path) == [1, 2, 4, 5]
+    file_of(tmp_path, 2, 1).write_bytes(b"x" * 1000)
+    saver.prune(5)
+    assert left(tmp_path) == [1, 4, 5]
+
+
+class History:
+    """Workers that write into one folder, die and are replaced, as in an elastic run; and what became whole.
+
+    Each write is by the members of that moment: some have died before their file is there, some cannot write. Those
+    who are left say what they have written, a new one nothing, and prune by the oldest of what was said.
+    """
+
+    def __init__(self, folder: Path, workers: int) -> None:
+        self.folder, self.step, self.whole = folder, 0, 0
+        self.savers = [Saver(folder) for _ in range(workers)]
+
+    def write(self, die: set[int], fail: set[int], replaced: bool) -> None:
+        self.step += 10
+        size, wrote = len(self.savers), 0
+        for rank, saver in enumerate(self.savers):
+            if rank in die:
+                continue
+            content: dict[str, Any] = {"x": torch.tensor(self.step)}
+            saver.start(self.step, {"a": lambda: 0} if rank in fail else content, rank, size, str(self.step))
+            try:
+                saver.settle()
+                wrote += 1
+            except (CheckpointError, AttributeError, pickle.PicklingError):
+                assert rank in fail
+        self.whole = self.step if wrote == size else self.whole
+        survivors = [saver for rank, saver in enumerate(self.savers) if rank not in die]
+        missing = size - len(survivors) if replaced else 0
+        self.savers = [*survivors, *(Saver(self.folder) for _ in range(missing))] or [Saver(self.folder)]
+
+    def prune(self, who: set[int]) -> None:
+        common = min(saver.done for saver in self.savers)
+        for rank, saver in enumerate(self.savers):
+            if rank in who:
+                saver.prune(common)
+
+    def check(self) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if self.whole:
+                assert load_any(self.folder)[0] == self.whole
+
+
+ranks = st.sets(st.integers(0, 2), max_size=2)
+writes = st.tuples(ranks, ranks, st.booleans(), st.sets(st.integers(0, 2)))
+
+
+@settings(max_examples=40)
+@given(history=st.lists(writes, min_size=3, max_size=25))
+@example(history=[(set(), set(), True, {0, 1, 2})] * 2 + [({2}, set(), True, {0, 1})] * 20)
+@example(history=[(set(), set(), True, {0, 1, 2})] * 2 + [(set(), {1}, True, {0, 1, 2})] * 20)
+def test_after_any_history_the_newest_whole_one_is_there_and_few_others(
+    history: list[tuple[set[int], set[int], bool, set[int]]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    workers = History(tmp_path_factory.mktemp("history"), 3)
+    since = 0  # writes without a look of anybody who has written
+    for die, fail, replaced, who in history:
+        workers.write(die, fail, replaced)
+        looks = any(rank in who and saver.done == workers.step for rank, saver in enumerate(workers.savers))
+        since = 0 if looks else since + 1
+        workers.prune(who)
+        workers.check()
+        assert len(left(workers.folder)) <= 2 + 8 + 2 * 2 + since
 
 
 def test_the_newest_whole_one_of_any_size(tmp_path: Path) -> None:

@@ -447,7 +447,7 @@ def test_one_who_comes_when_all_steps_are_taken_is_told_so() -> None:
         world.until(world.ended("0.0"))
         world.start("0.1")
         world.until(world.ended("0.1"))
-        assert world.told["0.1"].over == "worker 0.1: the others have taken all steps; nothing is left to do"
+        assert world.told["0.1"].over == "worker 0.1: the run is over; nothing is left to do"
 
 
 def test_stopped_for_less_than_silence_nobody_is_lost() -> None:
@@ -534,7 +534,7 @@ def test_those_who_have_heard_a_roll_to_its_end_wait_for_one_who_has_not() -> No
         world.thaw("1.0")
         world.until(world.ended("0.0", "1.0", "2.0"))
         steps = {name: told.changes[0][0].step for name, told in world.told.items()}
-        assert steps == {"0.0": 9, "1.0": 8, "2.0": 9}
+        assert steps == {"0.0": 9, "1.0": 9, "2.0": 9}  # of the foremost: what all deal the examples by
         done = [told.done for told in world.told.values()]
         assert alike(done)
         assert done[0][:3] == (12, 3, 3)  # the trigger's first steps, before its windows are full

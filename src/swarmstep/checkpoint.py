@@ -5,20 +5,21 @@
     checkpoints/step-00000128/rank-00000.pt
                               rank-00001.pt
 
-A file is what `torch.save` writes, and behind it the SHA-256 of that: the archive's own check sums do not
-cover all of it. Besides the state it says its step, rank, the size of the group that wrote it, and a mark of
-that group. A checkpoint counts once ranks 0 to size - 1 have their files, of the same size and mark: others that
-lie around, of workers that were killed or of an earlier attempt, do not. The ranks may share the folder or each
-have their own disk: `load` takes the newest step for which every rank finds a whole file of its own. For another
-number of workers, `load_any` takes the newest whole one in a folder that all share.
+A file is what `torch.save` writes, behind it a label by which `Saver.prune` sees which files belong together, and
+behind that the SHA-256 of both: the archive's own check sums do not cover all of it. Besides the state it says its
+step, rank, the size of the group that wrote it, and a mark of that group. A checkpoint counts once ranks 0 to
+size - 1 have their files, of the same size and mark: others that lie around, of workers that were killed or of an
+earlier attempt, do not. The ranks may share the folder or each have their own disk: `load` takes the newest step
+for which every rank finds a whole file of its own. For another number of workers, `load_any` takes the newest
+whole one in a folder that all share.
 
 `save` is one collective call; a `Saver` writes while training goes on, and calls none.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
+import itertools
 import re
 import warnings
 from collections.abc import Mapping
@@ -27,7 +28,16 @@ from typing import Any
 
 import torch
 
-from swarmstep.checkpoint_file import content_of, path_of, read_content, unwritable, write
+from swarmstep.checkpoint_file import (
+    content_of,
+    group_of,
+    path_of,
+    read_content,
+    remove,
+    remove_all,
+    unwritable,
+    write,
+)
 from swarmstep.comm.background import Task
 from swarmstep.comm.base import Comm
 from swarmstep.errors import CheckpointError
@@ -35,6 +45,7 @@ from swarmstep.seeding import mix
 
 _STEP = re.compile(r"step-(\d{8,18})")
 _LISTED = 16  # newest steps that the ranks compare
+_MORE = 8  # steps that stay beyond `keep` where hardly any becomes whole
 PATIENCE = 600.0  # seconds for one file; a disk that is slower is taken for stuck
 
 
@@ -137,25 +148,33 @@ class Saver:
         problems = [said for said in _gather_text(problem, comm) if said]
         if problems:
             if self.done > self._before:
-                _remove(path_of(self._folder, self.done, self._rank))
+                remove(path_of(self._folder, self.done, self._rank))
                 self.done = self._before
             raise CheckpointError(problems[0])
         for abandoned in (step for step in _steps(self._folder, self._rank) if step > self.done > 0):
-            _remove(path_of(self._folder, abandoned, self._rank))  # the run went back to before them
+            remove(path_of(self._folder, abandoned, self._rank))  # the run went back to before them
         self.prune(self.done)
 
     def prune(self, common: int) -> None:
-        """Remove what is older than the newest `keep` files of this rank among the steps up to `common`.
+        """Remove what is older than the newest `keep` checkpoints, up to `done`, that are whole in this folder.
 
-        With them go the other ranks' files of those steps: who wrote them may have left.
+        Where the ranks have a disk each, none is; there it removes what is older than the newest `keep` files of
+        this rank among the steps up to `common`. Workers that die again and again as they write can leave too few
+        of either, and files pile up: then all but those and the newest `keep` + 8 steps go. With a step go the
+        files of all ranks: who wrote them may have left.
 
         Args:
-            common: a step that all ranks have whole, such as their `done` where all have the same.
+            common: a step that all ranks have written, such as their `done` where all have the same.
         """
-        kept = [step for step in _steps(self._folder, self._rank) if step <= common][: self._keep]
-        if len(kept) == self._keep:
-            for old in (step for step in _steps(self._folder) if step < kept[-1]):
-                _remove_all(self._folder, old)
+        steps = [step for step in _steps(self._folder) if step <= self.done]
+        mine = [step for step in _steps(self._folder, self._rank) if step <= min(common, self.done)]
+        whole = [*itertools.islice((step for step in steps if _looks_whole(self._folder, step)), self._keep)]
+        kept, end = {*whole, *mine[: self._keep]}, 0
+        for found, most in ((whole, self._keep), (mine, self._keep), (steps, self._keep + _MORE)):
+            end = max(end, found[most - 1] if len(found) >= most else 0)
+        for step in steps:
+            if step < end and step not in kept:
+                remove_all(self._folder, step)
 
 
 def load(folder: Path, comm: Comm) -> dict[str, Any]:
@@ -256,6 +275,12 @@ def _steps(folder: Path, rank: int | None = None) -> list[int]:
     return sorted(found, reverse=True)
 
 
+def _looks_whole(folder: Path, step: int) -> bool:
+    """Return whether all files of a step are in the folder, by their labels: none of them is read."""
+    group = group_of(path_of(folder, step, 0))
+    return bool(group) and all(group_of(path_of(folder, step, rank)) == group for rank in range(1, group[0]))
+
+
 def _copied(value: Any) -> Any:
     """Return a nest of lists and dictionaries with copies of its tensors, in host memory."""
     if isinstance(value, torch.Tensor):
@@ -268,23 +293,6 @@ def _copied(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(map(_copied, value))
     return value
-
-
-def _remove_all(folder: Path, step: int) -> None:
-    """Remove the files of all ranks of a step."""
-    place = path_of(folder, step, 0).parent
-    with contextlib.suppress(OSError):  # another rank may do so at the same time
-        for file in place.glob("rank-*"):
-            file.unlink(missing_ok=True)
-        place.rmdir()
-
-
-def _remove(path: Path) -> None:
-    for file in (path, path.with_suffix(".partial")):  # the latter after a crash while it was written
-        with contextlib.suppress(OSError):
-            file.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # other ranks still have files there
-        path.parent.rmdir()
 
 
 def _gather_text(text: str, comm: Comm) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -15,6 +16,8 @@ from swarmstep.errors import CheckpointError
 
 FORMAT = "swarmstep checkpoint 1"
 _DIGEST = 32  # bytes of a SHA-256
+_LABEL = struct.Struct(">8sQ16s")  # a word to know it by, the size of the group, and what tells its mark apart
+_WORD = b"swarmgrp"
 _KINDS = {int: "a number", str: "a text", dict: "a dictionary"}
 
 
@@ -35,6 +38,7 @@ def write(path: Path, content: dict[str, Any]) -> None:
     try:
         with partial.open("w+b") as file:
             torch.save(content, file)
+            file.write(_LABEL.pack(_WORD, *_group(content)))
             file.write(_digest(file, file.tell()))
             file.flush()
             os.fsync(file.fileno())
@@ -55,6 +59,45 @@ def _flush(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def group_of(path: Path) -> tuple[int, bytes] | None:
+    """Return the size of the group that wrote a file and what tells its mark apart; None where it cannot be said.
+
+    Only the end of the file is read, so damage before it is not noticed; a file of versions without a label is
+    opened, but its tensors are not read.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(-_DIGEST - _LABEL.size, os.SEEK_END)
+            word, *group = _LABEL.unpack(file.read(_LABEL.size))
+        if word == _WORD:
+            return group[0], group[1]
+        return _group(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
+    except Exception:  # whatever a foreign file leads to
+        return None
+
+
+def _group(content: Mapping[str, Any]) -> tuple[int, bytes]:
+    return int(content["size"]), hashlib.sha256(content.get("mark", "").encode()).digest()[:16]
+
+
+def remove_all(folder: Path, step: int) -> None:
+    """Remove the files of all ranks of a step; nothing fails."""
+    place = path_of(folder, step, 0).parent
+    with contextlib.suppress(OSError):  # another rank may do so at the same time
+        for file in place.glob("rank-*"):
+            file.unlink(missing_ok=True)
+        place.rmdir()
+
+
+def remove(path: Path) -> None:
+    """Remove a file, what a crash left of it, and its folder if that is empty then; nothing fails."""
+    for file in (path, path.with_suffix(".partial")):  # the latter after a crash while it was written
+        with contextlib.suppress(OSError):
+            file.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # other ranks still have files there
+        path.parent.rmdir()
 
 
 def read_content(

@@ -31,6 +31,7 @@ class Loading(NamedTuple):
 
     pairs: list[tuple[Tensor, Tensor]]  # (tensor, value)
     steps: int  # since the last round
+    norm: float  # of the parameters after it
     flight: Flight | None
     staged: Mapping[str, Tensor]
 
@@ -256,6 +257,7 @@ class Lane:
         return {
             "loss": self._loss.clone(),
             "count": self._count,
+            "norm": self._norm,
             "trigger": records.tensors(self.trigger),
             "state": records.tensors(self.state),
             "wire": records.tensors(self._wire.state) if self._wire else {},
@@ -286,7 +288,8 @@ class Lane:
         records.pairs("staged", {name: kinds[name] for name in staged if name in kinds}, staged)
         flying = records.field(saved, "flight")
         under_way = self._checked_flight(flying) if flying else None
-        return Loading(pairs, int(records.field(saved, "count")), under_way, staged)
+        norm = float(records.field(saved, "norm"))
+        return Loading(pairs, int(records.field(saved, "count")), norm, under_way, staged)
 
     def _checked_flight(self, flying: Mapping[str, Any]) -> Flight:
         x, size = self.setting.flat.read(self.index), self.setting.comm.size
@@ -327,7 +330,7 @@ class Lane:
             tensor.copy_(value)
         if sources[rank] is not None:
             self._loss = records.field(saved, "loss").to(self._loss)
-            self._count = int(records.field(saved, "count"))
+            self._count, self._norm = int(records.field(saved, "count")), float(records.field(saved, "norm"))
             if self._last is not None:
                 self._last.copy_(records.field(saved, "last")["x"])
 
@@ -335,7 +338,7 @@ class Lane:
         """Go on from what `checked` returned; what is under way is given up."""
         with contextlib.suppress(SwarmstepError):
             self.settle()
-        self._count, self.flight = checked.steps, checked.flight
+        self._count, self._norm, self.flight = checked.steps, checked.norm, checked.flight
         for tensor, value in checked.pairs:
             tensor.copy_(value)
         if self._wire:

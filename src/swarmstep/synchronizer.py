@@ -79,6 +79,11 @@ class Synchronizer:
         self._let_in(self._landed)
 
     @property
+    def newcomer(self) -> bool:
+        """Whether this worker has joined others in the present group."""
+        return bool(self._comm.sources) and self._comm.sources[self._comm.rank] is None
+
+    @property
     def comm(self) -> Comm:
         """The group that this worker is in; an elastic one changes at rounds."""
         return self._comm.bare
@@ -115,7 +120,9 @@ class Synchronizer:
         if not sources:
             self._worker.begin(metered)
         elif None in sources:
-            parcel = hand_over(lambda: self._parcel(attempt), metered)
+            whole = metered.gather(torch.tensor(not newcomer and self._worker.sound))
+            donor = int(whole.int().argmax())  # the first that is whole; the first of all if nobody is
+            parcel = hand_over(lambda: self._parcel(attempt), metered, donor)
             self._worker.meet(metered, parcel if newcomer else None)
         lanes, level = self._worker.lanes(metered), 0
         if sources:
@@ -127,7 +134,7 @@ class Synchronizer:
         self._comm, self._lanes, self._level, self._renew = metered, lanes, level, False
         self._counted += {id(t): t for t in (metered.traffic, lanes[0].setting.comm.traffic)}.values()
         if newcomer:
-            attempt = self._take(parcel)
+            attempt = self._take(parcel, level)
         if sources and self.options.changed:
             self.options.changed(self.change(comm.clock() - self._began))
         return attempt
@@ -138,10 +145,9 @@ class Synchronizer:
         Args:
             seconds: what it took to get there.
         """
-        comm, counts = self._comm, (self.steps, self.committed, self.rounds)
-        newcomer = bool(comm.sources) and comm.sources[comm.rank] is None
+        comm, counts = self._comm, (max(self.steps, self._level), self.committed, self.rounds)
         states = tuple(lane.state for lane in self._lanes)
-        return Change(*counts, comm.sources, comm.names, comm.rank, newcomer, states, seconds)
+        return Change(*counts, comm.sources, comm.names, comm.rank, self.newcomer, states, seconds)
 
     def _parcel(self, attempt: Attempt | None) -> dict[str, Any]:
         """Return what a newcomer takes from this worker: numbers, strings and tensors."""
@@ -154,12 +160,16 @@ class Synchronizer:
             **self._worker.possessions(),
         }
 
-    def _take(self, parcel: dict[str, Any]) -> Attempt | None:
-        """Be where the others are, from the parcel of one of them; return what they do next."""
+    def _take(self, parcel: dict[str, Any], level: int) -> Attempt | None:
+        """Be where the foremost of the others is, from the parcel of one of them; return what they do next."""
         self.steps, self.rounds, self.committed = _counts(parcel)
+        self.steps = max(self.steps, level)
         self._worker.keep(parcel)
-        due = parcel["attempt"]
-        return Attempt(due[0], Now(*due[1:])) if due else None
+        if not parcel["attempt"]:
+            return None
+        lane, *rest = parcel["attempt"]
+        now = Now(*rest)
+        return Attempt(lane, now if now.step == self.steps else now._replace(step=self.steps, wish=False))
 
     def _regroup(self, attempt: Attempt | None, landed: list[Round]) -> Attempt | None:
         """Go on in the next group: land what has been decided, give up what has not; return what is due there."""
@@ -209,22 +219,30 @@ class Synchronizer:
             for index in range(len(self._lanes)):
                 self._lanes[index].note(loss)
                 wish = self._lanes[index].wishes(self.steps, lr)
-                self._attend(Attempt(index, Now(self.steps, lr, wish)), landed)
+                if not self._attend(Attempt(index, Now(self.steps, lr, wish)), landed):
+                    break  # this worker is elsewhere now, where the others had done their step
             self._let_in(landed)
         except CommError as error:
             raise type(error)(f"step {self.steps}: {error}") from error
         return landed.pop(0) if landed else None
 
-    def _attend(self, attempt: Attempt | None, landed: list[Round]) -> None:
-        """Do what is due, in this group or, where a worker is lost meanwhile, in the next."""
+    def _attend(self, attempt: Attempt | None, landed: list[Round]) -> bool:
+        """Do what is due, in this group or, where a worker is lost meanwhile, in the next.
+
+        Returns:
+            Whether this worker is among those it began with, and has not joined others as a newcomer.
+        """
+        stayed = True
         while attempt:
             try:
-                return self._take_step(self._lanes[attempt.lane], attempt.now, landed)
+                self._take_step(self._lanes[attempt.lane], attempt.now, landed)
+                break
             except PeerLost:
                 if not self._comm.elastic:
                     raise
             attempt = self._regroup(attempt, landed)
-        return None
+            stayed &= not self.newcomer
+        return stayed
 
     def _let_in(self, landed: list[Round]) -> None:
         """Form the next group if newcomers wait: at the step at which all have learnt of it, and not later."""

@@ -12,7 +12,7 @@ from swarmstep.comm.metered import Metered
 from swarmstep.errors import UsageError
 from swarmstep.flat import Flat
 from swarmstep.flight import Setting
-from swarmstep.handover import take_over, tensors_of
+from swarmstep.handover import finite, take_over, tensors_of
 from swarmstep.lane import Lane
 from swarmstep.options import Options
 from swarmstep.probe import Probe
@@ -79,6 +79,11 @@ class Worker:
         probe = self._made_probe(comm)
         if probe:
             agree_on_loss(probe.last_loss, comm)
+
+    @property
+    def sound(self) -> bool:
+        """Whether what a newcomer would take of this worker is finite."""
+        return finite(self.possessions())
 
     def possessions(self) -> dict[str, Any]:
         """Return what a newcomer takes of this worker, beside the swarm's state."""

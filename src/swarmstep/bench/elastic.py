@@ -110,6 +110,7 @@ class _Member:
         elif self.job.resume:
             raise CheckpointError(f"{where}: expected a checkpoint, found none; start a new run")
         if self.folder and self.sync.comm.rank == 0:
+            self.folder.rewind(self.sync.steps)
             self.folder.write_settings(self.config)
         self._note_joined(self.sync.change(seconds=time.monotonic() - began))
 
@@ -191,6 +192,8 @@ class _Member:
         self.tally.add_round(report.bytes_sent, report.bytes_received, report.seconds)
         self.tally.probe_seconds += report.probe_seconds
         self.tally.distrusted = [dataclasses.asdict(worker) for worker in report.distrusted]
+        if report.losses[self.sync.comm.rank] != report.losses[self.sync.comm.rank]:
+            self.optimizer.state.clear()  # the weights are the others' by now; what is left of the old ones goes
         known = [loss for loss in report.losses if loss < float("inf")]
         self.tally.train_loss = sum(known) / len(known) if known else self.tally.train_loss
         self.events.write(
@@ -219,14 +222,17 @@ class _Member:
         step = self.sync.steps
         if step // self.config.defaults().eval_every > self.judged // self.config.defaults().eval_every:
             self._evaluate(step)
-        due = step // self.config.checkpoint_every > self.saved // self.config.checkpoint_every
-        if self.saver and (due or report.fate.stop) and not self.sync.under_way:
+        periods = step // self.config.checkpoint_every - self.saved // self.config.checkpoint_every
+        # With a round under way it goes on with as many workers only; where one always is, that must do.
+        if self.saver and (report.fate.stop or periods > self.sync.under_way):
             self._save(step)
         self.over = report.fate.finish
         if report.fate.stop:
             self._settle()
+            self.membership.end()
             name = shlex.quote(str(self.job.out))
-            where = f"; go on with: swarmstep train --resume {name}" if self.job.out else ""
+            saved = self.saver and self.saver.done == step
+            where = f"; go on with: swarmstep train --resume {name}" if saved else "; no checkpoint was written"
             raise Interrupted(f"stopped at step {step} of {steps}, after a round{where}")
 
     def _evaluate(self, step: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,6 +41,7 @@ class Feed:
         self._train, self._targets = held.train, workload.train.targets[held.train]
         self._batch = config.defaults().batch
         self.ledger: Ledger | None = None
+        self._before: tuple[Ledger, int]  # what was drawn from before the last deal, as which rank
         if members or config.shards == "dealt":
             self.ledger = self._ledger(members or config.workers)
         else:
@@ -58,7 +60,8 @@ class Feed:
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Return the inputs and targets of a 1-based step."""
         if self.ledger:
-            indices = self.ledger.batch(self._rank, step)
+            ledger, rank = (self.ledger, self._rank) if step > self.ledger.step else self._before
+            indices = ledger.batch(rank, step)
             batch = Batch(indices, self._targets[indices])
         else:
             batch = self._sampler.batch(step)
@@ -68,8 +71,9 @@ class Feed:
         return inputs.to(self._device), batch.targets.to(self._device)
 
     def deal(self, change: Change) -> None:
-        """Go on with other members; see `Ledger.deal`."""
+        """Go on with other members; see `Ledger.deal`. Who is behind `change.step` draws as before until then."""
         assert self.ledger
+        self._before = copy.copy(self.ledger), self._rank
         self.ledger.deal(change.step, change.committed, change.sources)
         self._rank = change.rank
 

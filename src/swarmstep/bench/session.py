@@ -202,6 +202,7 @@ class Session:
             exact=not config.fast_sums,
             secret=secret_of(os.environ),
         )
+        membership.resumes = folder is not None
         job = dataclasses.replace(self.job, out=Path(folder) if folder else None)
         return elastic.run(config, workload, membership, job)
 

@@ -40,6 +40,7 @@ T = TypeVar("T")
 
 PERIOD = 0.2  # seconds between two signs of life
 GATHERING = 60.0  # seconds that the first workers wait for those who should start with them
+RETURNING = 10.0  # the same where all have been lost, and those that are started again begin anew
 POLL = 0.02  # seconds between two looks at the store
 STOP, FINISH, OVER = "swarmstep/stop", "swarmstep/finish", "swarmstep/over"
 
@@ -69,6 +70,10 @@ class Membership:
         exact: as in `DistComm`.
         secret: that all members of a group prove to each other before they begin (None: they do not).
 
+    Attributes:
+        resumes: whether workers that begin anew load a checkpoint, as they do where all that held the newest
+            weights are dead. If they do not, somebody who holds older ones counts then.
+
     Raises:
         CommError: the store cannot be reached.
     """
@@ -84,6 +89,7 @@ class Membership:
         exact: bool = False,
         secret: bytes | None = None,
     ) -> None:
+        self.resumes = False
         self.address, self.name, self.start = address, name, start
         self.silence, self.patience, self.exact = silence, patience, exact
         self._secret = secret
@@ -250,8 +256,8 @@ class Membership:
         while not self._store.check([key]):
             if time.monotonic() > deadline:
                 return None
-            if self.name not in self._members and self._store.add(OVER, 0):
-                raise RunOver(f"worker {self.name}: the others have taken all steps; nothing is left to do")
+            if self.name not in self._members and (self._store.add(OVER, 0) or self._store.add(STOP, 0)):
+                raise RunOver(f"worker {self.name}: the run is over; nothing is left to do")
             chosen = self._choose(number, time.monotonic() - began)
             if chosen:
                 self._store.compare_set(key, "", json.dumps(chosen))
@@ -276,7 +282,8 @@ class Membership:
             return [*((c.name, c.held[1] if c.held else None) for c in holders), *((name, None) for name in rest)]
         if newest >= 0:
             return []  # somebody holds newer weights than anybody here, and may come back
-        if len(candidates) < self.start and waited < GATHERING:
+        candidates = [c for c in candidates if not c.held]  # others join these, once they have begun
+        if len(candidates) < self.start and waited < (RETURNING if number else GATHERING):
             return []
         return [(name, None) for name in sorted(c.name for c in candidates)]
 
@@ -288,15 +295,18 @@ class Membership:
         return [Candidate(name, tuple(held) if held else None) for name, held in dict(rows).items()]  # each once
 
     def _newest(self, number: int) -> int:
-        """Return the last epoch that has begun and has not lost all members; they hold the newest weights.
+        """Return the last epoch that has begun and whose members are not all dead; they hold the newest weights.
 
-        -1: there is none. What has not begun by now never will: whoever was taken for lost, and is not, may still
-        be about to begin it, and there must not be two swarms.
+        -1: there is none, or what came before a checkpoint. What has not begun by now never will: whoever was
+        taken for lost, and is not, may still be about to begin it, and there must not be two swarms.
         """
-        newest = number - 1
-        while newest >= 0 and (not self._began(newest) or self._all_dead(newest)):
-            newest -= 1
-        return newest
+        for epoch in range(number - 1, -1, -1):
+            if self._began(epoch):
+                if not self._all_dead(epoch):
+                    return epoch
+                if self.resumes:
+                    return -1
+        return -1
 
     def _began(self, number: int) -> bool:
         verdict = self._store.compare_set(first_verdict(f"{self._key(number)}/ballot"), "", ABORT)
