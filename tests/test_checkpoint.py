@@ -499,8 +499,8 @@ def test_pruning_knows_files_of_versions_without_labels(tmp_path: Path) -> None:
 class History:
     """Workers that write into one folder, die and are replaced, as in an elastic run; and what became whole.
 
-    Each write is by the members of that moment: some have died before their file is there, some cannot write. Those
-    who are left say what they have written, a new one nothing, and prune by the oldest of what was said.
+    Each write is by the members of that moment: some have died before their file is there, some cannot write.
+    Those who are left say what they have written, a new one nothing, and prune by the oldest of what was said.
     """
 
     def __init__(self, folder: Path, workers: int) -> None:

@@ -266,7 +266,9 @@ def test_processes_answer_like_simulation(pool: Pool) -> None:
 
 def test_a_heartbeat_knows_nobody_is_silent_before_it_has_listened() -> None:
     store, port = serve_store()
-    hearts = [Heartbeat(dist.TCPStore("127.0.0.1", port, is_master=False), rank, 2) for rank in range(2)]
+    hearts = [
+        Heartbeat(dist.TCPStore("127.0.0.1", port, is_master=False), str(rank), ["0", "1"]) for rank in range(2)
+    ]
     assert hearts[0].silent(0.0) == []
     for heart in hearts:
         heart.start()

@@ -7,6 +7,7 @@ import errno
 import json
 import math
 import os
+import shlex
 import signal
 import statistics
 import subprocess
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,10 +32,15 @@ from swarmstep.bench.chaos.ride import Ground, simulated_losses
 from swarmstep.bench.chaos.schedule import KINDS, QUIET, SECONDS, Fault, schedule, victim
 from swarmstep.bench.chaos.storm import Storm
 from swarmstep.bench.chaos.verdict import Ride, complaints, summarize
+from swarmstep.bench.events import shared_print
+from swarmstep.bench.launch import noting_interrupts
 from swarmstep.bench.link import Link
-from swarmstep.bench.netns import Network, check_rights
+from swarmstep.bench.netns import FOLDER, PREFIX, Network, check_rights
 from swarmstep.bench.supervisor import Manner, Supervisor
+from swarmstep.comm.sim import simulate
 from swarmstep.errors import CommError, Interrupted, UsageError
+from swarmstep.signal import Layout
+from swarmstep.strategies import STRATEGIES
 
 pytest_plugins = ["lent"]
 
@@ -126,12 +133,12 @@ def story() -> dict[str, list[Any]]:
 
 
 KILL = Struck(12.5, "kill", 2, "2.0", 12.5)
-END = {"kind": "ended", "time": 12.52, "slot": 2, "worker": "2.0", "lost": True}
+END = {"kind": "ended", "time": 12.52, "slot": 2, "worker": "2.0", "lost": True, "code": -9}
 
 
 def told(parts: Mapping[str, Sequence[Any]], *faults: Struck) -> Ride:
     events = sorted((event for part in parts.values() for event in part), key=lambda event: event.time)
-    return Ride(events, [END], faults or (KILL,))
+    return Ride(events, [END], faults or (KILL,), len(faults) or 1)
 
 
 def test_a_log_where_all_went_well() -> None:
@@ -139,7 +146,8 @@ def test_a_log_where_all_went_well() -> None:
     calm = Ride([*joined(ALL, 0, 0, 9.0, ALL), *(e for n in range(1, 6) for e in landed(n, ALL, 0))], [])
     assert verdict.throughput(calm) == pytest.approx(4.0)  # steps a second, of each worker
     summary = summarize(ride, calm, 0.52, [0.5, 0.51, 0.49])
-    assert summary["faults"] == summary["survived"] == 1
+    assert summary["scheduled"] == summary["faults"] == summary["survived"] == 1
+    assert (summary["given_up"], summary["unplanned_deaths"], summary["digest"]) == (0, [], True)
     assert (summary["wiped_states"], summary["lost_rounds"], summary["committed_rounds"]) == (0, 0, 7)
     assert summary["recover_seconds_median"] == summary["recover_seconds_max"] == pytest.approx(0.5)
     kill = summary["kinds"]["kill"]
@@ -165,7 +173,7 @@ def test_the_worker_that_comes_back_counts_from_where_it_joined() -> None:
     assert verdict.worker_steps(told(parts)) == 4 * 17 - 3
 
 
-@pytest.mark.parametrize("what", ["missing", "two", "print", "back", "same step"])
+@pytest.mark.parametrize("what", ["missing", "two", "print", "back", "same step", "two epochs", "epoch before"])
 def test_a_lost_round(what: str) -> None:
     parts = story()
     parts["without"] = {
@@ -174,7 +182,11 @@ def test_a_lost_round(what: str) -> None:
         "print": [*landed(4, TWO, 1)[:1], *landed(4, TWO, 1, print=0.1)[1:]],
         "back": landed(4, TWO, 1, step=11),
         "same step": landed(4, TWO, 1, step=12),
+        "two epochs": [*landed(4, TWO, 1)[:1], *landed(4, TWO, 2)[1:]],
+        "epoch before": landed(4, TWO, 1),
     }[what]
+    if what == "epoch before":  # round 5 goes on from somewhere else
+        parts["after"] = [*landed(5, NEW, 0), *(event for number in (6, 7) for event in landed(number, NEW, 2))]
     assert verdict.lost_rounds(told(parts)) == 1
     assert "1 committed rounds are not continued" in complaints(summarize(told(parts), None, 0.5, []), 720)
 
@@ -183,11 +195,12 @@ def test_a_round_that_is_written_down_late() -> None:
     """By a worker that had landed it, was given up, and is back when it says so."""
     parts = story()
     back = joined(ALL, 2, 4, 13.5, ["2.0"])
-    late = landed(3, ALL, 2, at=13.6, print=4 / 8)[2:]  # "2.0", with what it has by now
-    parts |= {"before": [e for e in parts["before"] if (e.round, e.worker) != (3, "2.0")], "back": [*back, *late]}
+    (late,) = landed(3, ALL, 0, at=13.6, print=None)[2:]  # by "2.0", which has the others' state by now
+    parts |= {"before": [e for e in parts["before"] if (e.round, e.worker) != (3, "2.0")], "back": [*back, late]}
     assert verdict.lost_rounds(told(parts)) == 0
-    parts["back"] = [*back, late[0]._replace(members=("2.0",))]  # but not one that it has committed alone
-    assert verdict.lost_rounds(told(parts)) == 1
+    for other in ({"members": ("2.0",)}, {"epoch": 2}, {"print": 4 / 8}, {"step": 13}):
+        parts["back"] = [*back, late._replace(**other)]
+        assert verdict.lost_rounds(told(parts)) == 1
 
 
 @pytest.mark.parametrize("what", ["newcomer", "survivor", "nobody", "behind"])
@@ -209,6 +222,9 @@ def test_a_start_of_newcomers_alone_and_prints_that_are_not_there_are_no_wiped_s
     assert verdict.wiped_states(told(parts)) == 0
     parts = {name: [event._replace(print=None) for event in part] for name, part in parts.items()}
     assert verdict.wiped_states(told(parts)) == 0
+    summary = summarize(told(parts), None, 0.5, [])
+    assert not summary["digest"]
+    assert "a wiped state is seen by its round only, not by a digest" in in_words(summary)
     assert verdict.wiped_states(Ride([], [])) == verdict.lost_rounds(Ride([], [])) == 0
 
 
@@ -221,6 +237,54 @@ def test_faults_that_are_not_survived() -> None:
     (fate,) = verdict.fates(told(parts))
     assert (fate.survived, fate.recovered, fate.noticed) == (False, None, None)
     assert complaints(summarize(told(parts), None, 0.5, []), 720) == ["1 of 1 faults were not survived"]
+
+
+def test_faults_that_are_never_struck() -> None:
+    summary = summarize(told(story())._replace(scheduled=3), None, 0.5, [])
+    assert (summary["scheduled"], summary["given_up"], summary["faults"]) == (3, 2, 1)
+    assert complaints(summary, 720) == ["2 of 3 faults of the schedule were not struck"]
+    assert "1 survived; 3 were scheduled, 2 given up" in in_words(summary)
+
+
+def test_deaths_that_no_kill_explains() -> None:
+    ride = told(story())
+    ends = [
+        END | {"worker": "0.0", "code": -6},
+        END | {"worker": "1.0", "code": 5},
+        END | {"worker": "1.1", "code": -9},  # of the same slot as nobody who was struck
+        END | {"worker": "1.2", "code": 0, "lost": False},
+        {"kind": "started", "time": 12.6, "slot": 1, "worker": "1.1"},
+    ]
+    summary = summarize(ride._replace(rows=[END, *ends]), None, 0.5, [])
+    assert summary["unplanned_deaths"] == ["0.0 (SIGABRT)", "1.0 (exit code 5)", "1.1 (SIGKILL)"]
+    said = "3 workers died that no kill had struck: 0.0 (SIGABRT), 1.0 (exit code 5), 1.1 (SIGKILL)"
+    assert complaints(summary, 720) == [said]
+    # one that had ended by itself when it was to be killed; and one that was only stopped
+    assert verdict.unplanned_deaths(ride._replace(rows=[END | {"code": 5}])) == ["2.0 (exit code 5)"]
+    assert verdict.unplanned_deaths(ride._replace(faults=(KILL._replace(kind="stop"),))) == ["2.0 (SIGKILL)"]
+    # in the run without faults, too, which the throughput is compared with
+    calm = summarize(ride, Ride(ride.events, [END | {"worker": "1.0"}]), 0.5, [])
+    assert calm["unplanned_deaths"] == ["1.0 (SIGKILL)"]
+
+
+# The methods whose workers keep a common vector between the rounds; as their papers have it, not as the code says.
+COMMON = {"swarm", "diloco", "slowmo", "bmuf", "easgd"}
+
+
+@pytest.mark.parametrize("name", sorted(STRATEGIES))
+def test_what_a_digest_is_of(name: str) -> None:
+    """Of the common vectors; not of counts and sizes, which are the same in a state that was wiped."""
+    layout = Layout(("a", "b"), (2, 3), 5)
+    x = torch.arange(1.0, 6.0)
+    one, same, other = (
+        simulate(lambda comm, x=x: STRATEGIES[name]().init(x, layout, comm), 1) for x in (x, x.clone(), 2 * x)
+    )
+    assert shared_print(one) == shared_print(same)
+    if name in COMMON:
+        assert shared_print(one) == 15.0
+        assert shared_print(other) == 30.0
+    else:
+        assert shared_print(one) is None
 
 
 def test_a_worker_that_stood_still() -> None:
@@ -328,6 +392,57 @@ def test_a_disk_is_full_and_has_room_again(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(UsageError, match="cannot be mounted: mount: No such file"):
         Disk(folder).__enter__()
+
+
+# Mounts a file system, says so, and waits to be killed.
+MOUNTS = """
+import sys, time
+from pathlib import Path
+from swarmstep.bench.chaos.disk import Disk
+with Disk(Path(sys.argv[1])):
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+def mounted(folder: Path) -> bool:
+    return str(folder).replace(" ", "\\040") in [line.split()[1] for line in disk.MOUNTS.read_text().splitlines()]
+
+
+@pytest.mark.skipif(bool(lacks(disk.check_rights)), reason=lacks(disk.check_rights))
+def test_what_a_killed_process_leaves_mounted_is_removed(tmp_path: Path) -> None:
+    killed, living = tmp_path / "kil led", tmp_path / "living"
+    process = subprocess.Popen([sys.executable, "-c", MOUNTS, str(killed)], stdout=subprocess.PIPE, text=True)
+    with Disk(living):
+        try:
+            assert process.stdout
+            assert process.stdout.readline() == "ready\n"
+            disk.remove_leftovers()
+            assert mounted(killed)  # it lives
+        finally:
+            process.kill()
+            process.communicate()
+        assert mounted(killed)
+        disk.remove_leftovers()
+        assert not mounted(killed)
+        assert mounted(living)
+
+
+def test_a_terminal_that_hangs_up_is_an_interrupt_unless_that_is_ignored() -> None:
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        with noting_interrupts(signal.SIGHUP) as interrupts:
+            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(signal.SIGTERM)
+        assert interrupts == [signal.SIGHUP, signal.SIGTERM]
+        assert signal.getsignal(signal.SIGHUP) is before
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
+        with noting_interrupts(signal.SIGHUP) as interrupts:
+            signal.raise_signal(signal.SIGHUP)
+        assert interrupts == []
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 WAITS = "import time\nend = time.monotonic() + 60\nwhile time.monotonic() < end: time.sleep(0.01)\n"
@@ -490,10 +605,18 @@ def test_a_link_is_cut_and_mended(weather: Any) -> None:
         assert reached(1)
 
 
-def options(*given: str) -> argparse.Namespace:
+def command_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser()
     command.add_options(parser)
-    return parser.parse_args(["digits", *given])
+    return parser
+
+
+def options(*given: str) -> argparse.Namespace:
+    return command_parser().parse_args(["digits", *given])
+
+
+def in_words(summary: Mapping[str, Any]) -> str:
+    return command.in_words({**summary, "skipped": {"cut": "needs root"}, "complaints": []})
 
 
 @pytest.mark.parametrize(
@@ -541,6 +664,16 @@ def test_the_storm_and_what_it_is_compared_with_train_alike() -> None:
     assert calm[calm.index("--steps") + 1] == "40"
 
 
+def test_the_command_that_makes_a_storm_names_no_folders() -> None:
+    given = ["--workers", "5", "--minutes", "0.5", "--kinds", "kill,stop", "--link", "100mbit,2ms"]
+    args = options(*given, "--pace=0.02", "--data", "MY DATA", "--out=MINE", "--json", "--silence", "2")
+    made = command.command_line(args)
+    assert made.startswith("swarmstep chaos digits --")
+    again = command_parser().parse_args(shlex.split(made)[2:])
+    assert vars(again) == vars(args) | {"data": None, "out": None, "json": False}
+    assert command.command_line(options()) == "swarmstep chaos digits"
+
+
 def test_fault_free_runs_give_their_losses(tmp_path: Path) -> None:
     said: list[str] = []
     ground = Ground(2, None, [], said.append)
@@ -558,9 +691,9 @@ def test_fault_free_runs_give_their_losses(tmp_path: Path) -> None:
 
 def test_the_verdict_in_words() -> None:
     summary = summarize(told(story()), None, 0.52, [0.5, 0.51, 0.49])
-    summary |= {"skipped": {"cut": "needs root"}, "complaints": [], "good": True, "out": "there"}
-    text = command.in_words(summary)
-    assert "1 faults in 6 s, 1 survived" in text
+    text = in_words(summary)
+    assert "1 faults in 6 s, 1 survived; 1 were scheduled, 0 given up" in text
+    assert "digest" not in text
     assert "kill: 1 of 1 survived, noticed in 0.10 s (at most 0.10 s)" in text
     assert "cut: left out: needs root" in text
     assert "7 committed rounds, 0 of them lost; 0 wiped states; 1 restarts" in text
@@ -581,10 +714,59 @@ def test_a_short_storm(
     out, err = capsys.readouterr()
     summary = json.loads(out.splitlines()[-1])
     assert (code, summary["complaints"]) == (0, []), err
-    assert summary["faults"] == summary["survived"] == 3
+    assert summary["scheduled"] == summary["faults"] == summary["survived"] == 3
+    assert (summary["given_up"], summary["unplanned_deaths"], summary["digest"]) == (0, [], True)
     assert {kind: found["faults"] for kind, found in summary["kinds"].items()} == {"kill": 1, "stop": 1, "slow": 1}
     assert (summary["wiped_states"], summary["lost_rounds"]) == (0, 0)
     assert summary["committed_rounds"] > 5
     assert 0 < summary["final_loss"] < math.log(10)
-    assert json.loads((tmp_path / "storm" / "chaos.json").read_text()).items() >= summary.items()
+    written = (tmp_path / "storm" / "chaos.json").read_text()
+    assert json.loads(written).items() >= summary.items()
+    assert str(tmp_path) not in written + out
     assert "15 s with 3 faults, 3 workers" in err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(lacks(disk.check_rights) + lacks(check_rights)), reason="needs root, and namespaces")
+def test_a_storm_that_is_ended_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Not on SIGHUP; and what is left after SIGKILL, the next one removes."""
+
+    def storm(name: str) -> tuple[subprocess.Popen[bytes], list[Path], Path]:
+        """Start a storm; return once its workers have begun, with its namespaces and its mount."""
+        words = [sys.executable, "-m", "swarmstep", "chaos", "digits", "--workers", "3", "--baseline-seconds", "0"]
+        words += ["--kinds", "disk", "--minutes", "1", "--out", str(tmp_path / name)]
+        with (tmp_path / f"{name}.errors").open("w") as errors:
+            process = subprocess.Popen(words, stdout=errors, stderr=errors, start_new_session=True)
+        processes.append(process)
+        until(lambda: list((tmp_path / name).glob("storm/events/*.jsonl")))
+        spaces = [*FOLDER.glob(f"{PREFIX}{process.pid}-*")]
+        assert len(spaces) == 4
+        checkpoints = tmp_path / name / "storm" / "checkpoints"
+        assert mounted(checkpoints)
+        return process, spaces, checkpoints
+
+    def until(true: Any) -> None:
+        deadline = time.monotonic() + LIMIT
+        while not true():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    processes: list[subprocess.Popen[bytes]] = []
+    try:
+        first, spaces, checkpoints = storm("first")
+        first.kill()
+        first.wait()
+        assert mounted(checkpoints)
+        second, more, others = storm("second")
+        assert not mounted(checkpoints)
+        assert not any(space.exists() for space in spaces)
+        second.send_signal(signal.SIGHUP)
+        assert second.wait(LIMIT) == 130
+        *_, said = (tmp_path / "second.errors").read_text().splitlines()
+        assert said.startswith("swarmstep: stopped on request, before there was a verdict")
+        assert not mounted(others)
+        assert not any(space.exists() for space in more)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()

@@ -19,6 +19,9 @@ from swarmstep.bench import supervisor
 from swarmstep.bench.launch import Outcome, Place
 from swarmstep.bench.record import RunFolder
 from swarmstep.bench.supervisor import Manner, Supervisor, supervise
+from swarmstep.comm.ballot import COMMIT, first_verdict
+from swarmstep.comm.dist import serve_store
+from swarmstep.comm.membership import STOP
 from swarmstep.errors import CheckpointError
 
 pytest_plugins = ["lent"]
@@ -26,7 +29,8 @@ pytest_plugins = ["lent"]
 LIMIT = 60.0  # seconds; a hang, not a measurement
 
 # Speaks the contract between supervisor and workers: says who it is, and ends as a file tells it to, or when the
-# store says "stop" or "finish". With FATE=CODE in the environment it ends at once with that code.
+# store says "stop" or "finish". With FATE=CODE in the environment it ends at once with that code; one that
+# IN_NO_GROUP names leaves at "stop", as a `Membership` that has not joined does.
 WORKER = """
 import json, os, sys, time
 from datetime import timedelta
@@ -49,12 +53,30 @@ while time.monotonic() < end:
         if said:
             Path(os.environ["SWARMSTEP_SAYS"]).write_text(f"swarmstep: {said}\\n")
         sys.exit(int(code))
-    for word, code in (("stop", 130), ("finish", 0)):
+    for word, code in (("stop", 0 if name in os.environ.get("IN_NO_GROUP", "") else 130), ("finish", 0)):
         if store.check([f"swarmstep/{word}"]):
             Path(os.environ["SWARMSTEP_SAYS"]).write_text(f"swarmstep: stopped at step 7\\n")
             sys.exit(code)
     time.sleep(0.005)
 sys.exit(99)
+"""
+
+
+# A member of a group that has begun, which writes a checkpoint or does not, and is killed while all are to stop.
+DIES = """
+import os, signal
+from pathlib import Path
+from torch.distributed import TCPStore
+from swarmstep.comm.ballot import COMMIT, first_verdict
+
+Path({made!r}).mkdir(parents=True)
+host, port = os.environ["SWARMSTEP_STORE"].split(":")
+store = TCPStore(host, int(port), is_master=False)
+store.set("swarmstep/epoch/0/members", "[]")
+store.set(first_verdict("swarmstep/epoch/0/ballot"), COMMIT)
+os.kill(int(os.environ["SUPERVISOR"]), signal.SIGINT)
+store.wait([{store!r}])
+os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
@@ -230,6 +252,71 @@ def test_interrupts(watch: Watch) -> None:
     assert {code for _, code, _ in run.ended()} == {130}
 
 
+UNBEGUN = "stopped on request before the training had begun; nothing was trained, and nothing is lost"
+
+
+def test_an_interrupt_before_the_first_worker_has_started(watch: Watch) -> None:
+    run = watch(2)
+    assert run.end([signal.SIGINT]) == Outcome(130, UNBEGUN)
+    assert run.events == []
+
+
+def test_an_interrupt_before_the_workers_are_a_group(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IN_NO_GROUP", "0.0 1.0 2.0")
+    run = watch(3)
+    run.ready("0.0", "1.0", "2.0")
+    run.supervisor.send_signal("2.0", signal.SIGKILL)
+    assert run.end([signal.SIGINT]) == Outcome(130, UNBEGUN)
+    assert {worker for worker, *_ in run.ended()} == {"0.0", "1.0", "2.0"}  # nobody was started again
+
+
+def begin(store: TCPStore) -> None:
+    """Say what the members of the first group say when it has begun."""
+    store.set("swarmstep/epoch/0/members", '[["0.0", null]]')
+    store.set(first_verdict("swarmstep/epoch/0/ballot"), COMMIT)
+
+
+def test_one_that_waits_to_join_does_not_end_the_others_of_a_run_that_stops(
+    watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IN_NO_GROUP", "1.0")
+    monkeypatch.setattr(supervisor, "LAST_WAIT", 0.0)  # if it did, they would have no time at all
+    run = watch(2)
+    run.ready("0.0", "1.0")
+    begin(run.store())
+    run.supervisor.send_signal("0.0", signal.SIGSTOP)
+    run.until(lambda: run.ended() == [("1.0", 0, False)], [signal.SIGINT])
+    assert run.supervisor.attend(0.05, [signal.SIGINT]) is None
+    assert run.supervisor.living == {0: "0.0"}
+    run.supervisor.send_signal("0.0", signal.SIGCONT)
+    assert run.end([signal.SIGINT]) == Outcome(130, "stopped at step 7")
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_run_that_stops_and_loses_its_members(lost: bool, watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has not stopped at a round; unless nobody was lost, as with a program that does not say it is over."""
+    monkeypatch.setenv("IN_NO_GROUP", "1.0" if lost else "0.0 1.0")
+    run = watch(2)
+    run.ready("0.0", "1.0")
+    begin(run.store())
+    if lost:
+        run.supervisor.send_signal("0.0", signal.SIGSTOP)
+        run.until(lambda: run.ended(), [signal.SIGINT])
+        run.supervisor.send_signal("0.0", signal.SIGKILL)
+    why = "no worker is left; the last: worker 0.0 was ended by SIGKILL"
+    expected = Outcome(5, why, killed=True) if lost else Outcome(130, "stopped on request")
+    assert run.end([signal.SIGINT]) == expected
+
+
+def test_a_run_that_is_done_when_it_is_to_stop(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IN_NO_GROUP", "0.0")
+    run = watch(1)
+    run.ready("0.0")
+    begin(run.store())
+    run.store().add("swarmstep/over", 1)
+    assert run.end([signal.SIGINT]) == Outcome(0, "")
+
+
 def test_the_second_interrupt_ends_all(watch: Watch) -> None:
     run = watch(1)
     run.ready("0.0")
@@ -245,6 +332,32 @@ def test_a_finish_that_all_are_told(watch: Watch) -> None:
     run.ready("0.0", "1.0")
     run.supervisor.tell("finish")
     assert run.end() == Outcome(0, "")
+
+
+@pytest.mark.usefixtures("supervisors")
+def test_an_interrupt_while_the_command_starts(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    def serve() -> tuple[object, int]:
+        signal.raise_signal(signal.SIGINT)
+        return serve_store()
+
+    assert supervise(["train", "digits"], 2, tmp_path / "run", Place(serve=serve)) == 130
+    assert capfd.readouterr().err == f"swarmstep: {UNBEGUN}\n"
+    RunFolder(tmp_path / "run").close()  # as new
+
+
+@pytest.mark.usefixtures("supervisors")
+@pytest.mark.parametrize("saved", [True, False])
+def test_the_advice_to_resume_is_given_where_that_is_possible(
+    saved: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SUPERVISOR", str(os.getpid()))
+    here = tmp_path / "run" / "checkpoints"
+    program = tmp_path / "dies.py"
+    program.write_text(DIES.format(made=str(here / "step-00000016") if saved else str(here), store=STOP))
+    assert supervise([], 1, tmp_path / "run", program=str(program)) == 5
+    *_, last = capfd.readouterr().err.splitlines()
+    assert last.startswith("swarmstep: no worker is left; the last: worker 0.0 was ended by SIGKILL")
+    assert last.endswith("; go on from the last checkpoint with --resume DIR") is saved
 
 
 def test_the_command_speaks_for_its_workers(

@@ -35,12 +35,16 @@ class Events:
 
 
 def shared_print(states: Sequence[NamedTuple]) -> float | None:
-    """Return the sum of all vectors that the members share, by which it is seen that they do; None without any."""
+    """Return the sum of all vectors that the members share, by which it is seen that they do; None without any.
+
+    Only of floating-point vectors: counts and sizes are the same in a state that was wiped.
+    """
     sums = [
         float(tensor.double().sum())
         for state in states
         for name, tensor in state._asdict().items()
         if tensor.dim() == 1
+        and tensor.is_floating_point()
         and getattr(get_type_hints(type(state), include_extras=True)[name], "__metadata__", ("",))[0] == "shared"
     ]
     return sum(sums) if sums else None

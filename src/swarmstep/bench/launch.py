@@ -119,10 +119,15 @@ def run_group(
 
 
 @contextlib.contextmanager
-def noting_interrupts() -> Generator[list[int]]:
-    """Collect interrupts in a list instead of being interrupted."""
+def noting_interrupts(*more: signal.Signals) -> Generator[list[int]]:
+    """Collect interrupts in a list instead of being interrupted.
+
+    Args:
+        more: signals that count as interrupts, too, unless they are ignored (as nohup does with SIGHUP).
+    """
     interrupts: list[int] = []
-    previous = {number: signal.signal(number, lambda n, _: interrupts.append(n)) for number in SIGNALS}
+    numbers = [*SIGNALS, *(number for number in more if signal.getsignal(number) is not signal.SIG_IGN)]
+    previous = {number: signal.signal(number, lambda n, _: interrupts.append(n)) for number in numbers}
     try:
         yield interrupts
     finally:

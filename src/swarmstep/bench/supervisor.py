@@ -12,11 +12,13 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from swarmstep.bench.launch import HASTE, LOOPBACK, Outcome, Place, noting_interrupts
 from swarmstep.bench.preloaded import Job, Preloaded
 from swarmstep.bench.record import RunFolder
+from swarmstep.comm.groups import TCPStore  # pyright: ignore[reportPrivateImportUsage]
+from swarmstep.comm.membership import OVER, STOP, begun
 from swarmstep.errors import CommError, Interrupted
 
 HEALTHY = 5.0  # seconds after which a worker's start counts as a success
@@ -25,12 +27,8 @@ HOPELESS = 5  # failed starts in a row, of every slot, after which the run has f
 LAST_WAIT = 60.0  # seconds that workers have to end once one has said that the run is over
 LEAVE_WAIT = 10.0  # seconds that they have to leave a run that goes on elsewhere
 STOPPED_ELSEWHERE = "the run was stopped after a round; resume it on its first machine, with all checkpoints"
+UNBEGUN = "stopped on request before the training had begun; nothing was trained, and nothing is lost"
 TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-
-
-class _Store(Protocol):
-    def add(self, key: str, amount: int, /) -> int: ...
-    def set(self, key: str, value: str, /) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +78,8 @@ class Supervisor:
     all supervisors, so that each has a number of its own, and "swarmstep/dead/NAME" tells of the end of a worker.
 
     A worker that exits with 0 or 130 says that the run is over; 5, or an end by a signal, is a death; any other
-    code ends the run.
+    code ends the run. One that exits with 0 after "stop", though not all steps are taken, was in no group yet: the
+    others go on to their next round, and stop there.
 
     Args:
         arguments: of the workers' command line, the same for all.
@@ -117,7 +116,7 @@ class Supervisor:
     def __enter__(self) -> Supervisor:
         with contextlib.ExitStack() as stack:
             store, self._port = self._place.serve()
-            self._store = cast(_Store, store)
+            self._store = cast(TCPStore, store)
             slots = self._store.add("swarmstep/slots", self.workers)
             self._slots = [_Slot(number) for number in range(slots - self.workers, slots)]
             self._words = self._manner.words or Path(stack.enter_context(_temporary()))
@@ -232,7 +231,9 @@ class Supervisor:
         self._tell_listener("ended", slot, code=code, said=said, lost=not over)
         if self.outcome or self._over:
             return  # no failure any more
-        if code in (0, Interrupted.exit_code):
+        if code == 0 and self._is_set(STOP) and not self._is_set(OVER):
+            slot.due = math.inf
+        elif code in (0, Interrupted.exit_code):
             stopped = STOPPED_ELSEWHERE if self._manner.trouble else said
             self._end_soon(Outcome(code, stopped if code else ""), LAST_WAIT)
         elif code > 0 and code != CommError.exit_code:
@@ -251,9 +252,19 @@ class Supervisor:
             why = f"each of {len(self._slots)} workers died {HOPELESS} times in a row soon after its start"
             return Outcome(CommError.exit_code, f"{why}; the last: {self._last}")
         none_starts = self._stopping or all(slot.due == math.inf for slot in self._slots)
-        if none_starts and not self.living:
+        return self._none_left() if none_starts and not self.living else None
+
+    def _none_left(self) -> Outcome:
+        """Return how it ended where no worker has said that it is over."""
+        if not self._is_set(STOP) or (self._last and begun(self._store)):
             return Outcome(CommError.exit_code, f"no worker is left; the last: {self._last}", killed=True)
-        return None
+        said = UNBEGUN if not begun(self._store) else "stopped on request"
+        return Outcome(Interrupted.exit_code, STOPPED_ELSEWHERE if self._manner.trouble else said)
+
+    def _is_set(self, key: str) -> bool:
+        with contextlib.suppress(RuntimeError):  # the store is another machine's, and gone: trouble, soon
+            return self._store.add(key, 0) > 0
+        return False
 
     def _said_by(self, name: str, code: int) -> str:
         """Return a worker's last words, without them the end of what it wrote to standard error."""
@@ -328,7 +339,8 @@ def supervise(
         if held:
             held.close()
     if outcome.message:
-        advice = "; go on from the last checkpoint with --resume DIR" if outcome.killed else ""
+        saved = folder and any((folder / "checkpoints").glob("step-*"))
+        advice = "; go on from the last checkpoint with --resume DIR" if outcome.killed and saved else ""
         say(outcome.message + advice)
     return outcome.code
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import secrets
+import time
 from datetime import timedelta
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist  # noqa: TID251 -- the part of comm/dist.py that reads the environment
-from torch.distributed.rendezvous import rendezvous  # noqa: TID251
+import torch.distributed as dist
+from torch.distributed import PrefixStore  # pyright: ignore[reportPrivateImportUsage]
+from torch.distributed.rendezvous import rendezvous
 
 from swarmstep.comm.groups import TCPStore, brief  # pyright: ignore[reportPrivateImportUsage]
 from swarmstep.comm.heartbeat import Heartbeat
@@ -61,8 +64,11 @@ def find(backend: str | None, patience: float) -> Found:
         store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=patience)))
         if backend == "nccl":
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
-        own = TCPStore(host, int(port), is_master=False)
+        prefix = _fresh_prefix(store, rank, size, patience)
+        dist.init_process_group(
+            backend, store=PrefixStore(prefix, store), rank=rank, world_size=size, timeout=limit
+        )
+        own = PrefixStore(prefix, TCPStore(host, int(port), is_master=False))
         heartbeat = Heartbeat(own, str(rank), [*map(str, range(size))])
         control: Any = dist.new_group(backend="gloo", timeout=limit) if backend != "gloo" else None
     except (RuntimeError, ValueError) as error:
@@ -71,3 +77,40 @@ def find(backend: str | None, patience: float) -> Found:
             f"rank {os.environ['RANK']}: the group at {where} did not come together: {brief(error)}"
         ) from error
     return Found(secret, control, heartbeat)
+
+
+def _fresh_prefix(store: Any, rank: int, size: int, patience: float) -> str:
+    """Return a prefix of keys that all ranks agree on and that nobody has used.
+
+    torchrun's store outlives the workers: what those before have left there must not be found. Rank 0 chooses; the
+    others answer with a number of their own, and go on once rank 0 has said that it has heard that number.
+
+    Raises:
+        RuntimeError: somebody did not come within `patience` seconds.
+    """
+    deadline, mine = time.monotonic() + patience, secrets.token_hex(8)
+
+    def found(key: str) -> str:
+        return store.get(key).decode() if store.check([key]) else ""
+
+    if rank == 0:
+        store.set("swarmstep/start", mine)
+        heard = dict.fromkeys(range(1, size), "")
+        while not all(heard.values()):
+            _pause(deadline, f"rank {next(r for r, said in heard.items() if not said)}")
+            heard = {r: said or found(f"swarmstep/{mine}/{r}") for r, said in heard.items()}
+        store.set(f"swarmstep/{mine}/go", " ".join(heard.values()))
+        return f"swarmstep/{mine}"
+    while True:
+        chosen = found("swarmstep/start")
+        if chosen:
+            store.set(f"swarmstep/{chosen}/{rank}", mine)
+            if mine in found(f"swarmstep/{chosen}/go").split():
+                return f"swarmstep/{chosen}"
+        _pause(deadline, "rank 0")
+
+
+def _pause(deadline: float, who: str) -> None:
+    if time.monotonic() > deadline:
+        raise RuntimeError(f"{who} did not come")
+    time.sleep(0.005)

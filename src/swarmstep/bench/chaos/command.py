@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import shlex
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,7 +31,8 @@ DESCRIPTION = (
 The last {QUIET:g} s of the run are free of faults, so that the last victims can come back. A fault whose victim is
 no healthy member strikes the next one; one that would leave fewer than two waits. Before the storm the
 same run goes without faults for a while, after it simulated ones take as many steps, to compare with.
-Everything is in DIR: storm/storm.jsonl has the faults, storm/events/ what each worker did."""
+Everything is in DIR: storm/storm.jsonl has the faults, storm/events/ what each worker did. Only the checkpoints
+of a storm with full disks are not: they are on a file system of their own, which goes with the storm."""
 )
 
 
@@ -68,27 +71,39 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out) if args.out else _new_folder(args)
     held = RunFolder(out)
     try:
-        with noting_interrupts() as interrupts:
+        with noting_interrupts(signal.SIGHUP) as interrupts:
             summary, outcome = _carry_out(args, out, faults, interrupts)
         said = complaints(summary, args.faults_per_hour)
         if outcome.code:
             said.append(f"the run ended with code {outcome.code}: {outcome.message}")
-        summary |= {"skipped": skipped, "complaints": said, "good": not said, "out": str(out)}
+        summary |= {"skipped": skipped, "complaints": said, "good": not said, "command": command_line(args)}
         held.write("chaos.json", {**vars_of(args), **summary})
     finally:
         held.close()
-    print(json.dumps(plain(summary)) if args.json else in_words(summary))
+    print(json.dumps(plain(summary)) if args.json else f"{in_words(summary)}\nfiles in {out}")
     return 1 if said else 0
 
 
 def vars_of(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the options as given, without what is not the user's."""
-    return {name: value for name, value in vars(args).items() if name not in ("command", "json", "out")}
+    """Return the options of a storm, without what is this machine's, or says how it is shown."""
+    return {name: value for name, value in vars(args).items() if name not in ("command", "json", "out", "data")}
+
+
+def command_line(args: argparse.Namespace) -> str:
+    """Return the command that makes this storm, without the folders of this machine."""
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    words = ["swarmstep", "chaos", args.workload]
+    for name, value in vars_of(args).items():
+        if value != parser.get_default(name) and name != "workload":
+            words += [f"--{name.replace('_', '-')}", f"{value:.12g}" if isinstance(value, float) else str(value)]
+    return shlex.join(words)
 
 
 def _carry_out(
     args: argparse.Namespace, out: Path, faults: Sequence[Fault], interrupts: list[int]
 ) -> tuple[dict[str, Any], Outcome]:
+    disk.remove_leftovers()
     with contextlib.ExitStack() as stack:
         network = None
         if _lacks(netns.check_rights) is None:
@@ -201,7 +216,8 @@ def _new_folder(args: argparse.Namespace) -> Path:
 
 def in_words(summary: Mapping[str, Any]) -> str:
     """Return the verdict as people read it."""
-    lines = [f"{summary['faults']} faults in {summary['seconds']:.0f} s, {summary['survived']} survived"]
+    struck = f"{summary['faults']} faults in {summary['seconds']:.0f} s, {summary['survived']} survived"
+    lines = [f"{struck}; {summary['scheduled']} were scheduled, {summary['given_up']} given up"]
     for kind, found in summary["kinds"].items():
         times = [f"{name} in {_times(found[name])}" for name in PHASES if found[name]]
         count = f"{found['survived']} of {found['faults']} survived"
@@ -209,6 +225,8 @@ def in_words(summary: Mapping[str, Any]) -> str:
     lines += [f"  {kind}: left out: {why}" for kind, why in summary["skipped"].items()]
     rounds = f"{summary['committed_rounds']} committed rounds, {summary['lost_rounds']} of them lost"
     lines.append(f"{rounds}; {summary['wiped_states']} wiped states; {summary['restarts']} restarts")
+    if not summary["digest"]:
+        lines.append("the method has no shared vector: a wiped state is seen by its round only, not by a digest")
     if summary["live_workers"] is not None:
         live, members, averaged = (summary[f"{n}_workers"] for n in ("live", "participating", "averaged"))
         lines.append(f"on average {live:.2f} workers live, {members:.2f} participating, {averaged:.2f} averaged")
@@ -223,7 +241,7 @@ def in_words(summary: Mapping[str, Any]) -> str:
         beside = "" if mean is None else f"; without faults {mean:.4f}, standard deviation {spread:.4f}"
         lines.append(f"test loss {summary['final_loss']:.4f}{beside}")
     verdict = "; ".join(summary["complaints"]) or "nothing was lost"
-    return "\n".join([*lines, f"verdict: {verdict}", f"files in {summary['out']}"])
+    return "\n".join([*lines, f"verdict: {verdict}"])
 
 
 def _times(found: Mapping[str, float]) -> str:

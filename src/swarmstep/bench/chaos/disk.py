@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -11,6 +12,8 @@ from pathlib import Path
 
 from swarmstep.errors import CommError, UsageError
 
+NAME = "swarmstep-chaos-"  # of a mount, before the pid of the process that made it
+MOUNTS = Path("/proc/self/mounts")  # where the kernel lists them
 SIZE = 256 << 20  # bytes
 BLOCK = 1 << 20
 
@@ -61,8 +64,22 @@ def check_rights() -> None:
         _unmount(Path(name))
 
 
+def remove_leftovers() -> None:
+    """Remove the file systems of processes that are no more, where this one may."""
+    for line in MOUNTS.read_text().splitlines() if MOUNTS.exists() else []:
+        source, folder, *_ = line.split(" ")
+        found = re.fullmatch(rf"{NAME}(\d+)", source)
+        if found and not Path(f"/proc/{found[1]}").exists():
+            _run("umount", "--lazy", _unescaped(folder))
+
+
+def _unescaped(text: str) -> str:
+    """Return a path as it is; the kernel writes blanks and the like in octal digits."""
+    return re.sub(r"\\([0-7]{3})", lambda digits: chr(int(digits[1], 8)), text)
+
+
 def _mount(folder: Path) -> None:
-    said = _run("mount", "-t", "tmpfs", "-o", f"size={SIZE}", "swarmstep-chaos", str(folder))
+    said = _run("mount", "-t", "tmpfs", "-o", f"size={SIZE}", f"{NAME}{os.getpid()}", str(folder))
     if said:
         raise UsageError(f"a file system of its own cannot be mounted: {said}")
 

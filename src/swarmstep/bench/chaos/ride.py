@@ -87,7 +87,7 @@ def ride(
         supervisor = stack.enter_context(Supervisor(arguments, ground.workers, folder, place, manner))
         storm = Storm(faults, supervisor, log, ground.network, disk)
         outcome = _weather(storm, supervisor, seconds, ground, log)
-    return Ride(Tail(folder).new(), log.rows, struck(log.rows)), outcome
+    return Ride(Tail(folder).new(), log.rows, struck(log.rows), len(faults)), outcome
 
 
 def _weather(storm: Storm, supervisor: Supervisor, seconds: float, ground: Ground, log: Log) -> Outcome:
@@ -168,7 +168,7 @@ def _simulation(arguments: Sequence[str], out: Path) -> tuple[subprocess.Popen[b
     errors = out.with_suffix(".errors").open("w+b")
     process = subprocess.Popen(
         [sys.executable, "-m", "swarmstep", *arguments, "--out", str(out)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "SWARMSTEP_LAUNCHER": str(os.getpid())},  # ends with this one
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=errors,

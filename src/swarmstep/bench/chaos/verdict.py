@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import signal
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,7 @@ class Ride(NamedTuple):
     events: Sequence[Event]
     rows: Sequence[Mapping[str, Any]]  # the storm's own
     faults: Sequence[Struck] = ()
+    scheduled: int = 0  # faults, struck or not
 
     @property
     def joined(self) -> list[Joined]:
@@ -52,26 +54,24 @@ class Ride(NamedTuple):
 def lost_rounds(ride: Ride) -> int:
     """Return how many committed rounds are not continued.
 
-    Every round from 1 to the last was written down, with a step above that of the one before; by all who did so
-    with the same step and members, and the same epoch and digest. Of these last two, what a worker says does not
-    count that had been given up in between and writes late, when it has the others' state. Every number for which
-    that is not so counts.
+    Every round from 1 to the last was written down, with a step above that of the one before and in no earlier
+    epoch; by all who did so with the same step, epoch, members and digest (which a worker that writes it down
+    late, in another group, does not have any more). Every number for which that is not so counts.
     """
-    told: dict[int, set[tuple[int, tuple[str, ...]]]] = defaultdict(set)
-    states: dict[int, set[tuple[int, float | None]]] = defaultdict(set)
-    came: dict[str, int] = {}  # the last round before a worker came, or came back
+    told: dict[int, set[tuple[int, int, tuple[str, ...]]]] = defaultdict(set)
+    prints: dict[int, set[float]] = defaultdict(set)
     for event in ride.events:
-        if isinstance(event, Joined) and event.newcomer:
-            came[event.worker] = event.round
-        elif isinstance(event, Landed):
-            told[event.round].add((event.step, event.members))
-            if event.round > came.get(event.worker, -1):
-                states[event.round].add((event.epoch, event.print))
-    steps = {0: 0} | {landed.round: landed.step for landed in ride.rounds}
-    return sum(
-        len(told[number]) != 1 or len(states[number]) > 1 or steps[number] <= steps.get(number - 1, -1)
-        for number in range(1, max(told, default=0) + 1)
-    )
+        if isinstance(event, Landed):
+            told[event.round].add((event.step, event.epoch, event.members))
+            prints[event.round] |= set() if event.print is None else {event.print}
+    first = {0: (0, 0)} | {landed.round: (landed.step, landed.epoch) for landed in ride.rounds}
+    lost = 0
+    for number in range(1, max(told, default=0) + 1):
+        step, epoch = first.get(number, (0, 0))
+        step_before, epoch_before = first.get(number - 1, (0, 0))
+        follows = step > step_before and epoch >= epoch_before
+        lost += not follows or len(told[number]) > 1 or len(prints[number]) > 1
+    return lost
 
 
 def wiped_states(ride: Ride) -> int:
@@ -91,6 +91,17 @@ def wiped_states(ride: Ride) -> int:
         alone = entry.epoch > first and entry.epoch not in had
         wiped += behind or alone or entry.print != had.get(entry.epoch, entry.print)
     return wiped
+
+
+def unplanned_deaths(ride: Ride) -> list[str]:
+    """Return the workers that were lost though no kill had struck them, each with how it ended."""
+    killed = {fault.worker for fault in ride.faults if fault.kind == "kill"}
+    ends = [(row["worker"], row["code"]) for row in ride.rows if row["kind"] == "ended" and row["lost"]]
+    return [
+        f"{worker} ({signal.Signals(-code).name if code < 0 else f'exit code {code}'})"
+        for worker, code in ends
+        if worker not in killed or code != -signal.SIGKILL
+    ]
 
 
 def fates(ride: Ride) -> list[Fate]:
@@ -207,8 +218,12 @@ def summarize(
     mean = statistics.fmean(losses) if losses else None
     spread = statistics.stdev(losses) if len(losses) > 1 else None
     return {
+        "scheduled": ride.scheduled,
+        "given_up": ride.scheduled - len(outcome),
         "faults": len(outcome),
         "survived": sum(fate.survived for fate in outcome),
+        "unplanned_deaths": [name for one in (baseline, ride) if one for name in unplanned_deaths(one)],
+        "digest": any(entry.print is not None for entry in ride.joined),
         "wiped_states": wiped_states(ride),
         "committed_rounds": len(rounds),
         "lost_rounds": lost_rounds(ride),
@@ -225,7 +240,7 @@ def summarize(
         "averaged_workers": statistics.fmean(r.averaged for r in rounds) if rounds else None,
         "lost_worker_steps": lost_steps(ride),
         "committed_worker_steps": worker_steps(ride),
-        "restarts": sum(row["kind"] == "ended" and bool(row.get("lost")) for row in ride.rows),
+        "restarts": sum(row["kind"] == "ended" and row["lost"] for row in ride.rows),
         "epochs": len({entry.epoch for entry in ride.joined}),
         "kinds": {kind: _of_kind(kind, outcome) for kind in KINDS if any(f.fault.kind == kind for f in outcome)},
     }
@@ -243,17 +258,21 @@ def _of_kind(kind: str, outcome: Sequence[Fate]) -> dict[str, Any]:
 def complaints(summary: Mapping[str, Any], per_hour: float) -> list[str]:
     """Return what is not as it should be, one sentence each.
 
-    Every fault is survived, no state wiped, no committed round lost; the final loss is not above that of the
+    Every fault of the schedule is struck and survived, nobody else dies, no state is wiped and no committed round
+    lost; the final loss is not above that of the
     fault-free runs by more than DEVIATIONS of their standard deviations (a lower one is no complaint); and up to
     GENTLE faults an hour the throughput per live worker is at least RATIO of the fault-free one.
     """
-    found = [
-        f"{summary['faults'] - summary['survived']} of {summary['faults']} faults were not survived",
-        f"{summary['wiped_states']} times a worker entered with another state than the group's",
-        f"{summary['lost_rounds']} committed rounds are not continued",
-    ]
-    bad = [summary["survived"] < summary["faults"], summary["wiped_states"] > 0, summary["lost_rounds"] > 0]
-    said = [text for text, wrong in zip(found, bad, strict=True) if wrong]
+    given_up, wiped, lost = (summary[name] for name in ("given_up", "wiped_states", "lost_rounds"))
+    perished, deaths = summary["faults"] - summary["survived"], summary["unplanned_deaths"]
+    found = {
+        f"{given_up} of {summary['scheduled']} faults of the schedule were not struck": given_up,
+        f"{perished} of {summary['faults']} faults were not survived": perished,
+        f"{len(deaths)} workers died that no kill had struck: {', '.join(deaths)}": deaths,
+        f"{wiped} times a worker entered with another state than the group's": wiped,
+        f"{lost} committed rounds are not continued": lost,
+    }
+    said = [text for text, wrong in found.items() if wrong]
     loss, mean, spread = (summary[name] for name in ("final_loss", "fault_free_loss", "fault_free_deviation"))
     if not summary["committed_rounds"]:
         said.append("no round was committed")
