@@ -24,14 +24,15 @@ def agent(folder: Path, *options: str, steps: int = 400) -> subprocess.Popen[str
     train = ["-m", "swarmstep", "train", "digits", "--elastic", "torchrun", "--steps", str(steps), "--every", "8"]
     more = ["--checkpoint-every", "16", "--pace", "0.02", "--eval-every", str(steps), "--out", str(folder / "run")]
     folder.mkdir(exist_ok=True)
-    return subprocess.Popen(
-        [*command, *options, *train, *more],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "SWARMSTEP_SECRET": "a secret of this test only"},
-        stdout=subprocess.DEVNULL,
-        stderr=(folder / "stderr").open("w"),
-        text=True,
-        start_new_session=True,
-    )
+    with (folder / "stderr").open("w") as file:
+        return subprocess.Popen(
+            [*command, *options, *train, *more],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "SWARMSTEP_SECRET": "a secret of this test only"},
+            stdout=subprocess.DEVNULL,
+            stderr=file,
+            text=True,
+            start_new_session=True,
+        )
 
 
 def end(process: subprocess.Popen[str]) -> None:

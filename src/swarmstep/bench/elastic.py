@@ -70,7 +70,7 @@ class _Member:
         self.folder = RunFolder(job.out, resume=True, held=True) if job.out else None
         self.saver = checkpoint.Saver(job.out / "checkpoints") if job.out else None
         self.tally = Tally()
-        self.saved = self.judged = 0  # steps of the last checkpoint and evaluation
+        self.before = 0  # the step of the round before the one that has landed last; the same on all members
         self.scores: dict[str, float] = {}
         self.over = self.writing = False
         slot = int(membership.name.partition(".")[0])
@@ -98,17 +98,21 @@ class _Member:
 
     def _begin(self, began: float) -> None:
         """Begin with all others: from the newest checkpoint, if there is one."""
-        where = self.job.out / "checkpoints" if self.job.out else None
-        if where and where.is_dir() and any(where.iterdir()):
-            step, states = checkpoint.load_any(where)
-            comm = self.sync.comm
-            if len({*comm.gather(torch.tensor(step)).tolist()}) > 1:
+        step, states = 0, list[dict[str, Any]]()
+        if self.job.out:
+            where = self.job.out / "checkpoints"
+            try:
+                step, states = checkpoint.load_any(where)
+            except CheckpointError:  # else they were all lost before the first one, and begin at the beginning
+                if self.job.resume:
+                    raise
+            if len({*self.sync.comm.gather(torch.tensor(step)).tolist()}) > 1:
                 raise CheckpointError(f"{where}: the workers see different checkpoints; put it where all see one")
+        if states:
             all_states = dict(enumerate(states))
             state = restore(self.config, all_states, self.model, self.optimizer, self.sync, self.feed)
             self.load_state_dict(state["member"])
-        elif self.job.resume:
-            raise CheckpointError(f"{where}: expected a checkpoint, found none; start a new run")
+            self.before = self.sync.committed
         if self.folder and self.sync.comm.rank == 0:
             self.folder.rewind(self.sync.steps)
             self.folder.write_settings(self.config)
@@ -116,14 +120,16 @@ class _Member:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is counted and found, the same on all members."""
-        return {"saved": self.saved, "judged": self.judged, "scores": self.scores}
+        return {"scores": self.scores}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Count on from where another member is."""
-        self.saved, self.judged, self.scores = state["saved"], state["judged"], dict(state["scores"])
+        self.scores = dict(state["scores"])
 
     def _changed(self, change: Change) -> None:
         self.feed.deal(change)
+        if change.newcomer:
+            self.before = change.committed
         self._note_joined(change)
 
     def _note_joined(self, change: Change) -> None:
@@ -220,11 +226,14 @@ class _Member:
             Progress(self.sync.steps, steps, losses, self.sync.rounds, tally.bytes_sent, self.scores, words)
         )
         step = self.sync.steps
-        if step // self.config.defaults().eval_every > self.judged // self.config.defaults().eval_every:
+        due = {
+            every: report.step // every > self.before // every
+            for every in (self.config.defaults().eval_every, self.config.checkpoint_every)
+        }
+        self.before = max(self.before, report.step)  # a thawed worker may report an old one
+        if due[self.config.defaults().eval_every]:
             self._evaluate(step)
-        periods = step // self.config.checkpoint_every - self.saved // self.config.checkpoint_every
-        # With a round under way it goes on with as many workers only; where one always is, that must do.
-        if self.saver and (report.fate.stop or periods > self.sync.under_way):
+        if self.saver and (report.fate.stop or due[self.config.checkpoint_every]):
             self._save(step)
         self.over = report.fate.finish
         if report.fate.stop:
@@ -237,7 +246,6 @@ class _Member:
 
     def _evaluate(self, step: int) -> None:
         """Judge this worker's weights, on the first rank: asking for the result would need the others."""
-        self.judged = step
         if self.sync.comm.rank == 0:
             self.scores = self._score(Flat(self.model).read())
             if self.folder:
@@ -258,15 +266,18 @@ class _Member:
     def _save(self, step: int) -> None:
         """Begin to write a checkpoint, and remove what all members have newer ones of."""
         assert self.saver
-        self.saved = step
         self._settle()
         comm = self.sync.comm
         self.saver.prune(self.membership.saved_by_all(self.saver.done))
+        try:
+            sync = self.sync.state_dict()
+        except CommError:  # with a round under way, which has failed: the next one sees to it
+            return
         state = {
             "config": dataclasses.asdict(self.config),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "sync": self.sync.state_dict(),
+            "sync": sync,
             "feed": self.feed.state_dict(),
             "member": self.state_dict(),
         }

@@ -23,7 +23,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from swarmstep.errors import CommError
+from swarmstep.errors import CommError, RunOver, SwarmstepError
 
 PRELOADED = (
     "torch._dynamo",  # which the first step of an optimizer imports, in more than a second
@@ -283,6 +283,17 @@ def _enter(namespace: str) -> None:
             raise CommError(f"network: cannot enter {namespace}: {os.strerror(ctypes.get_errno())}")
 
 
+def _run_theirs(program: str) -> None:
+    """Run a program of the user's; what it does not catch of swarmstep's errors is said in one line."""
+    try:
+        runpy.run_path(program, run_name="__main__")
+    except RunOver:  # the others need this worker no more
+        pass
+    except SwarmstepError as error:
+        print(f"swarmstep: {error}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)
+
+
 def main() -> None:
     """Be the preloaded process, or in the end a worker; arguments: the file of the channel, and modules."""
     channel, *modules = sys.argv[1:]
@@ -295,7 +306,7 @@ def main() -> None:
         return
     _become(job)
     if job.program.endswith(".py"):
-        runpy.run_path(job.program, run_name="__main__")
+        _run_theirs(job.program)
     else:
         runpy.run_module(job.program, run_name="__main__", alter_sys=True)
 
