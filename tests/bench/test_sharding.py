@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from swarmstep.bench.sharding import Shard, hold_out, shard
+from swarmstep.bench.sharding import Shard, hold_out, parse, shard
 from swarmstep.errors import UsageError
 
 CLASSES = 5
@@ -175,7 +175,7 @@ def test_shards_depend_on_the_seed_alone(spec: str) -> None:
 )  # fmt: skip
 def test_unknown_specs_list_the_valid_ones(spec: str) -> None:
     with pytest.raises(
-        UsageError, match=r"expected iid, classes:K, dirichlet:ALPHA, bad-labels:K, seldp"
+        UsageError, match=r"expected iid, dealt, classes:K, dirichlet:ALPHA, bad-labels:K, seldp"
     ) as error:
         shard(torch.arange(5).repeat(4), spec, 2, 0, 5)
     assert repr(spec) in str(error.value)
@@ -214,3 +214,11 @@ def test_more_workers_than_examples(spec: str, workers: int) -> None:
 def test_a_worker_without_an_example_is_named() -> None:
     with pytest.raises(UsageError, match="rank 6 of 7 gets no example"):
         shard(torch.tensor([0, 0, 0, 1, 1, 1, 1, 1, 1]), "classes:1", 7, 0, 2)
+
+
+def test_dealt_is_a_spec_but_makes_no_shards() -> None:
+    assert parse("dealt", 3, 10) == ("dealt", 0.0, 0)
+    with pytest.raises(UsageError, match="shards 'dealt' are none: the workers draw from one Ledger"):
+        shard(torch.zeros(9, dtype=torch.int64), "dealt", 3, 0, 10)
+    with pytest.raises(UsageError, match="unknown shards 'dealt\\+bad-labels:1'"):
+        parse("dealt+bad-labels:1", 3, 10)
