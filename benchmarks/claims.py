@@ -244,7 +244,8 @@ def conditions() -> str:
 
 def chaos() -> str:
     files = ("chaos-mnist-720.json", "chaos-mnist-120.json")
-    rows = [("faults an hour", "survived", "states wiped", "rounds lost", "recovery, median (max)", "throughput", "loss")]
+    head = "faults an hour, survived, states wiped, rounds lost, recovery: median (max), throughput, loss"
+    rows = [tuple(head.split(", "))]
     for file in files:
         found = read(file)
         rows.append(
@@ -263,8 +264,8 @@ def chaos() -> str:
     kinds = ", ".join(f"{row['faults']} {kind}" for kind, row in first["kinds"].items())
     about = f"""A storm of {first["minutes"]:g} minutes over {first["workers"]} workers on MNIST, steps paced to
         {1000 * first["pace"]:g} ms ({made(files[0])}: {kinds}; {made(files[1])}); throughput per live worker as a
-        fraction of a run without faults, loss on the test set beside {first["fault_free_runs"]} simulated runs of as
-        many steps (mean ± standard deviation):"""
+        fraction of a run without faults, loss on the test set beside {first["fault_free_runs"]} simulated runs of
+        as many steps (mean ± standard deviation):"""
     return f"{paragraph(about)}\n\n{table(*rows)}"
 
 
