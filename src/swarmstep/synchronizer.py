@@ -71,9 +71,7 @@ class Synchronizer:
         self._comm = Metered(comm)
         self._landed: list[Round] = []  # not yet reported
         self._renew = False  # newcomers wait
-        self._level = (
-            0  # at steps before it this group does nothing: some had done what was due when it was formed
-        )
+        self._level = 0  # before this step the group does nothing: some had done what was due when it was formed
         self._began = comm.clock()  # the last change of membership
         self._attend(self._enter_some(comm, None), self._landed)
         self._let_in(self._landed)

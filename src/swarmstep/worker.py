@@ -83,12 +83,14 @@ class Worker:
     @property
     def sound(self) -> bool:
         """Whether what a newcomer would take of this worker is finite."""
-        return finite(self.possessions())
+        return finite([*self.model.parameters(), *self.model.buffers(), self._stateful()])
 
     def possessions(self) -> dict[str, Any]:
         """Return what a newcomer takes of this worker, beside the swarm's state."""
-        stateful = {name: thing.state_dict() for name, thing in self.options.stateful.items()}
-        return {"model": tensors_of(self.model), "stateful": stateful}
+        return {"model": tensors_of(self.model), "stateful": self._stateful()}
+
+    def _stateful(self) -> dict[str, Any]:
+        return {name: thing.state_dict() for name, thing in self.options.stateful.items()}
 
     def meet(self, comm: Metered, theirs: dict[str, Any] | None) -> None:
         """Let newcomers start at the mean of the others, as new particles, with what else one of them has.

@@ -269,17 +269,25 @@ def _tried(*command: str) -> str:
         return ""
 
 
+def enter(name: str) -> None:
+    """Let the calling thread live in a namespace from now on; a process that has one thread moves as a whole.
+
+    Raises CommError where the kernel does not let it.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    with (FOLDER / name).open() as file:
+        if libc.setns(file.fileno(), CLONE_NEWNET):
+            raise CommError(f"network: cannot enter {name}: {os.strerror(ctypes.get_errno())}")
+
+
 def inside(name: str, function: Callable[[], T]) -> T:
     """Call a function in a thread of this process that lives in a namespace; its sockets stay there."""
     results: list[T] = []
     errors: list[BaseException] = []
 
     def call() -> None:
-        libc = ctypes.CDLL(None, use_errno=True)
         try:
-            with (FOLDER / name).open() as file:
-                if libc.setns(file.fileno(), CLONE_NEWNET):
-                    raise CommError(f"network: cannot enter {name}: {os.strerror(ctypes.get_errno())}")
+            enter(name)
             results.append(function())
         except BaseException as error:
             errors.append(error)

@@ -36,8 +36,6 @@ PRELOADED = (
     "swarmstep.bench.measure.command",
     "swarmstep.bench.report.command",
 )
-NAMESPACES = "/run/netns"  # where `ip netns` keeps its names
-CLONE_NEWNET = 0x40000000
 PR_SET_PDEATHSIG = 1
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LIMIT = 60.0  # seconds for an answer: imports take seconds, a fork milliseconds
@@ -270,17 +268,12 @@ def _become(job: Job) -> None:
             os.dup2(file, number)
             os.close(file)
     if job.namespace:
-        _enter(job.namespace)
+        from swarmstep.bench import netns
+
+        netns.enter(job.namespace)
     os.environ.clear()
     os.environ.update(job.environment)
     sys.argv = [job.program, *job.arguments]
-
-
-def _enter(namespace: str) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    with open(f"{NAMESPACES}/{namespace}") as file:
-        if libc.setns(file.fileno(), CLONE_NEWNET):
-            raise CommError(f"network: cannot enter {namespace}: {os.strerror(ctypes.get_errno())}")
 
 
 def _run_theirs(program: str) -> None:

@@ -7,22 +7,22 @@ gloo's are faster: so both are tried, and timed.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from swarmstep.comm.groups import close_connections
+
 PIECE = 1 << 16  # bytes; the last rank waits for one piece more for every rank before it
 PIECES = 1024  # at most so many; a longer vector has larger pieces
 TAG = 1 << 20  # of the first piece; far from the tags that people use on a group of their own
-THANKS, NEVER = PIECES, PIECES + 1  # tags behind those of the pieces: all has arrived; what nobody sends
+THANKS = PIECES  # a tag behind those of the pieces: all has arrived
 FLOOR = 1 << 20  # bytes; what is shorter has little to gain
 
 
@@ -99,11 +99,7 @@ class Transfer(ABC):
 
     def abandon(self) -> None:
         """End the thread, and with it all connections of the group; the others learn of it at once."""
-        # gloo closes them all when a wait exceeds its limit: here one for a piece that nobody sends.
-        for peer in self._peers:
-            with contextlib.suppress(RuntimeError):
-                for never in self._receive(peer, _byte(), NEVER):
-                    never.wait(timedelta(milliseconds=1))
+        close_connections(self._group, self._peers)
         self._thread.join(1.0)
 
 
