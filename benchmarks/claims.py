@@ -23,8 +23,8 @@ from typing import Any
 import headline
 from paired import interval
 
-from swarmstep.bench.compare import results
-from swarmstep.bench.compare.analysis import Estimate, Section, analyse
+from swarmstep.compare import results
+from swarmstep.compare.analysis import Estimate, Section, analyse
 from swarmstep.errors import DataError
 
 README = Path(__file__).parents[1] / "README.md"

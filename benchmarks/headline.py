@@ -14,10 +14,10 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
-from swarmstep.bench.compare import results
-from swarmstep.bench.compare.costs import first_reaching
-from swarmstep.bench.compare.results import Point
-from swarmstep.bench.stats import Estimate, estimate
+from swarmstep.compare import results
+from swarmstep.compare.costs import first_reaching
+from swarmstep.compare.results import Point
+from swarmstep.compare.statistics import Estimate, estimate
 
 SOURCE = Path(__file__).parent / "results" / "evidence-link.json"
 FIGURE = Path(__file__).parents[1] / "docs" / "headline.svg"

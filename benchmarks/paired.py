@@ -16,7 +16,7 @@ from pathlib import Path
 
 from table import cell
 
-from swarmstep.bench.stats import estimate
+from swarmstep.compare.statistics import estimate
 
 
 def interval(differences: list[float]) -> tuple[float, float]:

@@ -5,10 +5,10 @@ python benchmarks/probe_cost.py
 
 import torch
 
-from swarmstep.bench.config import Config
-from swarmstep.bench.job import Job
-from swarmstep.bench.run import simulated
-from swarmstep.bench.workloads import load
+from swarmstep.train.config import Config
+from swarmstep.train.job import Job
+from swarmstep.train.trainer import simulated
+from swarmstep.workloads import load
 
 torch.set_num_threads(1)
 for name, model, steps in (("mnist", "mlp", 600), ("mnist", "lenet5", 600), ("cifar10", "cnn", 150)):

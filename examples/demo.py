@@ -2,9 +2,9 @@
 
 import torch
 
-from swarmstep.bench.config import Config
-from swarmstep.bench.run import Job, simulated
-from swarmstep.bench.workloads import load
+from swarmstep.train.config import Config
+from swarmstep.train.trainer import Job, simulated
+from swarmstep.workloads import load
 
 torch.set_num_threads(1)
 workload = load("digits")

@@ -16,11 +16,12 @@ from swarmstep.comm.base import Comm
 from swarmstep.comm.codecs import Bfloat16, Int4, Int8, TopK
 from swarmstep.comm.coded import Coded
 from swarmstep.comm.dist import DistComm
-from swarmstep.comm.membership import Membership
 from swarmstep.comm.metered import Metered
 from swarmstep.comm.sim import SimComm, simulate
-from swarmstep.gradients import average_gradients
-from swarmstep.options import Options
+from swarmstep.elastic.membership import Membership
+from swarmstep.runtime.gradients import average_gradients
+from swarmstep.runtime.options import Options
+from swarmstep.runtime.synchronizer import Synchronizer
 from swarmstep.signal import Round
 from swarmstep.strategies import STRATEGIES
 from swarmstep.strategies.base import Strategy
@@ -40,7 +41,6 @@ from swarmstep.strategies.papa import PAPA
 from swarmstep.strategies.pso_ps import PSOPS
 from swarmstep.strategies.slowmo import SlowMo
 from swarmstep.strategies.trimmed_mean import TrimmedMean
-from swarmstep.synchronizer import Synchronizer
 from swarmstep.when import Every, GradientChange, Never, QuadraticRule, WarmupThen, When
 
 __version__ = "0.1.0"

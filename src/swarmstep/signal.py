@@ -1,22 +1,13 @@
-"""What a step knows, what a round knows, what it reports, and whose a state's fields are."""
+"""What a step knows, what a round knows, and what it reports."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
 
 from torch import Tensor
 
-from swarmstep.comm.base import KEPT, Fate
-
-# Whose a field of a state is, so that a change of membership can carry it over (strategies/base.py).
-Shared = Annotated[Tensor, "shared"]  # equal on all ranks
-Own = Annotated[Tensor, "own"]  # this worker's; one that joins makes its own
-PerWorker = Annotated[Tensor, "per worker"]  # equal on all ranks, indexed [worker, ...]
-Inherited = Annotated[Tensor, "inherited"]  # this worker's; one that joins goes on from another's
-Derived = Annotated[Tensor, "derived"]  # what `init` derives from the layout and the group's size; never changes
-Place = Annotated[Tensor, "place"]  # this worker's, and of use only at this rank
+from swarmstep.comm.base import KEPT, Decision
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,5 +101,5 @@ class Round:
     distrusted: tuple[Distrust, ...]
     epoch: int = 0
     members: tuple[str, ...] = ()
-    fate: Fate = KEPT
+    fate: Decision = KEPT
     number: int = 0

@@ -18,6 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from test_dist import Launched
 from torch import Tensor, nn
 
 from helpers import TRIGGERS, VARIANTS, Run, Trainer, Vote, run, same
@@ -40,7 +41,6 @@ from swarmstep import (
 from swarmstep.comm.codecs import Int8
 from swarmstep.comm.dist import serve_store
 from swarmstep.errors import CheckpointError, CommError, NotFinite, PeerLost, UsageError
-from test_dist import Launched
 
 WORKERS = 3
 SIZE = 6

@@ -13,7 +13,7 @@ from swarmstep.comm.base import Pending, T
 LAST_WAIT = 10.0  # seconds for what is under way when the program ends
 
 
-class Task(Pending[T]):
+class BackgroundTask(Pending[T]):
     """A task in a thread of its own, which does not keep the program from ending.
 
     Args:
@@ -21,7 +21,7 @@ class Task(Pending[T]):
         before: tasks to wait for first, so that those of one group run in the same order on all ranks.
     """
 
-    def __init__(self, task: Callable[[], T], before: Sequence[Task[Any]]) -> None:
+    def __init__(self, task: Callable[[], T], before: Sequence[BackgroundTask[Any]]) -> None:
         self._task = task
         self._before = list(before)
         self._returned: list[T] = []
@@ -50,7 +50,7 @@ class Task(Pending[T]):
         return self._returned[0]
 
 
-_running: set[Task[Any]] = set()
+_running: set[BackgroundTask[Any]] = set()
 
 
 def settle_all() -> None:

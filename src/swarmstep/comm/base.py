@@ -41,7 +41,7 @@ class Done(Pending[T]):
         return self._returned[0]
 
 
-class Fate(NamedTuple):
+class Decision(NamedTuple):
     """What a group has decided of a round that counts, the same on all ranks.
 
     `renew`: newcomers wait, so the next group is formed before the next round; `stop`: somebody asked to stop;
@@ -53,7 +53,7 @@ class Fate(NamedTuple):
     finish: bool = False
 
 
-KEPT = Fate()  # it counts, and that is all
+KEPT = Decision()  # it counts, and that is all
 
 
 class Comm(ABC):
@@ -128,7 +128,7 @@ class Comm(ABC):
         """
         return Done(task)
 
-    def decide(self) -> Fate:
+    def decide(self) -> Decision:
         """Decide whether the round counts: for all ranks, or for none. Called once all its collectives are done.
 
         Where a lost peer ends the run, there is nothing to decide.

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from swarmstep.comm.base import Comm, Pending, T, rank_ordered_sum
+from swarmstep.comm.buffer_pool import BufferPool
 from swarmstep.comm.codecs import Codec
-from swarmstep.comm.memory import Memory
 from swarmstep.errors import CommError, UsageError
-from swarmstep.signal import Own, Place, Shared
+from swarmstep.ownership import Own, Place, Shared
 
 WEIGHT = 4  # bytes of the float32 weight in front of each chunk
 
 
-class Wire(NamedTuple):
+class CodecState(NamedTuple):
     """What coding remembers between two rounds; without a reference, all empty."""
 
     reference: Shared  # [P]: differences from it are coded
@@ -105,14 +105,14 @@ class Coded(Comm):
         self._referenced = referenced
         reference = like.detach().reshape(-1)[: like.numel() if referenced else 0].clone()
         chunk = chunk_length(codec, len(reference), comm.size)
-        self._state = Wire(reference, torch.zeros_like(reference), reference.new_zeros(chunk))
+        self._state = CodecState(reference, torch.zeros_like(reference), reference.new_zeros(chunk))
         self._staged = _Staged()
         self._room = _Room(like.device)
-        self._memory = Memory(reuse=reuse)
+        self._memory = BufferPool(reuse=reuse)
         self._parts: dict[str, Coded] = {}
 
     @property
-    def state(self) -> Wire:
+    def state(self) -> CodecState:
         """What a checkpoint keeps: tensors that only `commit` changes, in place."""
         return self._state
 
@@ -223,7 +223,7 @@ class Coded(Comm):
                 f"{self._codec} needs a reference, which part of a group has not; use bfloat16 or int8"
             )
         part = Coded(self._comm.split(color, name), self._codec, like, referenced=False)
-        part._memory = Memory(reuse=self._memory.reuse and bool(name))
+        part._memory = BufferPool(reuse=self._memory.reuse and bool(name))
         if name:
             self._parts[name] = part
         return part
@@ -233,7 +233,7 @@ class Coded(Comm):
 
     def reusing(self) -> Coded:
         own = copy.copy(self)  # with the same state and buffers
-        own._comm, own._parts, own._memory = self._comm.reusing(), {}, Memory(reuse=True)
+        own._comm, own._parts, own._memory = self._comm.reusing(), {}, BufferPool(reuse=True)
         return own
 
     def recycle(self) -> None:

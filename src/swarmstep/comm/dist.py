@@ -19,11 +19,10 @@ import torch.distributed as dist
 import torch.distributed.distributed_c10d as distributed_c10d
 from torch import Tensor
 
-from swarmstep.comm.background import Task, settle_all
-from swarmstep.comm.ballot import Ballot
+from swarmstep.comm.background import BackgroundTask, settle_all
 from swarmstep.comm.base import (
     Comm,
-    Fate,
+    Decision,
     Pending,
     T,
     checked_rows,
@@ -32,16 +31,23 @@ from swarmstep.comm.base import (
     rank_ordered_sum,
     weighted,
 )
-from swarmstep.comm.environment import NAMES as ENVIRONMENT
-from swarmstep.comm.environment import find
-from swarmstep.comm.groups import FORMING, brief, close_connections, keep_for_ever, prolong, serve_store
+from swarmstep.comm.buffer_pool import BufferPool
 from swarmstep.comm.heartbeat import PERIOD, Heartbeat
-from swarmstep.comm.memory import Memory
 from swarmstep.comm.p2p import Chain, Transfer, Trials, Turns
-from swarmstep.comm.secret import prove
+from swarmstep.comm.process_groups import FORMING, brief, close_connections, keep_for_ever, prolong, serve_store
+from swarmstep.comm.rendezvous import NAMES as ENVIRONMENT
+from swarmstep.comm.rendezvous import find
+from swarmstep.comm.secure.auth import prove
 from swarmstep.errors import CommError, PeerLost, UsageError
 
 __all__ = ["ENVIRONMENT", "DistComm", "Epoch", "serve_store"]
+
+
+class CommitVote(Protocol):
+    """What decides whether a round counts; see `swarmstep.elastic.commit_vote`."""
+
+    def decide(self, check: Callable[[float], None]) -> Decision: ...
+    def close(self) -> None: ...
 
 
 class Members(Protocol):
@@ -49,7 +55,7 @@ class Members(Protocol):
 
     def trouble(self) -> str | None: ...
     def renew(self) -> DistComm: ...
-    def ballot(self, part: str, size: int, *, first: bool) -> Ballot: ...
+    def ballot(self, part: str, size: int, *, first: bool) -> CommitVote: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,9 +110,9 @@ class DistComm(Comm):
         self._splits = 0
         self._ballot = epoch.membership.ballot("", self.size, first=True) if epoch else None
         self._parts: dict[str, DistComm] = {}
-        self._memory = Memory(reuse=False)
+        self._memory = BufferPool(reuse=False)
         self._unhurried = False  # while it waits, training goes on
-        self._tasks: list[Task[Any]] = []  # the last one started, shared by all views of this group
+        self._tasks: list[BackgroundTask[Any]] = []  # the last one started, shared by all views of this group
         self._ways = {"broadcast": Trials(), "all_to_all": Trials()}  # shared by what `reusing` returns
 
     @classmethod
@@ -331,9 +337,9 @@ class DistComm(Comm):
 
         self._faster(verb, self._ways["all_to_all"], rows, theirs, ours)
 
-    def decide(self) -> Fate:
+    def decide(self) -> Decision:
         if self._ballot is None:
-            return Fate()
+            return Decision()
         return self._ballot.decide(lambda waited: self._check("the vote", waited))
 
     def renew(self) -> Comm:
@@ -344,12 +350,12 @@ class DistComm(Comm):
 
     def start(self, task: Callable[[], T]) -> Pending[T]:
         self._unhurried = True
-        self._tasks[:] = [Task(task, self._tasks[:])]
+        self._tasks[:] = [BackgroundTask(task, self._tasks[:])]
         return self._tasks[0]
 
     def reusing(self) -> DistComm:
         own = copy.copy(self)
-        own._parts, own._memory = {}, Memory(reuse=True)
+        own._parts, own._memory = {}, BufferPool(reuse=True)
         return own
 
     def recycle(self) -> None:

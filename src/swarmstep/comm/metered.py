@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 
 from torch import Tensor
 
-from swarmstep.comm.base import Comm, Fate, Pending
+from swarmstep.comm.base import Comm, Decision, Pending
 
 T = TypeVar("T")
 
@@ -119,7 +119,7 @@ class Metered(Comm):
     def start(self, task: Callable[[], T]) -> Pending[T]:
         return self._comm.start(task)
 
-    def decide(self) -> Fate:
+    def decide(self) -> Decision:
         return self._comm.decide()
 
     def renew(self) -> Comm:

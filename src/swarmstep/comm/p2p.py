@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from swarmstep.comm.groups import close_connections
+from swarmstep.comm.process_groups import close_connections
 
 PIECE = 1 << 16  # bytes; the last rank waits for one piece more for every rank before it
 PIECES = 1024  # at most so many; a longer vector has larger pieces

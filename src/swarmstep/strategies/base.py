@@ -12,10 +12,10 @@ from torch import Tensor
 
 from swarmstep.comm.base import Comm
 from swarmstep.errors import UsageError
+from swarmstep.ownership import Own as Own
+from swarmstep.ownership import PerWorker as PerWorker
+from swarmstep.ownership import Shared as Shared
 from swarmstep.signal import Distrust, Layout, Roll, Signal
-from swarmstep.signal import Own as Own
-from swarmstep.signal import PerWorker as PerWorker
-from swarmstep.signal import Shared as Shared
 from swarmstep.when import Every, When
 
 S = TypeVar("S", bound=NamedTuple)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from swarmstep.comm.base import Comm
+from swarmstep.ownership import Shared
 from swarmstep.signal import Layout, Roll, Signal
-from swarmstep.strategies.base import Card, Shared, Strategy, check_range
+from swarmstep.strategies.base import Card, Strategy, check_range
 from swarmstep.when import Every, When
 
 

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from swarmstep.comm.base import Comm, rank_ordered_sum
 from swarmstep.errors import UsageError
+from swarmstep.ownership import Shared
 from swarmstep.signal import Layout, Roll, Signal
-from swarmstep.strategies.base import Card, Shared, Strategy
+from swarmstep.strategies.base import Card, Strategy
 
 
 class Turn(NamedTuple):

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from swarmstep.comm.base import Comm
 from swarmstep.errors import NotFinite, UsageError
+from swarmstep.ownership import PerWorker, Shared
 from swarmstep.signal import Distrust, Layout, Roll, Signal
 from swarmstep.strategies import trust
-from swarmstep.strategies.base import Card, PerWorker, S, Shared, Strategy, check_choice, check_range
+from swarmstep.strategies.base import Card, S, Strategy, check_choice, check_range
 from swarmstep.strategies.blocks import blocks, squared_distance
 
 

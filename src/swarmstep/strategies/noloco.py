@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from swarmstep.comm.base import Comm
+from swarmstep.ownership import Own, Shared
 from swarmstep.seeding import generator
 from swarmstep.signal import Layout, Roll, Signal
-from swarmstep.strategies.base import Card, Own, Shared, Strategy, check_range
+from swarmstep.strategies.base import Card, Strategy, check_range
 from swarmstep.when import Every, When
 
 

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from swarmstep.comm.base import Comm
 from swarmstep.errors import UsageError
+from swarmstep.ownership import Own, PerWorker, Shared
 from swarmstep.seeding import generator, mix
 from swarmstep.signal import Layout, Roll, Signal
-from swarmstep.strategies.base import Card, Own, PerWorker, S, Shared, Strategy, check_choice, check_range
+from swarmstep.strategies.base import Card, S, Strategy, check_choice, check_range
 from swarmstep.strategies.blocks import blocks
 from swarmstep.strategies.neighbours import fetch, ring_leaders
 

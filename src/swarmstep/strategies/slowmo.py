@@ -10,8 +10,9 @@ from torch import Tensor
 
 from swarmstep.comm.base import Comm
 from swarmstep.errors import UsageError
+from swarmstep.ownership import Shared
 from swarmstep.signal import Layout, Roll, Signal
-from swarmstep.strategies.base import Card, Shared, Strategy, check_range
+from swarmstep.strategies.base import Card, Strategy, check_range
 from swarmstep.strategies.rate import common_rate
 
 

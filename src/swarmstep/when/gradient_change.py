@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from swarmstep.errors import UsageError
-from swarmstep.signal import Derived, Inherited, Layout, Shared, Signal
+from swarmstep.ownership import Derived, Inherited, Shared
+from swarmstep.signal import Layout, Signal
 from swarmstep.when.base import When
 
 

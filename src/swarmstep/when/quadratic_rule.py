@@ -9,7 +9,8 @@ from typing import NamedTuple, final
 import torch
 
 from swarmstep.errors import UsageError
-from swarmstep.signal import Layout, Shared, Signal
+from swarmstep.ownership import Shared
+from swarmstep.signal import Layout, Signal
 from swarmstep.when.base import When
 
 

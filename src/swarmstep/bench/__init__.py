@@ -1,1 +1,0 @@
-"""Measuring methods on real networks and data: workloads, runs, records."""

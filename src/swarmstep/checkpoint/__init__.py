@@ -1,0 +1,1 @@
+"""Checkpoints: written atomically, read as data only."""

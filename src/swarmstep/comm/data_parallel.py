@@ -1,0 +1,30 @@
+"""torch's DistributedDataParallel, as a baseline, with swarmstep's errors."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator
+
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.nn.parallel import DistributedDataParallel
+
+from swarmstep.errors import CommError
+
+
+@contextlib.contextmanager
+def limited(what: str) -> Generator[None]:
+    """Turn what torch says of a lost peer into a CommError; `what` was under way."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise CommError(f"{what}: {str(error).splitlines()[0]}") from error
+
+
+def data_parallel(module: nn.Module, *, bfloat16: bool = False) -> nn.Module:
+    """Return a module wrapped in torch's DistributedDataParallel, its gradients sent as bfloat16 on request."""
+    wrapped = DistributedDataParallel(module)
+    if bfloat16:
+        # By another name: torch takes the hook itself with NCCL only, though gloo adds bfloat16 as well.
+        wrapped.register_comm_hook(None, lambda state, bucket: bf16_compress_hook(state, bucket))
+    return wrapped

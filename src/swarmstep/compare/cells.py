@@ -1,0 +1,84 @@
+"""From what happened in a run to the cell that is kept of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from swarmstep.compare.plan import Task
+from swarmstep.compare.results import Cell, Point
+from swarmstep.train.run_folder import environment
+
+
+def finished(task: Task, events: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], seconds: float) -> Cell:
+    """Return the cell of a run that came to its end.
+
+    Args:
+        task: what was wanted.
+        events: as Job.listen is given them, or as metrics.jsonl has them.
+        summary: of the run.
+        seconds: that all of it took, on the wall clock.
+    """
+    real = task.config.backend != "sim"
+    steps, rounds = max(1, summary["steps_taken"]), max(1, summary["rounds"])
+    return Cell(
+        purpose=task.purpose,
+        method=task.method,
+        config=dataclasses.asdict(task.config),
+        link=task.link,
+        points=_points(events, real),
+        trace=[event["folded"] for event in events if event["kind"] == "trace"][-1],
+        trust=_trust(events),
+        parameters=summary["parameters"],
+        compute_seconds=summary["compute_seconds"] / steps,
+        # With a delay in real processes the probes run beside the training, which does not spend their time.
+        round_seconds=max(0.0, summary["sync_seconds"] - summary["probe_seconds"]) / rounds,
+        probe_seconds=summary["probe_seconds"],
+        seconds=seconds,
+        environment=_environment(),
+    )
+
+
+def failed(task: Task, why: str) -> Cell:
+    """Return the cell of a run that came to no end."""
+    return Cell(
+        task.purpose,
+        task.method,
+        dataclasses.asdict(task.config),
+        task.link,
+        failed=why.removeprefix("swarmstep: "),
+        environment=_environment(),
+    )
+
+
+def _points(events: Sequence[Mapping[str, Any]], real: bool) -> tuple[Point, ...]:
+    """Return one point a step; where a step was judged twice, before the last round and after it, the first."""
+    found: dict[int, Point] = {}
+    for event in events:
+        if event["kind"] == "evaluation":
+            scores = (
+                math.nan if event[f"{part}_{what}"] is None else event[f"{part}_{what}"]
+                for part in ("validation", "test")
+                for what in ("loss", "accuracy")
+            )  # fmt: skip
+            seconds = event["seconds"] if real else math.nan
+            point = Point(event["step"], seconds, event["bytes_sent"], *scores)
+            found.setdefault(point.step, point)
+    return tuple(found.values())
+
+
+def _trust(events: Sequence[Mapping[str, Any]]) -> list[tuple[int, tuple[int, ...]]]:
+    """Return (step, distrusted ranks) at each round at which they changed."""
+    changes: list[tuple[int, tuple[int, ...]]] = []
+    for event in events:
+        if event["kind"] == "round":
+            ranks = tuple(worker["rank"] for worker in event["distrusted"])
+            if ranks != (changes[-1][1] if changes else ()):
+                changes.append((event["landed"], ranks))
+    return changes
+
+
+def _environment() -> dict[str, Any]:
+    return {name: value for name, value in environment().items() if name != "command"}

@@ -1,0 +1,157 @@
+"""The grid: which runs are made, and which runs choose their settings before."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any
+
+from swarmstep.compare.methods import Method
+from swarmstep.compare.results import Cell, key_of
+from swarmstep.train.config import BASELINES, DDP, SYNCHRONOUS, Config
+from swarmstep.workloads import Workload
+
+TUNING_SEED = 1_000_000  # far from the seeds of the runs, so that no run is judged on what chose its settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A cell that is wanted: what it is for, and the resolved config to run."""
+
+    purpose: str
+    method: str
+    config: Config
+    link: str | None
+
+    @functools.cached_property
+    def key(self) -> str:
+        """That of the Cell that it becomes."""
+        return key_of(self.purpose, self.method, dataclasses.asdict(self.config), self.link)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    """How much tuning every method gets.
+
+    Args:
+        rates: learning rates to try, ascending; one means that nothing is tuned.
+        extra: trials after that, at the best rate: other settings of the method, or rates next to the best.
+        steps: of a trial.
+    """
+
+    rates: tuple[float, ...]
+    extra: int
+    steps: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskGroup:
+    """A method at one n under one condition: runs over seeds, after the trials that choose their settings.
+
+    Args:
+        method: what is run.
+        fields: of the Config, the same for trials and runs: workload, every, workers, shards, fault ...
+        seeds: of the runs.
+        tuning: what comes before.
+        link: of the real network, None without one.
+    """
+
+    method: Method
+    fields: Mapping[str, Any]
+    seeds: tuple[int, ...]
+    tuning: Tuning
+    link: str | None
+
+    def work(self, workload: Workload) -> Generator[list[Task], list[Cell], None]:
+        """Yield lists of tasks that may be done at once, and be sent their cells; the runs come last."""
+        rates = [(rate, {}) for rate in self.tuning.rates]
+        chosen: tuple[float | None, Mapping[str, str]] = rates[0] if rates else (None, {})
+        self._task("run", workload, *chosen)  # raises what is wrong with it before anything has run
+        if len(rates) > 1:
+            losses = yield from self._try(rates, workload)
+            more = self._more(losses)
+            losses |= (yield from self._try(more, workload)) if more else {}
+            rate, settings = min(losses, key=lambda trial: losses[trial])
+            chosen = rate, dict(settings)
+        yield [self._task("run", workload, *chosen, seed=seed) for seed in self.seeds]
+
+    def _try(
+        self, trials: Sequence[tuple[float, Mapping[str, str]]], workload: Workload
+    ) -> Generator[list[Task], list[Cell], dict[Trial, float]]:
+        short = {"steps": self.tuning.steps, "eval_every": self.tuning.steps, "seed": TUNING_SEED}
+        cells = yield [self._task("tune", workload, *trial, **short) for trial in trials]
+        if any(cell.failed and "not finite" not in cell.failed for cell in cells):
+            raise Untuned  # it would be judged as if it had diverged; the next call tries it again
+        names = [(rate, tuple(settings.items())) for rate, settings in trials]
+        return dict(zip(names, map(validation_loss, cells), strict=True))
+
+    def _more(self, losses: Mapping[Trial, float]) -> list[tuple[float, Mapping[str, str]]]:
+        """Return the trials that the first ones suggest."""
+        (best, _) = min(losses, key=lambda trial: losses[trial])
+        others = [(best, settings) for settings in self.method.alternatives()]
+        tried = {rate: loss for (rate, _), loss in losses.items()}
+        while len(others) < self.tuning.extra:
+            best = min(tried, key=lambda rate: tried[rate])
+            rate = next_rate(tried)
+            tried[rate] = math.inf  # not known yet; the next one goes elsewhere
+            others.append((rate, {}))
+        return others[: self.tuning.extra]
+
+    def _task(
+        self, purpose: str, workload: Workload, rate: float | None, settings: Mapping[str, str], **fields: Any
+    ) -> Task:
+        merged = {**self.fields, **({} if rate is None else {"lr": rate}), "settings": settings, **fields}
+        if purpose == "tune":  # always in this process, and to the end
+            merged |= {"backend": "sim", "fast_sums": False, "until_accuracy": None}
+        method = self.method
+        if purpose == "tune" and method.name == DDP:
+            method = dataclasses.replace(method, name=SYNCHRONOUS)  # the same numbers
+        return Task(
+            purpose, self.method.spec, method.config(**merged).resolved(workload),
+            self.link if purpose == "run" else None,
+        )  # fmt: skip
+
+
+class Untuned(Exception):
+    """A trial failed for a reason that says nothing about its settings: the group waits for the next call."""
+
+
+Trial = tuple[float, tuple[tuple[str, str], ...]]  # a learning rate, and settings
+
+
+def validation_loss(cell: Cell) -> float:
+    """Return what a trial is judged by: the validation loss at its end, infinite if it failed or diverged."""
+    loss = cell.points[-1].validation_loss if cell.points and not cell.failed else math.inf
+    return loss if math.isfinite(loss) else math.inf
+
+
+def next_rate(losses: Mapping[float, float]) -> float:
+    """Return a rate worth trying: beyond the best one if that is an edge, else between it and its better side."""
+    rates = sorted(losses)
+    best = rates.index(min(rates, key=lambda rate: losses[rate]))
+    if best == 0:
+        return _rounded(rates[0] * rates[0] / rates[1])
+    if best == len(rates) - 1:
+        return _rounded(rates[-1] * rates[-1] / rates[-2])
+    side = min(rates[best - 1], rates[best + 1], key=lambda rate: losses[rate])
+    return _rounded(math.sqrt(rates[best] * side))
+
+
+def _rounded(rate: float) -> float:
+    return float(f"{rate:.2g}")
+
+
+def grid(
+    methods: Sequence[Method], everies: Sequence[int], conditions: Sequence[Mapping[str, Any]],
+    make: Callable[[Method, Mapping[str, Any]], TaskGroup],
+) -> list[TaskGroup]:  # fmt: skip
+    """Return a group for each method, n and condition; methods without rounds at n = 1 only."""
+    found: list[TaskGroup] = []
+    for condition in conditions:
+        for method in methods:
+            found += [
+                make(method, {**condition, "every": n}) for n in ([1] if method.name in BASELINES else everies)
+            ]
+    return found

@@ -1,0 +1,115 @@
+"""Worker processes that run simulated cells side by side; one that dies fails its cell, and is replaced."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from types import TracebackType
+
+from swarmstep.compare import cells
+from swarmstep.compare.plan import Task
+from swarmstep.compare.results import Cell, from_json
+from swarmstep.errors import SwarmstepError
+
+
+class Pool:
+    """A context manager; at its end what still runs is ended.
+
+    Args:
+        jobs: how many processes.
+    """
+
+    def __init__(self, jobs: int) -> None:
+        self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[tuple[Task, Cell]] = queue.SimpleQueue()
+        self._processes: list[subprocess.Popen[str]] = []
+        self._closed = False
+        self._lock = threading.Lock()
+        self._threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(jobs)]
+
+    def __enter__(self) -> Pool:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._lock:
+            self._closed = True
+        for process in self._processes:
+            process.kill()
+        for _ in self._threads:
+            self._tasks.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def put(self, task: Task) -> None:
+        """Hand in a task; tasks begin in this order."""
+        self._tasks.put(task)
+
+    def get(self, timeout: float) -> tuple[Task, Cell] | None:
+        """Return a finished one; None if there is none within `timeout` seconds."""
+        try:
+            return self._done.get(timeout=timeout)
+        except queue.Empty:
+            return None
+
+    def _serve(self) -> None:
+        """Do tasks, in a process that this thread owns."""
+        process: subprocess.Popen[str] | None = None
+        while (task := self._tasks.get()) is not None and not self._closed:
+            try:
+                process = process or self._start()
+                cell = _asked(process, task) if process else None
+                if process and cell is None:
+                    why = _ending(process)
+                    cell, process = cells.failed(task, f"the process that ran it {why}"), None
+            except (OSError, SwarmstepError) as error:  # no process to be had, or an answer that is none
+                cell = cells.failed(task, str(error))
+            if cell:
+                self._done.put((task, cell))
+        if process:
+            process.kill()
+            process.communicate()
+
+    def _start(self) -> subprocess.Popen[str] | None:
+        with self._lock:
+            if self._closed:
+                return None
+            process = subprocess.Popen(
+                [sys.executable, "-m", "swarmstep.compare.pool_worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                start_new_session=True,  # an interrupt from the keyboard is for this process
+            )
+            self._processes.append(process)
+            return process
+
+
+def _asked(process: subprocess.Popen[str], task: Task) -> Cell | None:
+    """Return what the process makes of a task; None if it dies."""
+    assert process.stdin
+    assert process.stdout
+    try:
+        process.stdin.write(json.dumps(dataclasses.asdict(task)) + "\n")
+        process.stdin.flush()
+        line = process.stdout.readline()
+    except OSError:
+        line = ""
+    return from_json(json.loads(line), "a worker's answer") if line.endswith("\n") else None
+
+
+def _ending(process: subprocess.Popen[str]) -> str:
+    """Return in words how a process ended."""
+    process.communicate()
+    code = process.returncode
+    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"

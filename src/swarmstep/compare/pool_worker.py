@@ -1,0 +1,69 @@
+"""A process that runs one simulated cell after the other: a JSON line in, a JSON line out.
+
+Started by the pool as ``python -m swarmstep.compare.pool_worker``; it ends when its input does.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import IO, Any
+
+from swarmstep.compare import cells
+from swarmstep.compare.plan import Task
+from swarmstep.compare.results import Cell, to_json
+from swarmstep.errors import SwarmstepError
+from swarmstep.train.config import Config
+from swarmstep.train.job import Job
+from swarmstep.train.trainer import simulated
+from swarmstep.workloads import Workload, load
+
+
+def main() -> None:
+    """Serve."""
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one decides
+    torch.set_num_threads(1)
+    answers = _private_output()
+    for line in sys.stdin:
+        content: dict[str, Any] = json.loads(line)
+        content["config"] = Config(**content["config"])
+        task = Task(**content)
+        answers.write(json.dumps(to_json(do(task))) + "\n")
+        answers.flush()
+
+
+def do(task: Task) -> Cell:
+    """Run a cell in this process and return it; also if it fails."""
+    began, events = time.monotonic(), list[dict[str, Any]]()
+    try:
+        workload = _workload(task.config.workload, task.config.data)
+        summary = simulated(task.config, workload, Job(quiet=True, keep=False, listen=events.append))
+    except SwarmstepError as error:
+        return cells.failed(task, str(error))
+    except Exception as error:  # in a workload of the user's own
+        return cells.failed(task, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+    return cells.finished(task, events, summary, time.monotonic() - began)
+
+
+@functools.lru_cache(maxsize=2)
+def _workload(name: str, data: str | None) -> Workload:
+    return load(name, Path(data) if data else None)
+
+
+def _private_output() -> IO[str]:
+    """Return where answers go; what else is printed goes to standard error."""
+    sys.stdout.flush()
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return answers
+
+
+if __name__ == "__main__":
+    main()

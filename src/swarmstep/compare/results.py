@@ -1,0 +1,252 @@
+"""What a comparison has found so far: one small JSON file for each cell of the grid, or all of them in one.
+
+::
+
+    DIR/compare.json  cells/KEY.json  lock
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from swarmstep.errors import DataError
+from swarmstep.network.trace import Trace
+from swarmstep.train.run_folder import plain, replace_file
+
+VERSION = 1
+FREE = ("backend", "data", "checkpoint_every")  # of a config: what does not change what a cell is
+
+
+class Point(NamedTuple):
+    """How good the result was after `step` local steps.
+
+    `seconds` of training until then, on the wall clock of real processes (NaN in simulation: the report's virtual
+    clock says), without evaluations; `bytes` sent by a worker until then, mean over the workers. Losses and
+    accuracies (0 to 1; NaN where they have no meaning) of what the strategy would return.
+    """
+
+    step: int
+    seconds: float
+    bytes: float
+    validation_loss: float
+    validation_accuracy: float
+    test_loss: float
+    test_accuracy: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run of the grid, finished or failed.
+
+    Args:
+        purpose: "run", or "tune" for one that only helped to choose settings.
+        method: as given to --strategies: NAME, or NAME+setting=value+codec=int8+delay=8 and so on.
+        config: the fields of a resolved bench.config.Config; complete, also in a cell that failed at once.
+        link: of the real network that it ran on ("100mbit,5ms"), None in process or on loopback.
+        points: in the order of steps; the last one is at the end.
+        trace: Trace.folded of rank 0.
+        trust: (step, distrusted ranks) at each round at which they changed.
+        parameters: of the model.
+        compute_seconds: of one step of one worker without rounds, mean; its own time in simulation.
+        round_seconds: of one round without what the probe took, mean; in simulation the worker's own time only.
+        probe_seconds: of all probes together.
+        seconds: of the whole cell on the wall clock, evaluations included.
+        failed: why there is no result.
+        environment: versions and machine.
+    """
+
+    purpose: str
+    method: str
+    config: Mapping[str, Any]
+    link: str | None = None
+    points: tuple[Point, ...] = ()
+    trace: Sequence[Any] = ()
+    trust: Sequence[tuple[int, Sequence[int]]] = ()
+    parameters: int = 0
+    compute_seconds: float = math.nan
+    round_seconds: float = math.nan
+    probe_seconds: float = 0.0
+    seconds: float = math.nan
+    failed: str | None = None
+    environment: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
+
+    @property
+    def real(self) -> bool:
+        """Whether it ran in real processes."""
+        return self.config["backend"] != "sim"
+
+    @property
+    def seed(self) -> int:
+        """The seed of the run."""
+        return self.config["seed"]
+
+    @property
+    def group(self) -> CellGroup:
+        """What it has in common with the runs of other seeds."""
+        config = self.config
+        return CellGroup(
+            config["workload"],
+            config["model"],
+            self.method,
+            config["every"],
+            config["workers"],
+            config["shards"],
+            config["fault"] or "",
+            config["backend"] if self.real else "sim",
+            self.link or "",
+        )
+
+    @property
+    def key(self) -> str:
+        """16 hexadecimal digits that tell it from all other cells."""
+        return key_of(self.purpose, self.method, self.config, self.link)
+
+    def rounds(self) -> Trace:
+        """Return what was sent, and when."""
+        return Trace(self.trace)
+
+
+class CellGroup(NamedTuple):
+    """Runs that differ only in their seeds. `fault` and `link` are "" where there is none."""
+
+    workload: str
+    model: str
+    method: str
+    every: int
+    workers: int
+    shards: str
+    fault: str
+    backend: str
+    link: str
+
+    @property
+    def condition(self) -> tuple[str, str, int, str, str, str, str]:
+        """What methods are compared under: everything but the method and n."""
+        return (self.workload, self.model, self.workers, self.shards, self.fault, self.backend, self.link)
+
+
+def key_of(purpose: str, method: str, config: Mapping[str, Any], link: str | None) -> str:
+    """Return the key of a cell, which does not depend on where its data lie."""
+    real = config["backend"] != "sim"
+    kept = {name: value for name, value in config.items() if name not in FREE}
+    text = json.dumps(plain([purpose, method, kept, config["backend"] if real else "sim", link]), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """All cells of a comparison, and how they were made.
+
+    `about` has `title`, `command` (what was typed), `target` ({"accuracy": A}, {"loss": L} or {}), `links` (those
+    that the virtual clock is asked about) and `clock` (options of the virtual clock).
+    """
+
+    about: Mapping[str, Any]
+    cells: tuple[Cell, ...]
+
+    def runs(self) -> list[Cell]:
+        """Return the cells that are results: neither tuning nor failed."""
+        return [cell for cell in self.cells if cell.purpose == "run" and not cell.failed]
+
+
+def to_json(cell: Cell) -> dict[str, Any]:
+    """Return a cell as plain JSON; NaN becomes null."""
+    content = {f.name: getattr(cell, f.name) for f in dataclasses.fields(Cell)}
+    return plain({"version": VERSION, **content, "points": [list(point) for point in cell.points]})
+
+
+def from_json(content: Any, where: str) -> Cell:
+    """Return the cell that `to_json` described.
+
+    Raises:
+        DataError: it does not describe one; `where` names the file.
+    """
+    try:
+        if content["version"] != VERSION:
+            raise DataError(f"{where}: expected version {VERSION}, found {content['version']!r}; run it again")
+        fields: dict[str, Any] = {f.name: content[f.name] for f in dataclasses.fields(Cell)}
+        points = [Point(int(step), *map(_number, rest)) for step, *rest in fields["points"]]
+        for name in ("compute_seconds", "round_seconds", "probe_seconds", "seconds"):
+            fields[name] = _number(fields[name])
+        fields["points"] = tuple(points)
+        cell = Cell(**fields)
+        hash(cell.group)
+        list(cell.rounds())
+        return cell
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{where} is damaged or foreign ({type(error).__name__}: {error}); delete it") from None
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def load(source: Path) -> Results:
+    """Return the results in a folder that `swarmstep compare` wrote, or in a file with what `dumps` returned.
+
+    Raises:
+        DataError: there are none, or they are damaged; names the file.
+    """
+    if source.is_dir():
+        return Results(load_about(source), load_cells(source))
+    content = _read(source)
+    if not isinstance(content, dict) or not isinstance(content.get("cells"), list):
+        raise DataError(f"{source}: expected results of `swarmstep compare`: an object with a list `cells`")
+    cells = [from_json(cell, f"{source}, cell {i}") for i, cell in enumerate(content["cells"])]
+    return Results(content.get("about", {}), tuple(cells))
+
+
+def load_about(folder: Path) -> Mapping[str, Any]:
+    """Return what is said of the comparison in a folder, without its cells.
+
+    Raises:
+        DataError: nothing is, or it is damaged.
+    """
+    return _read(folder / "compare.json")
+
+
+def load_cells(folder: Path) -> tuple[Cell, ...]:
+    """Return the cells in the folder of a comparison.
+
+    Raises:
+        DataError: one of them is damaged; names the file.
+    """
+    return tuple(from_json(_read(file), str(file)) for file in sorted((folder / "cells").glob("*.json")))
+
+
+def dumps(results: Results) -> str:
+    """Return all cells as one JSON text, a line each."""
+    cells = ",\n".join(json.dumps(to_json(cell)) for cell in sorted(results.cells, key=lambda cell: cell.key))
+    return f'{{"about": {json.dumps(plain(results.about))},\n"cells": [\n{cells}\n]}}\n'
+
+
+def add(folder: Path, cell: Cell) -> None:
+    """Write one cell into the folder of a comparison, atomically."""
+    text = json.dumps(to_json(cell)) + "\n"
+    replace_file(folder / "cells" / f"{cell.key}.json", lambda partial: partial.write_text(text))
+
+
+def _read(file: Path) -> Any:
+    try:
+        content = json.loads(file.read_text())
+    except OSError as error:
+        raise DataError(f"{file}: {error.strerror}; expected results of `swarmstep compare`") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file} is damaged: {error}; delete it and run the comparison again") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{file}: expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+def grouped(cells: Iterable[Cell]) -> dict[CellGroup, list[Cell]]:
+    """Return the cells of each group, by seed."""
+    found: dict[CellGroup, list[Cell]] = {}
+    for cell in sorted(cells, key=lambda cell: cell.seed):
+        found.setdefault(cell.group, []).append(cell)
+    return found

@@ -1,0 +1,133 @@
+"""Cells sorted out: each once, and together those that differ only in their seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from swarmstep.compare.results import Cell, CellGroup, Results
+from swarmstep.train.config import DDP, SYNCHRONOUS
+from swarmstep.train.run_folder import plain
+
+_SEED_AND_PLACE = ("seed", "backend", "data")
+_IDLE = ("checkpoint_every",)  # nobody wants to read it: follows from the steps, and changes nothing
+# Of a config, besides what is tuned, and what the method's own name tells.
+TRAINING = ("steps", "batch", "optimizer", "schedule", "weight_decay")
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """The runs of one method at one n, with the same settings, over seeds.
+
+    Args:
+        method: as given to --strategies; where several settings of it have been run, with what they differ in.
+        every: n.
+        cells: finished ones, by seed; at most one of each.
+        failed: the others.
+        chosen: lr and settings, and what of the training other series of the condition do otherwise.
+        tried: how many settings tuning has compared.
+    """
+
+    method: str
+    every: int
+    cells: tuple[Cell, ...]
+    failed: tuple[Cell, ...]
+    chosen: Mapping[str, str]
+    tried: int
+
+    @property
+    def count(self) -> int:
+        """How many seeds there are, failed ones included."""
+        return len(self.cells) + len(self.failed)
+
+
+def distinct(sources: Iterable[Results]) -> list[Cell]:
+    """Return each cell of the sources once, the finished one where another failed, by source, group and seed.
+
+    Gradients averaged at every step count as n = 1, whatever their config says.
+    """
+    found: dict[str, tuple[int, Cell]] = {}
+    for number, source in enumerate(sources):
+        for cell in sorted(source.cells, key=lambda cell: cell.key):
+            cell = _sound(_at_every_step(cell))
+            known = found.get(cell.key)
+            if known is None or (known[1].failed and not cell.failed):
+                found[cell.key] = (known[0] if known else number, cell)
+    ordered = sorted(found.values(), key=lambda item: (item[0], item[1].group, item[1].seed, item[1].key))
+    return [cell for _, cell in ordered]
+
+
+def _at_every_step(cell: Cell) -> Cell:
+    if cell.config["strategy"] not in (SYNCHRONOUS, DDP):
+        return cell
+    return dataclasses.replace(cell, config={**cell.config, "every": 1})
+
+
+def _sound(cell: Cell) -> Cell:
+    return cell if cell.points or cell.failed else dataclasses.replace(cell, failed="it was never evaluated")
+
+
+def series_of(runs: Sequence[Cell], tunes: Sequence[Cell]) -> list[Series]:
+    """Return the series of one condition, by method and n.
+
+    Args:
+        runs: all of the condition, finished or failed.
+        tunes: cells that helped to choose their settings.
+    """
+    groups: dict[CellGroup, dict[str, list[Cell]]] = {}
+    for cell in runs:
+        groups.setdefault(cell.group, {}).setdefault(_text(settings(cell)), []).append(cell)
+    odd = [name for name in TRAINING if name in differing(runs)]
+    found: list[Series] = []
+    for group, variants in sorted(groups.items()):
+        told = [name for name in differing([cells[0] for cells in variants.values()]) if name not in _IDLE]
+        tried = {_text(settings(cell)) for cell in tunes if _same_method(cell.group, group)}
+        for text in sorted(variants):
+            cells = sorted(variants[text], key=lambda cell: cell.seed)
+            apart = ", ".join(f"{name} {_shown(cells[0].config.get(name))}" for name in told)
+            found.append(
+                Series(
+                    f"{group.method} ({apart})" if apart else group.method,
+                    group.every,
+                    tuple(cell for cell in cells if not cell.failed),
+                    tuple(cell for cell in cells if cell.failed),
+                    _chosen(cells[0], odd),
+                    len(tried),
+                )
+            )
+    return found
+
+
+def _same_method(a: CellGroup, b: CellGroup) -> bool:
+    return (a.method, a.every) == (b.method, b.every)
+
+
+def settings(cell: Cell) -> dict[str, Any]:
+    """Return the cell's config without its seed, and without where it ran."""
+    return {name: value for name, value in cell.config.items() if name not in _SEED_AND_PLACE}
+
+
+def differing(cells: Sequence[Cell]) -> list[str]:
+    """Return the fields of the configs, but for seed and place, that not all cells have in common."""
+    names = sorted({name for cell in cells for name in settings(cell)})
+    return [name for name in names if len({_text(cell.config.get(name)) for cell in cells}) > 1]
+
+
+def _chosen(cell: Cell, odd: Sequence[str]) -> dict[str, str]:
+    settings = {
+        f"outer {name}" if name == "lr" else name: value for name, value in cell.config["settings"].items()
+    }
+    values = {"lr": cell.config["lr"], **settings, **{name: cell.config[name] for name in odd}}
+    return {name: _shown(value) for name, value in values.items()}
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return " ".join(f"{name}={inner}" for name, inner in value.items()) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _text(value: Any) -> str:
+    return json.dumps(plain(value), sort_keys=True)

@@ -1,0 +1,1 @@
+"""Groups whose members come and go: membership, the commit vote, and the supervisor that restarts workers."""

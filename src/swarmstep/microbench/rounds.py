@@ -1,0 +1,107 @@
+"""What one round costs, next to the collectives it is made of and to what other libraries do: ``bench round``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from swarmstep.comm.base import Comm
+from swarmstep.microbench import baselines
+from swarmstep.microbench.cases import Maker
+from swarmstep.microbench.interleaved_timing import Case, race
+from swarmstep.microbench.options import add_sizes, check_memory, checked
+from swarmstep.microbench.results import Report, Skipped, rows_of
+from swarmstep.microbench.workers import WorkerGroup
+from swarmstep.strategies import DiLoCo, InformedSwarm, LocalSGD
+from swarmstep.strategies.base import Strategy
+from swarmstep.strategies.pso_ps import PSOPS
+from swarmstep.when import Every
+
+VECTORS = 48  # of P floats that a worker holds at most: ten modules with what strategies remember, and limits
+
+ALL_REDUCE, BROADCAST = "all-reduce", "broadcast"
+OUTER, PULL, PULL_ALONE = "all-reduce + outer move", "broadcast + pso move", "pso move"
+ACCELERATE = "accelerate-local-sgd"
+
+LIMITS: dict[str, str | None] = {
+    ALL_REDUCE: None,
+    BROADCAST: None,
+    OUTER: None,
+    PULL: None,
+    PULL_ALONE: None,
+    "all-reduce-bfloat16": ALL_REDUCE,
+    "flatten-all-reduce-unflatten": ALL_REDUCE,
+    "torch-periodic-averager": ALL_REDUCE,
+    ACCELERATE: ALL_REDUCE,
+    "local-sgd": ALL_REDUCE,
+    "swarm": OUTER,
+    "diloco": OUTER,
+    "pso-ps": PULL,
+    "pso-ps/unchanged": PULL_ALONE,
+}
+"""What is timed, and what it is compared with."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this benchmark."""
+    add_sizes(parser, parameters=10_000_000, repeats=15)
+
+
+def lead(args: argparse.Namespace, group: WorkerGroup) -> Report:
+    """Start the workers and return what they measured."""
+    checked(args, workers=(1, 128), parameters=(1, 10**9), tensors=(1, args.parameters), repeats=(1, 10_000))
+    check_memory(args.workers * args.parameters, VECTORS, "fewer --workers or --parameters")
+    settings = {name: getattr(args, name) for name in ("parameters", "tensors", "repeats", "seed")}
+    return group(args.workers, settings)
+
+
+def work(comm: Comm, settings: Mapping[str, Any]) -> Report:
+    """Measure, as one of the workers."""
+    make = Maker(comm, settings["parameters"], settings["tensors"], settings["seed"])
+    report = Report()
+    things = {name: thing() for name, thing in _others(make).items()}
+    things |= {name: synchronized(make, name) for name in STRATEGIES}
+    try:
+        things[ACCELERATE] = make.of_module(baselines.accelerate_local_sgd)
+    except ImportError as error:
+        report.skipped.append(Skipped(ACCELERATE, f"{error}; pip install accelerate"))
+    medians = race(things, comm, settings["repeats"])
+    limits = {name: limit for name, limit in LIMITS.items() if name in medians}
+    report.rows += rows_of(medians, limits, comm.size, make.parameters)
+    return report
+
+
+def _others(make: Maker) -> dict[str, Callable[[], Case]]:
+    return {
+        ALL_REDUCE: make.all_reduce,
+        BROADCAST: make.broadcast,
+        OUTER: make.outer_move,
+        PULL: lambda: make.pull_move(news=True),
+        PULL_ALONE: lambda: make.pull_move(news=False),
+        "all-reduce-bfloat16": make.all_reduce_bfloat16,
+        "flatten-all-reduce-unflatten": lambda: make.of_module(
+            lambda module: lambda: baselines.flatten_and_average(list(module.parameters()))
+        ),
+        "torch-periodic-averager": lambda: make.of_module(baselines.periodic_averager),
+    }
+
+
+STRATEGIES: dict[str, Strategy] = {
+    "local-sgd": LocalSGD(when=Every(1)),
+    "swarm": InformedSwarm(trust="uniform", when=Every(1)),
+    "diloco": DiLoCo(when=Every(1)),
+    "pso-ps": PSOPS(when=Every(1)),
+    "pso-ps/unchanged": PSOPS(best="historical", when=Every(1)),
+}
+
+
+def synchronized(make: Maker, name: str) -> Case:
+    """Return the round of one of `STRATEGIES`, with losses that make it do the most, or, unchanged, the least."""
+
+    def loss(turn: int) -> float:
+        if name == "pso-ps/unchanged":
+            return 1.0 if turn == 0 else 2.0  # worse than what is remembered
+        return (1.0 + make.comm.rank) / (1.0 + turn)  # rank 0 leads, as in the bare broadcast; all find better
+
+    return make.synchronized(STRATEGIES[name], loss)

@@ -1,0 +1,111 @@
+"""What a round costs on the wire, in time and in bytes, plain and coded: ``bench wire``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from swarmstep.comm.base import Comm
+from swarmstep.comm.codecs import Codec, parse
+from swarmstep.comm.coded import WEIGHT, chunk_length
+from swarmstep.comm.dist import DistComm
+from swarmstep.comm.p2p import PIECE, Trials
+from swarmstep.microbench.cases import Maker
+from swarmstep.microbench.interleaved_timing import Case, barrier, race
+from swarmstep.microbench.options import add_sizes, check_memory, checked
+from swarmstep.microbench.place import add_link, carried, placed
+from swarmstep.microbench.results import Measurement, Report, Sent, rows_of
+from swarmstep.microbench.workers import WorkerGroup
+from swarmstep.strategies import LocalSGD
+from swarmstep.strategies.pso_ps import PSOPS
+from swarmstep.when import Every
+
+VECTORS = 40
+PLAIN = "local-sgd"
+CODECS = ("bfloat16", "int8", "int4", "topk:0.02")
+PAIR = 16  # bytes of an answer in the roll call
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this benchmark."""
+    add_sizes(parser, parameters=2_500_000, repeats=7)
+    add_link(parser)
+
+
+def lead(args: argparse.Namespace, group: WorkerGroup) -> Report:
+    """Start the workers and return what they measured."""
+    checked(args, workers=(2, 64), parameters=(1, 10**9), tensors=(1, args.parameters), repeats=(1, 10_000))
+    check_memory(args.workers * args.parameters, VECTORS, "fewer --workers or --parameters")
+    settings = {name: getattr(args, name) for name in ("parameters", "tensors", "repeats", "seed")}
+    with placed(args.link, args.workers) as (place, rate):
+        return group(args.workers, settings | {"rate": rate}, place)
+
+
+def work(comm: Comm, settings: Mapping[str, Any]) -> Report:
+    """Measure, as one of the workers."""
+    assert isinstance(comm, DistComm)
+    make = Maker(comm, settings["parameters"], settings["tensors"], settings["seed"])
+    bare = {
+        "all-reduce": make.all_reduce(),
+        "broadcast, tree": _broadcast(make, comm, chain=False),
+        "broadcast, chain": _broadcast(make, comm, chain=True),
+    }
+    rounds = {PLAIN: make.synchronized(LocalSGD(when=Every(1)))}
+    rounds["pso-ps"] = make.synchronized(PSOPS(when=Every(1)), lambda turn: (1.0 + comm.rank) / (1.0 + turn))
+    for spec in CODECS:
+        rounds[f"{PLAIN}, {spec}"] = make.synchronized(LocalSGD(when=Every(1)), codec=parse(spec))
+    medians = race({**bare, **rounds}, comm, settings["repeats"])
+    report = Report()
+    rate, size, P = settings["rate"], comm.size, make.parameters
+    ideals = _ideals(size, P, rate) if rate else {}
+    for name in bare:
+        limit = ideals.get(name)
+        ratio = medians[name] / limit if limit else None
+        report.rows.append(Measurement(name, size, P, medians[name], "ideal" if limit else None, limit, ratio))
+    report.rows += rows_of(medians, {name: None if name == PLAIN else PLAIN for name in rounds}, size, P)
+    for name, thing in rounds.items():
+        report.sent.append(_sent(name, thing, comm, P, bool(rate)))
+    return report
+
+
+def _broadcast(make: Maker, comm: DistComm, *, chain: bool) -> Case:
+    """Return a broadcast from rank 0 whose way is not left to measurement."""
+    way = comm.reusing()
+    way._ways = {"broadcast": Trials(ours=chain)}  # pyright: ignore[reportPrivateUsage]
+    vector = make.vector()
+    return Case(way.recycle, lambda: way.broadcast(vector, 0))
+
+
+def _ideals(size: int, P: int, rate: float) -> dict[str, float]:
+    """Return the seconds that the algorithms take at least on links of `rate`, without headers and latency."""
+    vector = 32 * P / rate
+    return {
+        "all-reduce": 2 * (size - 1) / size * vector,
+        "broadcast, chain": vector + (size - 2) * 8 * PIECE / rate,
+    }
+
+
+def expected_bytes(name: str, size: int, P: int) -> float:
+    """Return what each worker sends in a round, as a mean over the workers, by the formula."""
+    roll = (size - 1) * PAIR
+    if name == PLAIN:
+        return roll + 2 * (size - 1) * (P + 1) * 4 / size
+    if name == "pso-ps":
+        return roll + (size - 1) * P * 4 / size
+    codec: Codec = parse(name.partition(", ")[2])
+    return roll + (size - 1) * (WEIGHT + 2 * codec.size(chunk_length(codec, P, size)))
+
+
+def _sent(name: str, thing: Case, comm: Comm, P: int, counted: bool) -> Sent:
+    """Run one more round and return what each worker sent, as metered, by the formula, and on the interface."""
+    thing.change()
+    barrier(comm)
+    before = carried() if counted else None
+    report: Any = thing.run()
+    barrier(comm)
+    payload = carried().payload_since(before) if before else 0
+    said = comm.gather(torch.tensor([report.bytes_sent, payload], dtype=torch.float64)).mean(0).tolist()
+    return Sent(name, comm.size, P, said[0], expected_bytes(name, comm.size, P), said[1] if counted else None)

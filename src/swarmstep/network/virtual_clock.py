@@ -1,0 +1,243 @@
+"""The virtual clock: what a run would have taken on a given network, from what it sent and when.
+
+A pure model, see docs/virtual-clock.md. It describes workers of this package's own transport (`comm.dist`, gloo
+over TCP), each with a machine of its own, on one switch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from swarmstep.comm.metered import Call
+from swarmstep.errors import UsageError
+from swarmstep.network.collective_costs import seconds_of
+from swarmstep.network.link import Link
+from swarmstep.network.trace import Trace
+from swarmstep.seeding import mix
+
+STRAGGLERS = "lognormal:SIGMA with 0 < SIGMA <= 3, or slow:K:FACTOR with K workers and 1 <= FACTOR <= 1000"
+FAILURES = "RATE:SECONDS, failures an hour and worker above 0 and seconds from 0 until the group goes on"
+BLOCK = 4096  # steps drawn at once: 8 MB for 256 workers
+HOPELESS = 7.0  # failures expected between two rounds; it takes e^7 = 1,100 attempts then
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Stragglers:
+    """How much longer than the mean each worker takes for each step.
+
+    Args:
+        sigma: each step of each worker takes exp(sigma z - sigma^2 / 2) times as long, z standard normal: mean 1.
+        slow: how many workers, the last ranks, always take `factor` times as long.
+        factor: at least 1.
+    """
+
+    sigma: float = 0.0
+    slow: int = 0
+    factor: float = 1.0
+
+    def columns(self, workers: int) -> int:
+        """Return how many different workers there are."""
+        return workers if self.sigma else 1 + (0 < self.slow < workers)
+
+    def draw(self, steps: int, workers: int, source: np.random.Generator) -> Array:
+        """Return factors [steps, columns]; workers that are always alike share a column."""
+        if self.sigma:
+            z = source.standard_normal((steps, workers))
+            z *= self.sigma
+            z -= self.sigma**2 / 2
+            return np.exp(z, out=z)
+        factors = (1.0, self.factor) if self.slow < workers else (self.factor,)
+        return np.broadcast_to(np.array(factors[: self.columns(workers)]), (steps, self.columns(workers)))
+
+
+@dataclass(frozen=True)
+class Failures:
+    """How often a worker fails, `rate` times an hour, and the `seconds` until the group goes on."""
+
+    rate: float
+    seconds: float
+
+
+class _Round(NamedTuple):
+    started: int  # step
+    landed: int  # step
+    seconds: float  # on the wire
+
+
+def parse_stragglers(spec: str | None, workers: int) -> Stragglers:
+    """Return what ``lognormal:SIGMA`` or ``slow:K:FACTOR`` describes; None: nobody is slower.
+
+    Raises:
+        UsageError: it is neither, or a number is out of its range.
+    """
+    if spec is None:
+        return Stragglers()
+    kind, *numbers = spec.split(":")
+    try:
+        if kind == "lognormal" and len(numbers) == 1 and 0 < (sigma := float(numbers[0])) <= 3:
+            return Stragglers(sigma=sigma)
+        if kind == "slow" and len(numbers) == 2:
+            slow, factor = int(numbers[0]), float(numbers[1])
+            if 1 <= slow <= workers and 1 <= factor <= 1000:
+                return Stragglers(slow=slow, factor=factor)
+    except ValueError:
+        pass
+    raise UsageError(f"stragglers {spec!r} of {workers} workers: expected {STRAGGLERS}")
+
+
+def parse_failures(spec: str | None) -> Failures | None:
+    """Return what ``RATE:SECONDS`` describes; None: nobody fails.
+
+    Raises:
+        UsageError: it is something else, or a number is out of its range.
+    """
+    if spec is None:
+        return None
+    try:
+        rate, seconds = map(float, spec.split(":"))
+        if 0 < rate < math.inf and 0 <= seconds < math.inf:
+            return Failures(rate, seconds)
+    except ValueError:
+        pass
+    raise UsageError(f"failures {spec!r}: expected {FAILURES}")
+
+
+@dataclass(frozen=True)
+class VirtualClock:
+    """Turns the trace of a run into seconds.
+
+    Args:
+        link: how each worker is joined to the switch.
+        workers: how many, at least 1.
+        compute: seconds of a local step of a worker by itself.
+        round_compute: seconds of a worker's own work in a round, without the calls and without the probe.
+        stragglers: ``lognormal:SIGMA`` or ``slow:K:FACTOR``, see `parse_stragglers`.
+        failures: ``RATE:SECONDS``, see `parse_failures`.
+        seed: of what is drawn for both.
+
+    Raises:
+        UsageError: a number or a spec is wrong.
+    """
+
+    link: Link
+    workers: int
+    compute: float
+    round_compute: float = 0.0
+    stragglers: str | None = None
+    failures: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise UsageError(f"virtual clock: workers must be at least 1, found {self.workers}")
+        for name, value in (("compute", self.compute), ("round_compute", self.round_compute)):
+            if not 0 <= value < math.inf:
+                raise UsageError(f"virtual clock: {name} must be seconds from 0, measured, found {value}")
+        parse_stragglers(self.stragglers, self.workers)
+        parse_failures(self.failures)
+
+    def price(self, call: Call) -> float:
+        """Return the seconds of one collective, from when the last worker arrives to when the last one has all.
+
+        Raises:
+            DataError: there is no such verb.
+        """
+        return seconds_of(call, self.link)
+
+    def seconds(self, trace: Trace, steps: int, probe_seconds: float = 0.0) -> Array:
+        """Return [steps + 1] seconds: element k is when the last worker is done with step k, its rounds included.
+
+        A round starts when the slowest worker has reached it and the wire is free; its calls follow one another.
+        Who reaches the step where it lands before it has arrived waits there. Rounds that would land after the
+        last step land at the last step; those that would start after it are left out.
+
+        Args:
+            trace: what was sent, and when.
+            steps: local steps of each worker.
+            probe_seconds: of all probes of a worker together; shared out evenly among the rounds.
+
+        Raises:
+            DataError: the trace has a call that there is not.
+            UsageError: failures are so frequent that the group would hardly get from one round to the next.
+        """
+        rounds = self._rounds(trace, steps)
+        own = self.round_compute + probe_seconds / max(1, len(rounds))
+        done = self._without_failures(rounds, steps, own)
+        failures = parse_failures(self.failures)
+        return self._with_failures(done, {this.landed for this in rounds}, failures) if failures else done
+
+    def _rounds(self, trace: Trace, steps: int) -> list[_Round]:
+        known: dict[tuple[Call, ...], float] = {}
+        found: list[_Round] = []
+        for started, landed, calls in trace:
+            if calls not in known:
+                known[calls] = sum(map(self.price, calls))
+            if started <= steps:
+                found.append(_Round(started, min(landed, steps), known[calls]))
+        return found
+
+    def _without_failures(self, rounds: Sequence[_Round], steps: int, own: float) -> Array:
+        stragglers = parse_stragglers(self.stragglers, self.workers)
+        source = np.random.default_rng(mix(self.seed, "stragglers"))
+        starting, landing = _by_step(rounds, "started"), _by_step(rounds, "landed")
+        done = np.zeros(steps + 1)
+        now = np.zeros(stragglers.columns(self.workers))  # each worker's clock
+        arrivals: dict[int, float] = {}  # of rounds under way
+        free = 0.0  # from when on the wire is
+        reached = 0
+        for step in sorted({*range(0, steps, BLOCK), steps, *starting, *landing}):
+            if step > reached:
+                taken = self.compute * stragglers.draw(step - reached, self.workers, source)
+                clocks = np.cumsum(taken, axis=0, out=taken)
+                clocks += now
+                clocks.max(axis=1, out=done[reached + 1 : step + 1])
+                now, reached = clocks[-1], step
+            for i in landing[step]:
+                if i in arrivals:
+                    now = np.maximum(now, arrivals.pop(i)) + own
+            for i in starting[step]:
+                free = max(float(now.max()), free) + rounds[i].seconds
+                if rounds[i].landed == step:
+                    now = np.full_like(now, free + own)
+                else:
+                    arrivals[i] = free
+            done[step] = now.max()
+        return done
+
+    def _with_failures(self, done: Array, landings: Collection[int], failures: Failures) -> Array:
+        """Return `done`, later by what failures cost: the work since the last round, done again, and the pause."""
+        bounds = np.array(sorted({0, *landings, len(done) - 1}))
+        parts = np.diff(done[bounds])
+        between = 3600 / (failures.rate * self.workers)  # seconds, mean
+        if parts.size and parts.max() > HOPELESS * between:
+            raise UsageError(
+                f"failures {self.failures!r}: expected at most {HOPELESS:g} between two rounds, found one every "
+                f"{between:.3g} s and rounds up to {parts.max():.3g} s apart; lower RATE, or n"
+            )
+        source = np.random.default_rng(mix(self.seed, "failures"))
+        lost = np.zeros(len(parts))
+        until = source.exponential(between)
+        for i, part in enumerate(parts.tolist()):
+            while until < part:
+                lost[i] += until + failures.seconds
+                until = source.exponential(between)
+            until -= part
+        done[1:] += np.repeat(lost.cumsum(), np.diff(bounds))
+        return done
+
+
+def _by_step(rounds: Sequence[_Round], event: str) -> defaultdict[int, list[int]]:
+    """Return which rounds, as indices, have their event at which step."""
+    found: defaultdict[int, list[int]] = defaultdict(list)
+    for i, this in enumerate(rounds):
+        found[getattr(this, event)].append(i)
+    return found

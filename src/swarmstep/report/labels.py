@@ -1,0 +1,174 @@
+"""How numbers and findings are put into words; what is not known is a dash, never NaN."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from swarmstep.compare.analysis import Estimate, MethodRow, Section
+from swarmstep.train.progress import in_bytes
+
+DASH = "\N{EN DASH}"  # for what is not known
+NONE = Estimate(math.nan, math.nan, math.nan, 0)
+
+
+def duration(seconds: float) -> str:
+    """Return a duration as people say it: "45 ms", "12.3 s", "3 min 20 s", "2 h 5 min"."""
+    if 0 < seconds < 0.9995:
+        return f"{seconds * 1e3:.0f} ms" if seconds >= 0.0095 else f"{seconds * 1e3:.2g} ms"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    for big, small, size, part in (("min", "s", 60, 1), ("h", "min", 3600, 60), ("d", "h", 86400, 3600)):
+        whole, rest = divmod(round(seconds / part), size // part)
+        if whole * size < {"min": 3600, "h": 86400}.get(big, math.inf):
+            return f"{whole} {big} {rest} {small}" if rest else f"{whole} {big}"
+    raise AssertionError("unreachable")
+
+
+def _score(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < 10 else f"{value:.4g}"
+
+
+FORMS: Mapping[str, Callable[[float], str]] = {
+    "accuracy": _score,
+    "loss": _score,
+    "steps": "{:,.0f}".format,
+    "bytes": in_bytes,
+    "seconds": duration,
+}
+
+
+def value(number: float, kind: str) -> str:
+    """Return a number of a kind in `FORMS` as people read it; a dash where it is not finite."""
+    return FORMS[kind](number) if math.isfinite(number) else DASH
+
+
+def interval(estimate: Estimate, kind: str) -> str:
+    """Return "low to high"; "" where there is none, or where it reads the same as the mean."""
+    if not (math.isfinite(estimate.low) and math.isfinite(estimate.high)):
+        return ""
+    low, high = value(estimate.low, kind), value(estimate.high, kind)
+    return "" if low == high == value(estimate.mean, kind) else f"{low} to {high}"
+
+
+def name(row: MethodRow) -> str:
+    """Return what a row is about: "swarm, n = 64"."""
+    return f"{row.method}, n = {row.every}"
+
+
+def plural(count: int, noun: str) -> str:
+    """Return "1 seed", "3 seeds"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+class Quantity(NamedTuple):
+    """What a section is ranked by: a kind of `FORMS`, whether at the target, and the superlative for it."""
+
+    kind: str
+    at_target: bool
+    best: str
+
+    def of(self, row: MethodRow) -> Estimate:
+        """Return what a row has; NaN where not all of its seeds reached the target."""
+        if not self.at_target:
+            return getattr(row, self.kind)
+        return at_target(row, self.kind)
+
+
+def at_target(row: MethodRow, kind: str) -> Estimate:
+    """Return what reaching the target cost; NaN unless all seeds did: a mean over some would flatter."""
+    found = row.to_target
+    return getattr(found, kind) if found and found.reached == found.count else NONE
+
+
+def ranked_by(section: Section) -> Quantity:
+    """Return what the ranks of a section are about."""
+
+    if section.target and any(math.isfinite(at_target(row, "seconds").mean) for row in section.rows):
+        return Quantity("seconds", True, f"Soonest at {section.target}")
+    if section.target:
+        return Quantity("steps", True, f"Fewest steps to {section.target}")
+    if any(math.isfinite(row.accuracy.mean) for row in section.rows):
+        return Quantity("accuracy", False, "Highest test accuracy at the end")
+    return Quantity("loss", False, "Lowest test loss at the end")
+
+
+class Conclusion(NamedTuple):
+    """A section in one sentence, in three parts: "Soonest at ...", "swarm, n = 64", "1.2 times as fast as ..."."""
+
+    question: str
+    winner: str
+    rest: str
+
+    def __str__(self) -> str:
+        return f"{self.question}: {self.winner}" + (f" \N{EM DASH} {self.rest}" if self.rest else "")
+
+
+def answer(section: Section) -> Conclusion:
+    """Return what a section says, or why it does not."""
+    by = ranked_by(section)
+    ranked = [row for row in section.rows if row.rank is not None]
+    if not ranked:
+        reasons = dict.fromkeys(row.verdict.removeprefix("not ranked: ") for row in section.rows)
+        return Conclusion(by.best, "not ranked", "; ".join(reasons) or "no runs")
+    leading = [row for row in ranked if row.rank == 1]
+    if len(leading) > 1:
+        named = [name(row) for row in leading[:4]]
+        more = [f"{len(leading) - 4} more"] if len(leading) > 4 else []
+        return Conclusion(by.best, "not distinguishable", "between " + _listed(named + more))
+    best, behind = leading[0], ranked[1:]
+    others = [row for row in behind if row.method != best.method] or behind
+    sure = [row for row in section.rows if row.to_target and row.to_target.reached == row.to_target.count]
+    alone = "the only one that reached it with all its seeds" if by.at_target and sure == [best] else ""
+    return Conclusion(by.best, name(best), _ahead(best, others[0], by) if others else alone)
+
+
+def _ahead(best: MethodRow, other: MethodRow, by: Quantity) -> str:
+    ours, theirs = by.of(best).mean, by.of(other).mean
+    if not by.at_target:
+        return f"{value(ours, by.kind)}; {name(other)} has {value(theirs, by.kind)}"
+    if not (ours > 0 and math.isfinite(theirs)):
+        return ""
+    times = f"{theirs / ours:.2g}" if theirs < 10 * ours else f"{theirs / ours:.0f}"
+    if by.kind == "seconds":
+        return f"{times} times as fast as {name(other)}"
+    return f"{name(other)} takes {times} times as many"
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join([*([", ".join(words[:-1])] if len(words) > 1 else []), *words[-1:]])
+
+
+def timing(section: Section) -> str:
+    """Return what the seconds of a section are."""
+    if section.real:
+        return f"seconds measured in real processes{f' over {section.link}' if section.link else ''}"
+    if section.link:
+        return f"seconds by the virtual clock for {section.link}"
+    return "no seconds: simulated, and no link was named"
+
+
+def chosen(row: MethodRow) -> str:
+    """Return the settings of a row and out of how many tuning chose them."""
+    settings = ", ".join(f"{key} {text}" for key, text in row.chosen.items())
+    tried = f"best of {row.tried}" if row.tried > 1 else ""
+    return f"{settings} ({tried})" if settings and tried else settings or tried or DASH
+
+
+def target_of(section: Section) -> tuple[str, float] | None:
+    """Return ("accuracy" or "loss", the number) of the target that `section.target` tells in words."""
+    number = re.search(r"-?\d+(?:\.\d+)?(?:e-?\d+)?$", section.target)
+    return ("loss" if "loss" in section.target else "accuracy", float(number[0])) if number else None
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Return "0 to 4, 7": sorted numbers, neighbours in one."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and spans[-1][1] == number - 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ", ".join(f"{a} to {b}" if b > a else str(a) for a, b in spans) or "none"

@@ -1,0 +1,358 @@
+"""The rounds of one part of the model: started, under way, landed."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from swarmstep.checkpoint import fields
+from swarmstep.comm.base import Comm, Done, Pending
+from swarmstep.comm.coded import Coded
+from swarmstep.errors import CheckpointError, NotFinite, SwarmstepError
+from swarmstep.runtime import pending_round
+from swarmstep.runtime.pending_round import Now, PendingRound, RoundContext, RoundResult
+from swarmstep.runtime.probe import Probe
+from swarmstep.runtime.roll_call import GROWTH, RankStatus, RollCall, call_roll, reported_loss
+from swarmstep.signal import Roll, Round, Signal
+from swarmstep.strategies.base import Strategy, carry
+from swarmstep.strategies.local_sgd import LocalSGD
+from swarmstep.when import NoState
+
+WARM_UP = LocalSGD()  # rounds of a warm-up are plain means, whatever the strategy
+
+
+class Loading(NamedTuple):
+    """What a lane takes from a checkpoint, found to fit."""
+
+    pairs: list[tuple[Tensor, Tensor]]  # (tensor, value)
+    steps: int  # since the last round
+    norm: float  # of the parameters after it
+    flight: PendingRound | None
+    staged: Mapping[str, Tensor]
+
+
+class Fragment:
+    """One fragment of x: its state, its losses since the last round, and the round under way.
+
+    Args:
+        setting: common to all lanes.
+        index: which fragment.
+        x: that part of the weights all workers start from.
+    """
+
+    def __init__(self, setting: RoundContext, index: int, x: Tensor) -> None:
+        options, strategy = setting.options, setting.strategy
+        self.setting = setting
+        self.index = index
+        self.layout = setting.flat.fragments[index]
+        self._metered = setting.comm.reusing()
+        self._wire = None
+        if options.codec:
+            referenced = strategy.common != "none"
+            self._wire = Coded(self._metered, options.codec, x, referenced=referenced, reuse=True)
+        self._comm: Comm = self._wire or self._metered
+        self.state = strategy.init(x, self.layout, self._comm)
+        self.trigger = strategy.when.init(self.layout, setting.comm.size)
+        self._offset = index * strategy.when.period // options.fragments
+        self._last = x.clone() if options.tamper else None
+        self._copies: dict[str, Tensor] = {}
+        self._loss = torch.zeros((), device=x.device)
+        self._count = 0
+        self._since = setting.comm.clock()  # when the count began
+        self._norm = float(x[: self.layout.parameters].norm())  # of the parameters after the last round
+        self.flight: PendingRound | None = None
+
+    def note(self, loss: Tensor | float) -> None:
+        """Count a local step."""
+        if isinstance(loss, Tensor):
+            loss = loss.detach().view(())
+            self._loss = self._loss.to(loss.device)  # where it may be summed without waiting for it
+        self._loss += loss
+        self._count += 1
+
+    def wishes(self, step: int, lr: float | None) -> bool:
+        """Ask the trigger, once a step; each fragment's steps are shifted by its share of the period."""
+        if step <= self._offset:
+            return False
+        signal = self._signal(step - self._offset, lr, self._loss, self._count)
+        return self.setting.strategy.when.due(self.trigger, signal)
+
+    def strategy_at(self, step: int) -> Strategy:
+        """Return what moves the weights in a round of this step."""
+        return WARM_UP if self.setting.strategy.when.warm_up(step) else self.setting.strategy
+
+    def open(self, now: Now) -> Tensor:
+        """Return the weights a round starts from: the live ones, or a copy that was tampered with."""
+        tamper = self.setting.options.tamper
+        if tamper is None or self._last is None or now.finished:
+            return self.setting.flat.open(self.index)
+        x, n = self.setting.flat.read(self.index), self.layout.parameters
+        tamper(x[:n], self._last[:n], now.step)
+        return x
+
+    def call(self, x: Tensor, now: Now) -> RollCall:
+        """Call the roll before a round that may not be due, or not be of this fragment."""
+        return self._call(x, now, self._loss, self._count)
+
+    def _call(self, x: Tensor, now: Now, loss: Tensor, count: int) -> RollCall:
+        reports = self.setting.strategy.report(x, self.state)
+        sight = x, self.layout.parameters, self._norm
+        if now.finished:
+            answer = RankStatus(0, reported_loss(math.inf, *sight), tuple(0.0 for _ in reports), False, self.index)
+        else:
+            mean = reported_loss(float(loss) / count if count else math.inf, *sight)
+            answer = RankStatus(now.step, mean, reports, now.wish, self.index)
+        comm = self.setting.heard or self._metered
+        called = call_roll(answer, comm, self.setting.island, self.setting.options.fragments)
+        _check_finite(called.roll, now.step, self.strategy_at(int(called.roll.steps.max())))
+        return called
+
+    def start(self, x: Tensor, now: Now, called: RollCall | None = None) -> None:
+        """Start a round from x: in the background if there is a delay, and this worker has not finished.
+
+        Args:
+            x: from `open`.
+            now: where this worker is.
+            called: the roll, if it has been called.
+        """
+        began = self.setting.comm.clock()
+        delay = 0 if now.finished else self.setting.options.delay
+        loss, count = self._loss, self._count
+        if delay:
+            if self._last is not None:  # what was tampered with is what this worker has
+                self.setting.flat.close(x, self.index)
+            x = self._copied(x, "start")
+            self._loss, self._count, self._since = torch.zeros_like(loss), 0, began  # of the next round
+        task = functools.partial(self._travel, x, now, loss, count, called)
+        pending: Pending[RoundResult | None] = self._metered.start(task) if delay else Done(task)
+        self.flight = PendingRound(now.step + delay, x, pending, self.setting.comm.clock() - began)
+
+    def _travel(
+        self, x: Tensor, now: Now, loss: Tensor, count: int, called: RollCall | None
+    ) -> RoundResult | None:
+        """Do all of the round's collectives, which change nothing; None if nobody wishes a round."""
+        setting, probe = self.setting, self.setting.probe
+        self._comm.recycle()
+        if self._wire:
+            self._wire.discard()
+        called = called or self._call(x, now, loss, count)
+        if not called.due:
+            return None
+        roll, step = called.roll, int(called.roll.steps.max())
+        strategy, probed = self.strategy_at(step), probe.seconds if probe else 0.0
+        signal = self._signal(step, now.lr, loss, count)
+        buffers = x[self.layout.parameters :].clone()
+        with self._metered.counting() as traffic:
+            message = strategy.exchange(x, self.state, signal, roll, self._comm)
+            if setting.buffers == "first" and len(buffers):
+                buffers = self._metered.broadcast(buffers, int(roll.present.int().argmax()))
+        probing = probe.seconds - probed if probe else 0.0
+        return RoundResult(roll, message, buffers, called.traffic + traffic, probing, setting.comm.decide())
+
+    def _signal(self, step: int, lr: float | None, loss: Tensor, count: int) -> Signal:
+        setting = self.setting
+        probe = setting.probe if setting.options.fragments == 1 else None
+        return Signal(
+            step=step,
+            seed=setting.options.seed,
+            lr=lr,
+            loss=lambda: float(loss) / count if count else math.inf,
+            gradient=setting.flat.gradient,
+            probe=functools.partial(probe, step=step) if probe else None,
+            probe_cost=self._probe_cost(probe, count) if probe else 0.0,
+        )
+
+    def _probe_cost(self, probe: Probe, count: int) -> float:
+        """Return the cost of a probe in local steps, measured over the steps since the last round."""
+        given = self.setting.options.probe_cost
+        if given is not None or not count:
+            return given or 0.0
+        return probe.last / max(1e-9, (self.setting.comm.clock() - self._since) / count)
+
+    def settle(self) -> RoundResult | None:
+        """Wait for the round under way; it lands later."""
+        return self.flight.pending.result() if self.flight else None
+
+    def land(self) -> Round | None:
+        """Wait for the round under way, and let it change the weights and the state; None if there was none."""
+        under_way, began = self.flight, self.setting.comm.clock()
+        if under_way is None:
+            return None
+        self.flight = None
+        arrived = under_way.pending.result()
+        if arrived is None:
+            return None
+        self._write(under_way, arrived, self.strategy_at(arrived.step))
+        left_out = self.setting.strategy.distrusted(self.state)
+        ended = self.setting.comm.clock()
+        if not self.setting.options.delay:
+            self._loss.zero_()
+            self._count, self._since = 0, ended
+        return Round(
+            step=arrived.step,
+            strategy=type(self.setting.strategy).__name__,
+            fragment=self.index,
+            participants=len({*arrived.roll.present.nonzero().view(-1).tolist()} - {w.rank for w in left_out}),
+            losses=tuple(arrived.roll.losses.tolist()),
+            bytes_sent=arrived.traffic.sent,
+            bytes_received=arrived.traffic.received,
+            calls=tuple(arrived.traffic.calls),
+            seconds=under_way.seconds + ended - began,
+            probe_seconds=arrived.probe_seconds,
+            distrusted=left_out,
+            epoch=self.setting.comm.epoch,
+            members=self.setting.comm.names,
+            fate=arrived.fate,
+        )
+
+    def _copied(self, x: Tensor, name: str) -> Tensor:
+        """Return a copy of x, in memory that the next copy of this name uses again."""
+        if name not in self._copies:
+            self._copies[name] = torch.empty_like(x)
+        return self._copies[name].copy_(x)
+
+    def _write(self, under_way: PendingRound, arrived: RoundResult, strategy: Strategy) -> None:
+        """Move the weights and the state by what arrived."""
+        flat, options, n = self.setting.flat, self.setting.options, self.layout.parameters
+        assigned = not options.delay and options.mix is None
+        y = under_way.x if assigned else self._copied(under_way.x, "end")
+        agreed = strategy.consensus(y, arrived.message)
+        buffers = agreed[n:].clone() if self.setting.buffers == "mean" else arrived.buffers
+        over = options.delay or not self.setting.strategy.when.warm_up(arrived.step + 1)
+        if strategy is WARM_UP and over:  # from what is common to all ranks, buffers included
+            self.state = self.setting.strategy.init(agreed, self.layout, self._comm)
+        strategy.apply(y, self.state, arrived.message)
+        if self._wire:
+            self._wire.commit(agreed if strategy.common == "consensus" else y)
+        y[n:] = buffers
+        if assigned:
+            flat.close(y, self.index)
+        else:
+            x = flat.open(self.index)
+            if self.setting.buffers != "local":
+                x[n:] = y[n:]
+            if self._astray(arrived.roll):
+                x.copy_(y)
+            elif options.mix is None:
+                x[:n] += y[:n].sub_(under_way.x[:n])
+            else:
+                x[:n].mul_(options.mix).add_(y[:n], alpha=1.0 - options.mix)
+            flat.close(x, self.index)
+        if self._last is not None:
+            self._last.copy_(flat.open(self.index))
+        self._norm = float(flat.open(self.index)[:n].norm())
+
+    def _astray(self, roll: Roll) -> bool:
+        """Return whether this worker was left out: it takes the others' weights, and keeps nothing of its own."""
+        rank = self.setting.comm.rank
+        left_out = self.setting.strategy.distrusted(self.state)
+        return bool(roll.losses[rank].isnan()) or any(worker.rank == rank for worker in left_out)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what to go on from, a round under way included, for whose arrival it waits."""
+        arrived = self.settle()
+        return {
+            "loss": self._loss.clone(),
+            "count": self._count,
+            "norm": self._norm,
+            "trigger": fields.tensors(self.trigger),
+            "state": fields.tensors(self.state),
+            "wire": fields.tensors(self._wire.state) if self._wire else {},
+            "staged": self._wire.staged() if self._wire and self.flight else {},
+            "last": {} if self._last is None else {"x": self._last.clone()},
+            "flight": pending_round.saved(self.flight, arrived) if self.flight and arrived else {},
+        }
+
+    def checked(self, saved: Mapping[str, Any]) -> Loading:
+        """Return what there is to load, having found that it fits.
+
+        Raises:
+            CheckpointError: names the field that differs.
+        """
+        part = f"fragment {self.index}: " if self.setting.options.fragments > 1 else ""
+        mine: dict[str, dict[str, Tensor]] = {
+            "trigger": self.trigger._asdict(),
+            "state": self.state._asdict(),
+            "wire": self._wire.state._asdict() if self._wire else {},
+            "last": {} if self._last is None else {"x": self._last},
+        }
+        pairs = [
+            pair for name in mine for pair in fields.pairs(part + name, mine[name], fields.field(saved, name))
+        ]
+        loss, staged = fields.field(saved, "loss"), dict(fields.field(saved, "staged"))
+        pairs += fields.pairs("window", {"loss": self._loss}, {"loss": loss})
+        kinds = self._wire.state._asdict() if self._wire else {}
+        fields.pairs("staged", {name: kinds[name] for name in staged if name in kinds}, staged)
+        flying = fields.field(saved, "flight")
+        under_way = self._checked_flight(flying) if flying else None
+        norm = float(fields.field(saved, "norm"))
+        return Loading(pairs, int(fields.field(saved, "count")), norm, under_way, staged)
+
+    def _checked_flight(self, flying: Mapping[str, Any]) -> PendingRound:
+        x, size = self.setting.flat.read(self.index), self.setting.comm.size
+        found = pending_round.loaded(flying, self.strategy_at, x, size, self.layout.parameters)
+        arrived = found.pending.result()
+        assert arrived is not None
+        state = self.state._replace(**fields.tensors(self.state))
+        self.strategy_at(arrived.step).apply(x, state, arrived.message)  # on copies: raises if it does not fit
+        return found
+
+    def succeed(self, saved: Mapping[str, Any], sources: Sequence[int | None]) -> None:
+        """Go on, in a changed group, from what a lane of the group before was; no round was under way in it.
+
+        Args:
+            saved: `state_dict` of this worker's, or for a newcomer that of a healthy member's.
+            sources: as in `Comm`, of this group.
+
+        Raises:
+            CheckpointError: a round was under way.
+        """
+        rank = self.setting.comm.rank
+        if fields.field(saved, "flight"):
+            raise CheckpointError(
+                "a round was under way when the checkpoint was written; go on with as many workers as it has"
+            )
+        wire = self._wire.state if self._wire else NoState()
+        pairs: list[tuple[Tensor, Tensor]] = []
+        for name, fresh, rule in (
+            ("trigger", self.trigger, carry),
+            ("state", self.state, self.setting.strategy.carry),
+            ("wire", wire, carry),
+        ):
+            theirs = fields.field(saved, name)
+            fields.same(f"fields of {name}", sorted(fresh._fields), sorted(theirs))
+            carried = rule(fresh._replace(**theirs), fresh, sources, rank)
+            pairs += zip(fresh, carried, strict=True)
+        for tensor, value in pairs:
+            tensor.copy_(value)
+        if sources[rank] is not None:
+            self._loss = fields.field(saved, "loss").to(self._loss)
+            self._count, self._norm = int(fields.field(saved, "count")), float(fields.field(saved, "norm"))
+            if self._last is not None:
+                self._last.copy_(fields.field(saved, "last")["x"])
+
+    def load(self, checked: Loading) -> None:
+        """Go on from what `checked` returned; what is under way is given up."""
+        with contextlib.suppress(SwarmstepError):
+            self.settle()
+        self._count, self._norm, self.flight = checked.steps, checked.norm, checked.flight
+        for tensor, value in checked.pairs:
+            tensor.copy_(value)
+        if self._wire:
+            self._wire.stage(checked.staged)
+
+
+def _check_finite(roll: Roll, step: int, strategy: Strategy) -> None:
+    bad = roll.losses.isnan().nonzero().view(-1).tolist()
+    if bad and (len(bad) == len(roll.losses) or not strategy.contains_not_finite):
+        raise NotFinite(
+            f"step {step}: the weights of rank {', '.join(map(str, bad))} are not finite, or {GROWTH:g} times as "
+            f"large as after the last round, and {type(strategy).__name__} cannot contain that; lower the "
+            "learning rate, clip gradients, or look at that rank's data"
+        )

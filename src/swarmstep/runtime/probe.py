@@ -1,0 +1,52 @@
+"""How good any flat vector is, without a trace on the model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from swarmstep.runtime.flat import Flat
+
+
+class Probe:
+    """The loss of any flat vector on the probe batch, measured on a private copy of the module.
+
+    Args:
+        model: is copied.
+        loss: loss(module, step).
+        clock: for its cost.
+        guarded: keep what the loss draws from torch's global generator apart from the training. Not possible
+            beside the training.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[[nn.Module, int], Tensor | float],
+        clock: Callable[[], float],
+        *,
+        guarded: bool = True,
+    ) -> None:
+        self._model = copy.deepcopy(model).eval()
+        self._flat = Flat(self._model, views=True)
+        self._loss = loss
+        self._clock = clock
+        self._guarded = guarded
+        self.last = 0.0  # seconds of the last call
+        self.last_loss = 0.0
+        self.seconds = 0.0  # of all calls
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, step: int) -> float:
+        started = self._clock()
+        self._flat.write(x)
+        devices = [x.device] if x.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices, enabled=self._guarded):
+            loss = float(self._loss(self._model, step))
+        self.last = self._clock() - started
+        self.seconds += self.last
+        self.last_loss = loss
+        return loss

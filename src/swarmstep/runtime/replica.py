@@ -1,0 +1,140 @@
+"""What stays of a worker when the group around it changes: model, strategy, options, probe."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from torch import nn
+
+from swarmstep.comm.metered import Metered
+from swarmstep.errors import UsageError
+from swarmstep.runtime.flat import Flat
+from swarmstep.runtime.fragment import Fragment
+from swarmstep.runtime.options import Options
+from swarmstep.runtime.pending_round import RoundContext
+from swarmstep.runtime.probe import Probe
+from swarmstep.runtime.startup_checks import agree, agree_on_loss, start_alike
+from swarmstep.runtime.state_transfer import finite, take_over, tensors_of
+from swarmstep.strategies.base import Strategy, check_choice
+
+
+class Replica:
+    """A model and how it is synchronized, whoever the others are.
+
+    Args:
+        model: any module; its parameters are changed in place.
+        strategy: how a round changes the weights, and when.
+        options: see `Options`.
+
+    Raises:
+        UsageError: the model has nothing to train, or the options do not go with it, or with the strategy.
+    """
+
+    def __init__(self, model: nn.Module, strategy: Strategy, options: Options) -> None:
+        self.model, self.strategy, self.options = model, strategy, options
+        self._check()
+        self.flat = Flat(model, views=options.views, fragments=options.fragments, device=options.offload)
+        self._probe: Probe | None = None
+
+    def _check(self) -> None:
+        """Raise UsageError where the options do not go with the strategy."""
+        strategy, options = self.strategy, self.options
+        name = type(strategy).__name__
+        check_choice(f"buffers with {name}", options.buffers or strategy.buffers[0], strategy.buffers)
+        if strategy.needs_probe and options.probe is None:
+            raise UsageError(f"{name} needs a probe: give Options(probe=...)")
+        if options.fragments > 1 and strategy.needs_probe:
+            raise UsageError(f"fragments: {name} measures whole models on a probe; use fragments=1")
+        if options.fragments > max(1, strategy.when.period):
+            raise UsageError(
+                f"fragments: expected when=Every(n) with n at least {options.fragments}, the number of fragments, "
+                f"found {strategy.when}"
+            )
+
+    def describe(self, size: int) -> dict[str, str]:
+        """Return what is equal on all ranks of a group, and in a checkpoint and the run that loads it."""
+        strategy, options = self.strategy, self.options
+        fields = {f.name: getattr(strategy, f.name) for f in dataclasses.fields(strategy)}
+        return {
+            "strategy": type(strategy).__name__,
+            **{name: repr(value) for name, value in fields.items()},
+            "world size": str(size),
+            "seed": str(options.seed),
+            "buffers": options.buffers or strategy.buffers[0],
+            "probe": "given" if options.probe else "none",
+            "delay": str(options.delay),
+            "mix": str(options.mix),
+            "fragments": str(options.fragments),
+            "codec": repr(options.codec),
+        }
+
+    def agree(self, comm: Metered) -> None:
+        """Raise Disagreement unless all ranks of a group describe themselves alike."""
+        agree(self.describe(comm.size) | self.flat.describe(), comm)
+
+    def begin(self, comm: Metered) -> None:
+        """Start from rank 0's weights and buffers, like all others."""
+        start_alike(self.model, comm)
+        probe = self._made_probe(comm)
+        if probe:
+            agree_on_loss(probe.last_loss, comm)
+
+    @property
+    def sound(self) -> bool:
+        """Whether what a newcomer would take of this worker is finite."""
+        return finite([*self.model.parameters(), *self.model.buffers(), self._stateful()])
+
+    def possessions(self) -> dict[str, Any]:
+        """Return what a newcomer takes of this worker, beside the swarm's state."""
+        return {"model": tensors_of(self.model), "stateful": self._stateful()}
+
+    def _stateful(self) -> dict[str, Any]:
+        return {name: thing.state_dict() for name, thing in self.options.stateful.items()}
+
+    def meet(self, comm: Metered, theirs: dict[str, Any] | None) -> None:
+        """Let newcomers start at the mean of the others, as new particles, with what else one of them has.
+
+        Args:
+            comm: the group.
+            theirs: what a newcomer takes; None for those that go on.
+        """
+        if theirs:
+            take_over(self.model, theirs["model"])
+        x = self.flat.read()
+        mean, _ = comm.mean(x, 0.0 if theirs or not x.isfinite().all() else 1.0)
+        if theirs:
+            self.flat.write(mean)
+            self._made_probe(comm)
+
+    def keep(self, theirs: dict[str, Any]) -> None:
+        """Take over what was not needed before the group had begun: the optimizer and the like."""
+        for name, thing in self.options.stateful.items():
+            thing.load_state_dict(theirs["stateful"][name])
+
+    def _made_probe(self, comm: Metered) -> Probe | None:
+        options = self.options
+        if options.probe and not self._probe:
+            self._probe = Probe(self.model, options.probe, comm.clock, guarded=not options.delay)
+            x = self.flat.in_plain_order(self.flat.read())
+            self._probe(x, 0)
+            if options.probe_cost is None:
+                self._probe(x, 0)  # timed: the first call is slower
+        return self._probe
+
+    def lanes(self, whole: Metered) -> list[Fragment]:
+        """Return new lanes in a group, in which rounds in the background have groups of their own. Collective."""
+        options, island = self.options, self.options.island
+        away = options.delay > 0
+        votes = self.strategy.when.voting
+        setting = RoundContext(
+            strategy=self.strategy,
+            options=options,
+            buffers=options.buffers or self.strategy.buffers[0],
+            flat=self.flat,
+            comm=Metered(whole.split(0).bare) if away else whole,
+            heard=whole if votes else None,
+            island=island.split(0) if island and away and not votes else island,
+            probe=self._probe,
+        )
+        return [Fragment(setting, i, self.flat.read(i)) for i in range(options.fragments)]

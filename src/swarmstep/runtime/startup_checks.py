@@ -1,0 +1,76 @@
+"""Before step 1: all ranks are configured alike, and start from rank 0's weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from swarmstep.comm.base import Comm
+from swarmstep.errors import Disagreement, NotFinite
+from swarmstep.runtime.flat import local_shard
+
+
+def agree(description: Mapping[str, str], comm: Comm) -> None:
+    """Raise Disagreement, the same on all ranks, unless `description` is the same on all ranks.
+
+    Costs one gather of 32 bytes as long as all is well.
+
+    Args:
+        description: field -> value, as people would read them in the message.
+        comm: the group.
+    """
+    text = json.dumps(description).encode()
+    digest = torch.frombuffer(bytearray(hashlib.sha256(text).digest()), dtype=torch.uint8)
+    rows = comm.gather(digest)
+    if (rows == rows[0]).all():
+        return
+    lengths = comm.gather(torch.tensor(len(text)))
+    padded = torch.zeros(int(lengths.max()), dtype=torch.uint8)
+    padded[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    texts = comm.gather(padded)
+    said = [json.loads(bytes(row[:n].tolist())) for row, n in zip(texts, lengths.tolist(), strict=True)]
+    for rank, theirs in enumerate(said):
+        for field in {**said[0], **theirs}:
+            expected, found = said[0].get(field, "absent"), theirs.get(field, "absent")
+            if expected != found:
+                raise Disagreement(
+                    f"the ranks disagree on {field}: rank 0 has {expected}, rank {rank} has {found}; start all "
+                    "ranks with the same model, strategy and options",
+                    rank,
+                )
+
+
+def agree_on_loss(loss: float, comm: Comm) -> None:
+    """Raise unless the probe's loss, from equal weights, is the same on all ranks to 0.1 %.
+
+    Raises:
+        Disagreement: it is not.
+        NotFinite: it is NaN or infinite somewhere.
+    """
+    losses = comm.gather(torch.tensor(loss, dtype=torch.float64)).tolist()
+    for rank, found in enumerate(losses):
+        if not math.isfinite(found):
+            raise NotFinite(
+                f"the probe's loss is {found} on rank {rank} before step 1; expected a finite number: look at "
+                "the probe batch and the first weights"
+            )
+        if not abs(found - losses[0]) <= 1e-3 * abs(losses[0]):
+            raise Disagreement(
+                f"the ranks disagree on the probe's loss: rank 0 has {losses[0]:.6g}, rank {rank} has "
+                f"{found:.6g} with equal weights; give all ranks the same probe batch"
+            )
+
+
+@torch.no_grad()
+def start_alike(module: nn.Module, comm: Comm) -> None:
+    """Give all ranks rank 0's parameters and buffers: those that are trained and all others."""
+    tensors: list[Tensor] = [*module.parameters(), *module.buffers()]
+    for tensor in tensors:
+        if local_shard(tensor).numel():
+            mine = local_shard(tensor.detach())
+            mine.copy_(comm.broadcast(mine, 0))

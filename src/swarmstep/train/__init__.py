@@ -1,0 +1,1 @@
+"""One training run: configuration, trainer, run folder, progress."""

@@ -1,0 +1,240 @@
+"""What a run is: its settings, filled in from the workload's defaults and checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from swarmstep.comm import codecs
+from swarmstep.data import sharding
+from swarmstep.data.sharding import hold_out
+from swarmstep.errors import UsageError
+from swarmstep.runtime.options import Options
+from swarmstep.strategies import STRATEGIES, Strategy
+from swarmstep.strategies.base import check_choice
+from swarmstep.train import faults
+from swarmstep.when import Every, GradientChange, Never, QuadraticRule, WarmupThen, When
+from swarmstep.workloads import Defaults, Workload
+
+SYNCHRONOUS = "synchronous"  # averages gradients at every step: a function, not a strategy
+DDP = "ddp"  # the same, done by torch's DistributedDataParallel
+BASELINES = (SYNCHRONOUS, DDP, "independent")
+BACKENDS = ("sim", "gloo", "nccl")
+FREE = ("backend", "data", "workers")  # what a resumed run may set anew
+ELASTIC = ("local", "torchft", "torchrun")
+WHENS = "every:N, never, warmup:STEPS,SPEC, change:THRESHOLD, qsr:BASE,ALPHA"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One run. `None` in a field that has a default in the workload is filled in by `resolved`.
+
+    `backend` and `data` do not change the numbers of a run; all other fields do. `elastic` workers may come and
+    go: "local" and "torchft", in the same processes; "torchrun", which starts all of them again.
+    `until_accuracy` ends it at the first evaluation with so high a test accuracy.
+    """
+
+    workload: str
+    strategy: str = "swarm"
+    settings: Mapping[str, str] = dataclasses.field(default_factory=dict[str, str])
+    when: str | None = None
+    every: int | None = None
+    workers: int = 4
+    shards: str = "iid"
+    fault: str | None = None
+    model: str | None = None
+    steps: int | None = None
+    batch: int | None = None
+    lr: float | None = None
+    optimizer: str | None = None
+    weight_decay: float | None = None
+    schedule: str | None = None
+    eval_every: int | None = None
+    checkpoint_every: int = 500
+    seed: int = 0
+    delay: int = 0
+    mix: float | None = None
+    fragments: int = 1
+    codec: str | None = None
+    fast_sums: bool = False
+    until_accuracy: float | None = None
+    elastic: str | None = None
+    backend: str = "sim"
+    data: str | None = None
+
+    def resolved(self, workload: Workload) -> Config:
+        """Return the config with every default filled in, and checked.
+
+        Raises:
+            UsageError: a setting is out of its range or does not go with another; lists what would be valid.
+        """
+        filled = {
+            f.name: getattr(workload.defaults, f.name)
+            for f in dataclasses.fields(Defaults)
+            if getattr(self, f.name) is None
+        }
+        config = dataclasses.replace(self, **filled, model=self.model or next(iter(workload.models)))
+        if config.model not in workload.models:
+            raise UsageError(
+                f"unknown model {config.model!r} of {workload.name}; expected {', '.join(workload.models)}"
+            )
+        check_choice("backend", config.backend, BACKENDS)
+        if config.seed < 0:
+            raise UsageError(f"seed must be at least 0, found {config.seed}")
+        build_options(config)
+        config._check_ddp()
+        if config.until_accuracy is not None and not 0 < config.until_accuracy <= 1:
+            raise UsageError(f"until_accuracy must be above 0 and at most 1, found {config.until_accuracy}")
+        if config.checkpoint_every < 1:
+            raise UsageError(f"checkpoint_every must be at least 1, found {config.checkpoint_every}")
+        defaults = config.defaults()
+        examples = len(hold_out(len(workload.train), config.seed).train)
+        _check_count("workers", config.workers, examples)
+        _check_count("batch", defaults.batch, max(examples, workload.defaults.batch))
+        sharding.parse(config.shards, config.workers, workload.classes)
+        fault = faults.parse(config.fault, config.workers, config.seed)
+        if fault and fault.kind == "nan" and fault.number > defaults.steps:
+            raise UsageError(f"fault {config.fault!r}: STEP must be 1 to {defaults.steps}, the steps of the run")
+        build_strategy(config)
+        config._check_elastic()
+        return config
+
+    @property
+    def averages_gradients(self) -> bool:
+        """Whether the workers average gradients at every step, and have no rounds."""
+        return self.strategy in (SYNCHRONOUS, DDP)
+
+    def _check_elastic(self) -> None:
+        if self.elastic is None:
+            return
+        check_choice("elastic", self.elastic, ELASTIC)
+        if self.elastic == "torchrun":
+            return
+        if self.backend != "gloo":
+            raise UsageError(f"--elastic {self.elastic} needs real processes: expected --backend gloo")
+        if self.averages_gradients:
+            raise UsageError(f"{self.strategy} has no rounds to lose or keep; --elastic takes any other strategy")
+        if self.strategy == "hierarchical":
+            raise UsageError("hierarchical needs hosts of equal size, which --elastic cannot promise")
+        if self.shards not in ("iid", "dealt"):
+            raise UsageError(
+                f"--elastic takes --shards iid, found {self.shards}: a lost worker's data go to others"
+            )
+        if self.until_accuracy is not None:
+            raise UsageError("--elastic takes no --until-accuracy: only the first worker evaluates")
+
+    def _check_ddp(self) -> None:
+        if self.strategy == DDP and self.backend == "sim":
+            raise UsageError(
+                f"{DDP} is torch's own, between real processes: give --backend gloo, or {SYNCHRONOUS}"
+            )
+        if self.strategy == DDP and self.fault:
+            raise UsageError(f"{DDP} takes no --fault; expected {SYNCHRONOUS} or a strategy")
+
+    def defaults(self) -> Defaults:
+        """Return the settings of the training itself, checked."""
+        return Defaults(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Defaults)})
+
+
+def build_options(config: Config) -> Options:
+    """Return the runtime's options, as far as the config says them.
+
+    Raises:
+        UsageError: a value is out of its range, or the workers average gradients at every step.
+    """
+    codec = codecs.parse(config.codec) if config.codec else None
+    options = Options(
+        seed=config.seed, delay=config.delay, mix=config.mix, fragments=config.fragments, codec=codec
+    )
+    if config.averages_gradients and options != Options(seed=config.seed):
+        raise UsageError(f"{config.strategy} takes none of --delay, --mix, --fragments and --codec")
+    return options
+
+
+def _check_count(name: str, found: int, examples: int) -> None:
+    if not 1 <= found <= examples:
+        raise UsageError(f"{name} must be 1 to {examples}, the number of training examples, found {found}")
+
+
+def build_strategy(config: Config) -> Strategy:
+    """Return the strategy of a resolved config; gradients averaged at every step build on `independent`.
+
+    Raises:
+        UsageError: an unknown strategy, setting or trigger, or a value out of range.
+    """
+    names = sorted({*STRATEGIES, *BASELINES})
+    if config.strategy not in names:
+        raise UsageError(f"unknown strategy {config.strategy!r}; expected one of {', '.join(names)}")
+    kind = STRATEGIES["independent" if config.averages_gradients else config.strategy]
+    if config.strategy in BASELINES:
+        if config.when is not None or config.settings:
+            raise UsageError(f"{config.strategy} takes neither --when nor --set")
+        return kind()
+    return kind(when=parse_when(config.when, config.every or 1), **_settings(kind, config.settings))
+
+
+def parse_when(spec: str | None, every: int) -> When:
+    """Return the trigger that `spec` names; without one, a round after each `every`-th step.
+
+    Raises:
+        UsageError: an unknown form or a number out of range.
+    """
+    if spec is None:
+        return Every(every)
+    name, _, rest = spec.partition(":")
+    forms: dict[str, Callable[[str], When]] = {
+        "every": lambda text: Every(int(text)),
+        "warmup": lambda text: WarmupThen(int(_first(text)), parse_when(_rest(text) or None, every)),
+        "change": lambda text: GradientChange(float(text)),
+        "qsr": lambda text: QuadraticRule(int(_first(text)), float(_rest(text))),
+    }
+    try:
+        if spec == "never":
+            return Never()
+        if name in forms:
+            return forms[name](rest)
+    except ValueError:
+        pass
+    raise UsageError(f"unknown trigger {spec!r}; expected {WHENS}")
+
+
+def _first(text: str) -> str:
+    return text.partition(",")[0]
+
+
+def _rest(text: str) -> str:
+    return text.partition(",")[2]
+
+
+def setting_types(kind: type[Strategy]) -> dict[str, Any]:
+    """Return name -> type of what `--set` can set on a strategy."""
+    hints = typing.get_type_hints(kind)
+    return {f.name: hints[f.name] for f in dataclasses.fields(kind) if f.name != "when"}
+
+
+def _settings(kind: type[Strategy], given: Mapping[str, str]) -> dict[str, Any]:
+    known = setting_types(kind)
+    for name in given:
+        if name not in known:
+            valid = ", ".join(known) or "none"
+            raise UsageError(f"unknown setting {name!r} of {kind.__name__}; expected one of {valid}")
+    return {name: _value(name, text, known[name]) for name, text in given.items()}
+
+
+def _value(name: str, text: str, kind: Any) -> Any:
+    """Return `text` as a value of type `kind`: str, int, float, bool, or one of them or None."""
+    if isinstance(kind, types.UnionType):
+        if text.lower() == "none":
+            return None
+        kind = next(k for k in typing.get_args(kind) if k is not type(None))
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise UsageError(f"{name}: expected true or false, found {text!r}")
+        return text.lower() == "true"
+    try:
+        return kind(text)
+    except ValueError:
+        raise UsageError(f"{name}: expected {kind.__name__}, found {text!r}") from None

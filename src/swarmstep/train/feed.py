@@ -1,0 +1,116 @@
+"""What one worker is fed: its batches, the probe that all share, and what is held out for validation."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from swarmstep.data.elastic_sampler import ElasticSampler
+from swarmstep.data.sampler import Batch, Sampler
+from swarmstep.data.sharding import Shard, hold_out, shard
+from swarmstep.errors import UsageError
+from swarmstep.runtime.options import Change
+from swarmstep.seeding import generator
+from swarmstep.train.config import Config
+from swarmstep.train.local_step import measure_loss
+from swarmstep.workloads import Workload
+
+PROBE = 128  # examples of one probe; a forward pass of two is taken to cost as much as a step with one
+
+
+class Feed:
+    """The data of one worker of a run, on its device.
+
+    Args:
+        config: resolved.
+        workload: its data.
+        rank: of the worker.
+        device: where batches go.
+        members: of the first group of an elastic run, among whom a ledger deals (0: each worker has its shard).
+    """
+
+    def __init__(
+        self, config: Config, workload: Workload, rank: int, device: torch.device, members: int = 0
+    ) -> None:
+        self._workload, self._seed, self._rank, self._device = workload, config.seed, rank, device
+        held = hold_out(len(workload.train), config.seed)
+        self._train, self._targets = held.train, workload.train.targets[held.train]
+        self._batch = config.defaults().batch
+        self.ledger: ElasticSampler | None = None
+        self._before: tuple[ElasticSampler, int]  # what was drawn from before the last deal, as which rank
+        if members or config.shards == "dealt":
+            self.ledger = self._ledger(members or config.workers)
+        else:
+            shards = self._shards(config)
+            self._sampler = Sampler(shards[rank], self._batch, config.seed, rank)
+        self._probed = workload.train.take(held.probe)
+        self.validation = workload.train.take(held.validation)
+        self.probe_cost = min(PROBE, len(held.probe)) / (2 * self._batch)  # in local steps
+
+    def _ledger(self, members: int) -> ElasticSampler:
+        return ElasticSampler(len(self._train), self._batch, self._seed, members)
+
+    def _shards(self, config: Config) -> list[Shard]:
+        return shard(self._targets, config.shards, config.workers, config.seed, self._workload.classes)
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Return the inputs and targets of a 1-based step."""
+        if self.ledger:
+            ledger, rank = (self.ledger, self._rank) if step > self.ledger.step else self._before
+            indices = ledger.batch(rank, step)
+            batch = Batch(indices, self._targets[indices])
+        else:
+            batch = self._sampler.batch(step)
+        inputs = self._workload.prepare(self._workload.train.inputs[self._train[batch.indices]])
+        if self._workload.augment:
+            inputs = self._workload.augment(inputs, generator(self._seed, step, self._rank, "augment"))
+        return inputs.to(self._device), batch.targets.to(self._device)
+
+    def deal(self, change: Change) -> None:
+        """Go on with other members; see `ElasticSampler.deal`.
+
+        A worker behind `change.step` draws as before until it gets there.
+        """
+        assert self.ledger
+        self._before = copy.copy(self.ledger), self._rank
+        self.ledger.deal(change.step, change.committed, change.sources)
+        self._rank = change.rank
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what there is to save: nothing where each worker has its shard."""
+        return self.ledger.state_dict() if self.ledger else {}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict`; CheckpointError where it does not fit."""
+        self.ledger = self._ledger(1) if saved else None
+        if self.ledger:
+            self.ledger.load_state_dict(saved)
+
+    def change(self, before: Config, change: Change) -> None:
+        """Go on from a checkpoint of a run that had `before.workers`, each with its shard, or a ledger by now.
+
+        Raises:
+            UsageError: the shards are none that others can take over.
+        """
+        if self.ledger is None:
+            if before.shards != "iid":
+                raise UsageError(
+                    f"--workers: expected {before.workers}, as the run has; with --shards {before.shards} nobody "
+                    "can take over a worker's data"
+                )
+            counts = change.step, len(change.sources), len(self._train), change.committed
+            self.ledger = ElasticSampler.after(self._shards(before), self._batch, self._seed, *counts)
+            self._rank = change.rank
+        else:
+            self.deal(change)
+
+    def probe(self, module: nn.Module, step: int) -> Tensor:
+        """Return the loss on as many as PROBE of the examples held out for it, others at each step."""
+        order = torch.randperm(len(self._probed), generator=generator(self._seed, step, "probe"))
+        part = self._probed.take(order[:PROBE])
+        inputs, targets = self._workload.prepare(part.inputs).to(self._device), part.targets.to(self._device)
+        return measure_loss(self._workload, module(inputs), targets)

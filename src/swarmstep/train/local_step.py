@@ -1,0 +1,72 @@
+"""The inner optimizer: what each worker does by itself."""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from swarmstep.comm.base import Comm
+from swarmstep.errors import NotFinite, UsageError
+from swarmstep.train.config import SYNCHRONOUS, Config
+from swarmstep.workloads import Workload
+
+
+def build_model(config: Config, workload: Workload) -> nn.Module:
+    """Return the model that the config names, with weights from torch's global generator.
+
+    Raises:
+        UsageError: what the workload builds is no module.
+    """
+    model = cast(object, workload.models[config.model or ""]())
+    if not isinstance(model, nn.Module):
+        raise UsageError(
+            f"workload {workload.name!r}, model {config.model!r}: expected a function that returns a "
+            f"torch.nn.Module, found that it returns {type(model).__name__}"
+        )
+    return model
+
+
+def build_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
+    """Return the inner optimizer: sgd, momentum (SGD with momentum 0.9) or adamw."""
+    settings = config.defaults()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
+    momentum = 0.9 if settings.optimizer == "momentum" else 0.0
+    return torch.optim.SGD(parameters, settings.lr, momentum, weight_decay=settings.weight_decay)
+
+
+def learning_rate(config: Config, step: int) -> float:
+    """Return the inner learning rate of a 1-based step."""
+    settings = config.defaults()
+    if settings.schedule == "constant":
+        return settings.lr
+    return settings.lr * 0.5 * (1.0 + math.cos(math.pi * (step - 1) / settings.steps))
+
+
+def measure_loss(workload: Workload, outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the workload's loss.
+
+    Raises:
+        UsageError: it is not one number, or does not depend on the model where gradients are wanted.
+    """
+    loss = cast(object, workload.loss(outputs, targets))
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise UsageError(f"workload {workload.name!r}: loss must return a tensor of one number, found {found}")
+    if torch.is_grad_enabled() and not loss.requires_grad:
+        raise UsageError(f"workload {workload.name!r}: the loss does not depend on the model's parameters")
+    return loss.reshape(())
+
+
+def check_finite(own: Tensor, what: str, comm: Comm) -> None:
+    """Raise NotFinite, on all ranks, naming those whose `own` is not finite. Collective."""
+    bad = comm.gather(~own.isfinite().all().cpu()).nonzero().view(-1).tolist()
+    if bad:
+        raise NotFinite(
+            f"{what} of rank {', '.join(map(str, bad))} is not finite, and {SYNCHRONOUS} cannot contain that; "
+            "lower the learning rate, clip gradients, or look at that rank's data"
+        )

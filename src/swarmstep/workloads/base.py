@@ -1,0 +1,142 @@
+"""What a workload is: data, models, a loss, and defaults that train well.
+
+A workload of one's own is one short file, run as ``swarmstep train my.py:workload``::
+
+    import torch
+    from torch import nn
+    from swarmstep.workloads import Defaults, Examples, Workload
+
+    x = torch.randn(2000, 8, generator=torch.Generator().manual_seed(0))
+    y = (x.sum(1) > 0).long()
+    workload = Workload(
+        name="halves",
+        train=Examples(x[:1600], y[:1600]),
+        test=Examples(x[1600:], y[1600:]),
+        models={"linear": lambda: nn.Linear(8, 2)},
+        defaults=Defaults(optimizer="sgd", lr=0.1, batch=32, every=16, steps=400),
+        classes=2,
+    )
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from swarmstep.errors import UsageError
+
+Optimizer = Literal["sgd", "momentum", "adamw"]
+Schedule = Literal["constant", "cosine"]
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Examples as they are stored: `inputs` [N, ...] of any dtype, `targets` [N] (int64 for classes).
+
+    Raises UsageError where the two lengths differ.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+
+    def __post_init__(self) -> None:
+        if self.inputs.ndim == 0 or self.targets.ndim == 0 or len(self.inputs) != len(self.targets):
+            shapes = f"{tuple(self.inputs.shape)} and {tuple(self.targets.shape)}"
+            raise UsageError(f"inputs and targets must have the same first dimension, found shapes {shapes}")
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def take(self, indices: Tensor) -> Examples:
+        """Return a copy of the examples at `indices` (int64 [n], each in [0, N)), in that order."""
+        return Examples(self.inputs[indices], self.targets[indices])
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """How a workload is trained unless the user says otherwise.
+
+    `optimizer` ("momentum" is SGD with momentum), `lr` > 0, `batch` examples a step and worker, a round
+    `every` so many steps, `steps` in all, `weight_decay` >= 0, `schedule` of the learning rate, a test every
+    `eval_every` steps. A value out of range raises UsageError.
+    """
+
+    optimizer: Optimizer = "momentum"
+    lr: float = 0.01
+    batch: int = 32
+    every: int = 16
+    steps: int = 1000
+    weight_decay: float = 0.0
+    schedule: Schedule = "constant"
+    eval_every: int = 250
+
+    def __post_init__(self) -> None:
+        for name, choices in (("optimizer", get_args(Optimizer)), ("schedule", get_args(Schedule))):
+            if getattr(self, name) not in choices:
+                raise UsageError(f"{name} must be one of {', '.join(choices)}, found {getattr(self, name)!r}")
+        for name in ("batch", "every", "steps", "eval_every"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be at least 1, found {getattr(self, name)}")
+        if not 0 < self.lr < float("inf"):
+            raise UsageError(f"lr must be positive and finite, found {self.lr}")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise UsageError(f"weight_decay must be at least 0 and finite, found {self.weight_decay}")
+
+
+def as_float(inputs: Tensor) -> Tensor:
+    """Return `inputs` as float32, otherwise as they are: the default `prepare`."""
+    return inputs.float()
+
+
+def right_answers(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return how many of the B rows of `outputs` [B, C] have their largest value at `targets` [B]."""
+    return (outputs.argmax(1) == targets).sum()
+
+
+@dataclass(frozen=True, eq=False)
+class Workload:
+    """A task to train on: everything a run needs besides the strategy.
+
+    `train` and `test` hold the examples as stored; `prepare` makes a float batch of stored inputs; `augment`
+    changes a prepared batch, in training only, its randomness from the given generator alone. `models` maps a
+    name to a function that builds the module (weights from torch's global generator, which the caller seeds);
+    the first is the default. `loss(outputs, targets)` is a mean over the batch; `correct(outputs, targets)`
+    the number of right answers in it, None where accuracy has no meaning. `classes` is None where the targets
+    are no classes: such a workload cannot be sharded by class.
+
+    Raises UsageError for no model, no examples, or targets outside [0, classes).
+    """
+
+    name: str
+    train: Examples
+    test: Examples
+    models: Mapping[str, Callable[[], nn.Module]]
+    defaults: Defaults
+    classes: int | None
+    prepare: Callable[[Tensor], Tensor] = as_float
+    augment: Callable[[Tensor, Generator], Tensor] | None = None
+    loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy
+    correct: Callable[[Tensor, Tensor], Tensor] | None = right_answers
+
+    def __post_init__(self) -> None:
+        if not self.models:
+            raise UsageError(f"workload {self.name!r} has no model; give models={{name: function}}")
+        for part, examples in (("train", self.train), ("test", self.test)):
+            if not len(examples):
+                raise UsageError(f"workload {self.name!r} has no {part} examples")
+            if self.classes is not None:
+                self._check_classes(part, examples.targets, self.classes)
+
+    def _check_classes(self, part: str, targets: Tensor, classes: int) -> None:
+        if targets.dtype != torch.int64 or targets.ndim != 1:
+            found = f"{targets.dtype} of shape {tuple(targets.shape)}"
+            raise UsageError(f"workload {self.name!r}: {part} targets must be int64 of shape [N], found {found}")
+        low, high = int(targets.min()), int(targets.max())
+        if low < 0 or high >= classes:
+            span = f"{low} to {high}"
+            raise UsageError(f"workload {self.name!r}: {part} targets must be in 0..{classes - 1}, found {span}")

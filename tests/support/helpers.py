@@ -1,0 +1,192 @@
+"""Small models, data and strategies that many tests use."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from typing import Any, NamedTuple, final
+
+import torch
+from torch import Tensor, nn
+
+from swarmstep import STRATEGIES, Comm, Every, Never, Options, Strategy, Synchronizer, WarmupThen, When
+from swarmstep.runtime.flat import Flat
+from swarmstep.seeding import generator, mix
+from swarmstep.signal import Layout, Signal
+
+BATCH = 6
+LR = 0.1
+
+# Besides each strategy's defaults, the options that change what a round does.
+OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "hierarchical": {"across": {"local_size": 1, "outer_every": 1}},  # for any W
+    "pso-ps": {
+        "historical": {"best": "historical"},
+        "decay": {"best": "historical", "best_decay": 0.5},
+        "vector": {"random": "vector"},
+        "weight": {"random": "weight"},
+        "none": {"random": "none"},
+        "probe": {"fitness": "probe"},
+        "mean": {"outcome": "mean"},
+        "clamp": {"clamp": 0.01},
+        "constriction": {"constriction": True, "cognitive": 2.05, "social": 2.05},
+    },
+}
+
+
+def variants() -> dict[str, Strategy]:
+    """Return every strategy, as it is and with each of its `OPTIONS`."""
+    found = {name: cls() for name, cls in STRATEGIES.items()}
+    for name, options in OPTIONS.items():
+        found |= {f"{name}:{label}": STRATEGIES[name](**values) for label, values in options.items()}
+    return found
+
+
+VARIANTS = variants()
+
+
+class Count(NamedTuple):
+    """What a vote remembers: how often it was asked, and the sum of the losses it saw."""
+
+    asked: Tensor
+    total: Tensor
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Vote(When):
+    """A voting trigger for tests: a worker wishes a round when its loss exceeds the mean of what it has seen."""
+
+    factor: float = 1.0
+
+    @property
+    def voting(self) -> bool:
+        return True
+
+    def init(self, layout: Layout, size: int) -> Count:
+        return Count(torch.zeros((), dtype=torch.int64), torch.zeros((), dtype=torch.float64))
+
+    def due(self, state: NamedTuple, signal: Signal) -> bool:
+        assert isinstance(state, Count)
+        loss = signal.loss()
+        state.asked.add_(1)
+        state.total.add_(loss)
+        return bool(loss > self.factor * float(state.total / state.asked))
+
+
+TRIGGERS: dict[str, When] = {
+    "every-1": Every(1),
+    "every-3": Every(3),
+    "warm-up": WarmupThen(4, Every(3)),
+    "never": Never(),
+    "vote": Vote(),
+}
+
+
+def network(seed: int = 0) -> nn.Module:
+    """Return a small network with BatchNorm and dropout, so that buffers and random states count."""
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 3))
+
+
+def batch(seed: int, step: int, rank: int) -> tuple[Tensor, Tensor]:
+    """Return inputs and labels of one step of one worker; each rank has a distribution of its own."""
+    g = generator(seed, step, rank, "batch")
+    inputs = torch.randn(BATCH, 5, generator=g) + 0.3 * rank
+    return inputs, torch.randint(0, 3, (BATCH,), generator=g)
+
+
+def probe(model: nn.Module, step: int) -> Tensor:
+    inputs, labels = batch(99, 0, 0)
+    return nn.functional.cross_entropy(model(inputs), labels)
+
+
+def options(seed: int = 0, **given: Any) -> Options:
+    return Options(seed=seed, **{"probe": probe, "probe_cost": 0.1, **given})
+
+
+class Trainer:
+    """A plain training loop with the one added line; dropout is reseeded at each step, as the design asks."""
+
+    def __init__(self, strategy: Strategy, comm: Comm, seed: int = 0, **given: Any) -> None:
+        self.model = network(seed + comm.rank)  # the Synchronizer takes rank 0's
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=LR, momentum=0.9)
+        self.comm, self.seed, self.done = comm, seed, 0
+        self.sync = Synchronizer(self.model, strategy, comm, options(seed, **given))
+
+    def local_step(self) -> Tensor:
+        """Do one optimizer step and return its loss."""
+        self.done += 1
+        torch.manual_seed(mix(self.seed, self.done, self.comm.rank))
+        inputs, labels = batch(self.seed, self.done, self.comm.rank)
+        self.optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(self.model(inputs), labels)
+        loss.backward()
+        self.optimizer.step()
+        return loss
+
+    def step(self) -> Any:
+        return self.sync.step(self.local_step(), lr=LR)
+
+    def weights(self) -> Tensor:
+        return Flat(self.model).read()
+
+    def save(self) -> bytes:
+        """Return everything needed to go on, through torch.save."""
+        parts = {"model": self.model, "optimizer": self.optimizer, "sync": self.sync}
+        file = io.BytesIO()
+        torch.save({"done": self.done, **{name: part.state_dict() for name, part in parts.items()}}, file)
+        return file.getvalue()
+
+    def load(self, data: bytes) -> None:
+        saved = torch.load(io.BytesIO(data), weights_only=True)
+        self.done = saved["done"]
+        self.model.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.sync.load_state_dict(saved["sync"])
+
+
+class Run(NamedTuple):
+    """What a worker's run left: the weights after each step and after finish, and the states at the end."""
+
+    weights: list[Tensor]
+    state: list[dict[str, Tensor]]  # of each fragment
+    trigger: list[dict[str, Tensor]]
+    rounds: list[int]
+    traffic: tuple[int, int]
+
+
+def run(comm: Comm, strategy: Strategy, steps: int, resume: bool = False, **given: Any) -> Run:
+    """Train; with `resume`, everything is thrown away and rebuilt from its checkpoint after every step."""
+    trainer = Trainer(strategy, comm, **given)
+    weights, rounds = [trainer.weights()], []
+    for _ in range(steps):
+        if trainer.step():
+            rounds.append(trainer.done)
+        weights.append(trainer.weights())
+        if resume:
+            saved = trainer.save()
+            trainer = Trainer(strategy, comm, **given)
+            trainer.load(saved)
+    trainer.sync.finish()
+    weights.append(trainer.weights())
+    saved = trainer.sync.state_dict()["fragments"]
+    traffic = trainer.sync.bytes_sent, trainer.sync.bytes_received
+    return Run(weights, [part["state"] for part in saved], [part["trigger"] for part in saved], rounds, traffic)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two nests of tensors, lists, dicts and numbers are equal bitwise (NaN equals itself)."""
+    if isinstance(a, Tensor):
+        return isinstance(b, Tensor) and a.dtype == b.dtype and a.shape == b.shape and bits(a) == bits(b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return bool(a == b)
+
+
+def bits(x: Tensor) -> bytes:
+    return (
+        x.detach().cpu().clone(memory_format=torch.contiguous_format).view(-1).view(torch.uint8).numpy().tobytes()
+    )

@@ -1,0 +1,121 @@
+"""Small runs of the benchmark, in process or in the pool, for the tests of checkpoints, faults and records."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from swarmstep import Comm, simulate
+from swarmstep.errors import Interrupted
+from swarmstep.train.config import Config
+from swarmstep.train.trainer import Job, run
+from swarmstep.workloads import Defaults, Examples, Workload
+
+ROOT = Path(__file__).parents[2]
+REAL = Path(os.environ.get("SWARMSTEP_DATA") or ROOT / "../shared/data").resolve()
+DEFAULTS = Defaults(optimizer="momentum", lr=0.05, batch=4, every=4, steps=14, eval_every=5)
+
+
+def small() -> nn.Module:
+    """Return a network with BatchNorm and dropout."""
+    return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 3))
+
+
+class Tied(nn.Module):
+    """Two layers that share their weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.second(self.first(x).relu()).relu())
+
+
+class Half(nn.Module):
+    """A bfloat16 body, a float32 head, and a frozen layer in front."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.front = nn.Linear(6, 6).requires_grad_(False)
+        self.body = nn.Linear(6, 8).to(torch.bfloat16)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(self.front(x).to(torch.bfloat16)).relu().float())
+
+
+MODELS = {"small": small, "tied": Tied, "half": Half, "linear": lambda: nn.Linear(6, 3)}
+
+
+def jitter(inputs: Tensor, source: Generator) -> Tensor:
+    return inputs + 0.1 * torch.randn(inputs.shape, generator=source)
+
+
+def classes() -> Workload:
+    source = torch.Generator().manual_seed(0)
+    x = torch.randn(160, 6, generator=source)
+    y = x[:, :3].argmax(1)
+    train, test = Examples(x[:120], y[:120]), Examples(x[120:], y[120:])
+    return Workload("classes", train, test, MODELS, DEFAULTS, classes=3, augment=jitter)
+
+
+def regression() -> Workload:
+    """Return a linear least-squares problem, which accuracy does not fit."""
+    source = torch.Generator().manual_seed(0)
+    x = torch.randn(120, 6, generator=source)
+    y = x @ torch.arange(6.0) + 0.1 * torch.randn(120, generator=source)
+    return Workload(
+        "regression",
+        Examples(x[:90], y[:90]),
+        Examples(x[90:], y[90:]),
+        {"linear": lambda: nn.Linear(6, 1)},
+        Defaults(optimizer="sgd", lr=0.02, batch=5, every=2, steps=6),
+        classes=None,
+        loss=squared_error,
+        correct=None,
+    )
+
+
+def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    return ((outputs.squeeze(1) - targets) ** 2).mean()
+
+
+WORKLOADS = {"classes": classes, "regression": regression}
+
+
+def resolved(workload: Workload, fields: dict[str, Any]) -> Config:
+    return Config(**{"workload": workload.name, "workers": 3, **fields}).resolved(workload)
+
+
+def one(comm: Comm, name: str, fields: dict[str, Any], out: str | None, job: dict[str, Any]) -> dict[str, Any]:
+    """Be one worker; return the summary, or the line with which the run was interrupted."""
+    workload = WORKLOADS[name]()
+    config = resolved(workload, {**fields, "workers": comm.size})
+    wish = Job(out=Path(out) if out else None, quiet=True, keep=bool(out), **job)
+    try:
+        return run(config, workload, comm, wish)
+    except Interrupted as error:
+        return {"interrupted": str(error)}
+
+
+def train(fields: dict[str, Any], out: Path | None, name: str = "classes", **job: Any) -> dict[str, Any]:
+    """Run all workers in process."""
+    workers = fields.get("workers", 3)
+    return simulate(lambda comm: one(comm, name, fields, str(out) if out else None, job), workers)[0]
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    """Return metrics.jsonl without what a clock measured."""
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.endswith("seconds")} for row in found]

@@ -1,0 +1,282 @@
+"""``swarmstep bench``: what it prints and how it ends. Nothing here asks how fast anything is."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from swarmstep.cli import main
+
+from swarmstep.cli.bench import BENCHMARKS
+from swarmstep.comm.sim import simulate
+from swarmstep.errors import CommError, UsageError
+from swarmstep.microbench import interleaved_timing, options, workers
+from swarmstep.microbench.overlap import ALONE, WAYS
+from swarmstep.microbench.results import Measurement, Report, Skipped, rows_of
+from swarmstep.microbench.rounds import ACCELERATE, LIMITS
+from swarmstep.microbench.scale import LIMITS as STRATEGIES
+from swarmstep.microbench.wire import CODECS
+from swarmstep.network.namespaces import check_rights
+
+try:
+    check_rights()
+    LACKS = ""
+except UsageError as error:
+    LACKS = str(error)
+
+SMALL = ("--parameters", "10000", "--tensors", "8", "--repeats", "2", "--workers", "2")
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "SWARMSTEP_TRACEBACK", workers.JOB):
+        monkeypatch.delenv(name, raising=False)
+
+
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "swarmstep", "bench", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+
+
+def found(*arguments: str) -> dict[str, Any]:
+    done = bench(*arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def check(row: dict[str, Any]) -> None:
+    assert {*row} == {"name", "workers", "parameters", "median_seconds", "limit", "limit_seconds", "ratio"}
+    assert row["median_seconds"] > 0
+    if row["limit"] is None:
+        assert row["limit_seconds"] is row["ratio"] is None
+    else:
+        assert math.isclose(row["ratio"], row["median_seconds"] / row["limit_seconds"])
+
+
+def test_a_round_next_to_its_limits() -> None:
+    result = found("round", *SMALL, "--seed", "3")
+    assert {"cpus", "model", "python", "torch", "platform"} <= {*result["machine"]}
+    rows = {row["name"]: row for row in result["rows"]}
+    left_out = {row["name"] for row in result["skipped"]}
+    assert {*rows, *left_out} == {*LIMITS}
+    assert left_out <= {ACCELERATE}
+    for name, row in rows.items():
+        check(row)
+        assert (row["workers"], row["parameters"], row["limit"]) == (2, 10_000, LIMITS[name])
+        if row["limit"]:
+            assert row["limit_seconds"] == rows[row["limit"]]["median_seconds"]
+
+
+@pytest.mark.slow
+def test_a_round_as_a_table() -> None:
+    done = bench("round", *SMALL)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[2].split() == ["name", "workers", "parameters", "median", "limit", "limit's", "median", "ratio"]
+    shown = [line for line in lines if line.startswith(tuple(LIMITS)) and " 10,000 " in line]
+    assert len(shown) >= len(LIMITS) - 1
+    assert "\x1b" not in done.stdout
+
+
+@pytest.mark.slow
+def test_the_small_cells_of_the_scale() -> None:
+    result = found("scale", "--quick", "--repeats", "1", "--max-processes", "2")
+    for row in result["rows"]:
+        check(row)
+        assert row["limit"]
+    cells = {(row["name"], row["workers"], row["parameters"]) for row in result["rows"]}
+    simulated = {(f"simulate {name}", count, 100_000) for name in STRATEGIES for count in (2, 4)}
+    assert cells == simulated | {(f"round {name}", 2, 100_000) for name in STRATEGIES}
+    (left,) = result["skipped"]
+    assert (left["name"], left["workers"], left["parameters"]) == ("round", 4, None)
+    assert left["skipped"] == "more processes than --max-processes 2"
+
+
+def check_wire(result: dict[str, Any], workers: int, parameters: int) -> None:
+    names = [row["name"] for row in result["rows"]]
+    rounds = ["local-sgd", "pso-ps", *(f"local-sgd, {spec}" for spec in CODECS)]
+    assert names == ["all-reduce", "broadcast, tree", "broadcast, chain", *rounds]
+    for row in result["rows"]:
+        check(row)
+        assert (row["workers"], row["parameters"]) == (workers, parameters)
+    assert [one["name"] for one in result["sent"]] == rounds
+    for one in result["sent"]:
+        assert one["metered"] == one["formula"], one
+
+
+def test_the_wire_on_loopback_and_bytes_by_the_formula() -> None:
+    result = found("wire", "--workers", "3", "--parameters", "10001", "--tensors", "8", "--repeats", "1")
+    check_wire(result, 3, 10_001)
+    assert {row["limit"] for row in result["rows"]} == {None, "local-sgd"}
+    assert all(one["interface"] is None for one in result["sent"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(LACKS), reason=LACKS)
+@pytest.mark.parametrize("link", ["100mbit", "100mbit,5ms"])
+def test_the_wire_between_namespaces_carries_what_is_metered(link: str) -> None:
+    arguments = ("--workers", "4", "--parameters", "250000", "--repeats", "3", "--link", link)
+    result = found("wire", *arguments)
+    check_wire(result, 4, 250_000)
+    assert {row["limit"] for row in result["rows"]} == {None, "local-sgd", "ideal"}
+    for one in result["sent"]:
+        assert abs(one["interface"] - one["metered"]) <= max(0.03 * one["metered"], 4000), one  # a barrier, too
+
+
+@pytest.mark.slow
+def test_the_speed_beside_no_communication() -> None:
+    result = found("overlap", "--workers", "2", "--repeats", "1", "--ddp-steps", "2")
+    rows = {row["name"]: row for row in result["rows"]}
+    assert {*rows} == {ALONE, "ddp", "ddp, bfloat16", *WAYS}
+    for name, row in rows.items():
+        check(row)
+        assert (row["parameters"], row["limit"]) == (1_015_690, None if name == ALONE else ALONE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("wire --workers 1", "--workers: expected 2 to 64, found 1"),
+        ("wire --link fast", "link 'fast': the rate must be 1kbit to 1000gbit"),
+        ("overlap --repeats 0", "--repeats: expected 1 to 10,000, found 0"),
+        ("overlap --link 0mbit", "link '0mbit': the rate must be 1kbit to 1000gbit"),
+        ("wire --link 1mbit,5", "unknown part '5'; expected RATE[,DELAY][,LOSS]"),
+        ("", "the following arguments are required: BENCHMARK"),
+        ("nope", "invalid choice: 'nope' (choose from"),
+        ("round --workers 0", "--workers: expected 1 to 128, found 0"),
+        ("round --workers 2.5", "--workers: expected a whole number, found '2.5'"),
+        ("round --workers inf", "--workers: expected a whole number, found 'inf'"),
+        ("round --parameters 0", "--parameters: expected 1 to 1,000,000,000, found 0"),
+        ("round --parameters many", "--parameters: expected a whole number, found 'many'"),
+        ("round --parameters 5 --tensors 6", "--tensors: expected 1 to 5, found 6"),
+        ("round --repeats 0", "--repeats: expected 1 to 10,000, found 0"),
+        ("round --seed -1", "--seed: expected 0 to"),
+        ("round --patience 0.1", "--patience: expected 1.0 to"),
+        ("round --patience nan", "--patience: expected 1.0 to"),
+        ("round --workers 128 --parameters 1e9", "give fewer --workers or --parameters"),
+        ("scale --max-processes 0", "--max-processes: expected 1 to 64, found 0"),
+        ("scale --most 0", "--most: expected 1 to 10,000,000,000, found 0"),
+        ("scale --repeats x", "--repeats: expected a whole number, found 'x'"),
+    ],
+)
+def test_wrong_options(arguments: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", *arguments.split()]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    (line,) = err.splitlines()
+    assert line.startswith("swarmstep: ")
+    assert said in line
+
+
+def test_only_what_exists_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["bench", "--help"])
+    assert left.value.code == 0
+    shown = capsys.readouterr().out
+    assert all(f"    {name} " in shown for name in BENCHMARKS)
+
+
+def children(process: int) -> list[int]:
+    """Return the workers of a command, in the order in which they were started."""
+    try:
+        return [int(text) for text in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+@pytest.fixture
+def long_run() -> Any:
+    command = [sys.executable, "-m", "swarmstep", "bench", "round", *SMALL, "--repeats", "10000"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while len(children(process.pid)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    yield process
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.skipif(
+    not Path(f"/proc/self/task/{os.getpid()}/children").exists(), reason="no list of children here"
+)
+@pytest.mark.parametrize("wait", [0.0, 4.0])
+def test_a_worker_that_is_killed(long_run: subprocess.Popen[str], wait: float) -> None:
+    """Before the workers have come together, and (most likely) while they measure."""
+    time.sleep(wait)
+    os.kill(children(long_run.pid)[1], signal.SIGKILL)
+    out, err = long_run.communicate(timeout=60)
+    assert (long_run.returncode, out) == (5, "")
+    assert err == "swarmstep: rank 1 was ended by SIGKILL; nothing was measured\n"
+
+
+@pytest.mark.skipif(
+    not Path(f"/proc/self/task/{os.getpid()}/children").exists(), reason="no list of children here"
+)
+def test_an_interrupt_ends_all(long_run: subprocess.Popen[str]) -> None:
+    started = children(long_run.pid)
+    long_run.send_signal(signal.SIGINT)
+    out, err = long_run.communicate(timeout=60)
+    assert (long_run.returncode, out) == (130, "")
+    assert err == "swarmstep: stopped on request, before all was measured\n"
+    assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]
+
+
+def test_patience_ends() -> None:
+    settings = {"parameters": 100, "tensors": 2, "repeats": 10**9, "seed": 0}
+    with pytest.raises(CommError, match="not done after 1 s; a longer wait is set with --patience"):
+        workers.start_group("round", 2, settings, patience=1.0)
+
+
+def test_the_error_of_a_worker_is_that_of_the_command() -> None:
+    with pytest.raises(UsageError, match=r"^--tensors: expected 1 to 3, the parameters; found 4$"):
+        workers.start_group("round", 2, {"parameters": 3, "tensors": 4, "repeats": 1, "seed": 0}, patience=60.0)
+
+
+def test_a_report_survives_the_way_to_the_parent() -> None:
+    medians = {"bare": 0.5, "ours": 1.0}
+    rows = rows_of(medians, {"bare": None, "ours": "bare"}, 4, 10)
+    assert rows == [Measurement("bare", 4, 10, 0.5), Measurement("ours", 4, 10, 1.0, "bare", 0.5, 2.0)]
+    report = Report(rows, [Skipped("theirs", "not installed", workers=4)])
+    assert Report.loads(report.dumps()) == report
+
+
+def test_the_race_takes_the_slowest_rank_and_begins_each_turn_with_another() -> None:
+    order: list[str] = []
+
+    def train(comm: Any) -> dict[str, float]:
+        def thing(name: str, seconds: float) -> interleaved_timing.Case:
+            def run() -> None:
+                time.sleep(seconds * comm.rank)
+                if comm.rank == 0:
+                    order.append(name)
+
+            return interleaved_timing.Case(lambda: None, run)
+
+        return interleaved_timing.race({"a": thing("a", 0.0), "b": thing("b", 0.01)}, comm, 3)
+
+    first, second = simulate(train, 2)
+    assert first == second
+    assert first["b"] >= 0.01 > first["a"]
+    assert order == ["a", "b"] * interleaved_timing.WARM_UPS + ["a", "b", "b", "a", "a", "b"]
+
+
+@pytest.mark.parametrize(("text", "number"), [("7", 7), ("1e7", 10_000_000), ("10_000", 10_000)])
+def test_whole_numbers(text: str, number: int) -> None:
+    assert options.whole(text) == number
+
+
+def test_too_little_memory_is_told_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(options, "free_memory", lambda: 10**9)
+    assert options.memory_lacks(10**7, 10) == ""
+    assert options.memory_lacks(10**8, 10) == "needs about 4 GB of memory, 1 GB can be had"
+    monkeypatch.setattr(options, "free_memory", lambda: None)
+    assert options.memory_lacks(10**12, 10) == ""

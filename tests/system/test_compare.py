@@ -1,0 +1,379 @@
+"""The grid, its tuning, and how it is carried out: the command in this process, its workers as real processes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from swarmstep.cli import main
+
+from swarmstep.compare import results, run_processes
+from swarmstep.compare.methods import ALTERNATIVES, parse, parse_all
+from swarmstep.compare.plan import TaskGroup, Tuning, next_rate
+from swarmstep.compare.pool import Pool
+from swarmstep.compare.results import Cell, Point
+from swarmstep.errors import DataError, UsageError
+from swarmstep.strategies import STRATEGIES
+from swarmstep.train.config import BASELINES, Config, build_strategy
+from swarmstep.workloads import load
+
+SHORT = "--steps 12 --eval-every 4 --workers 2 --seeds 1"
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def compare(arguments: str) -> int:
+    return main(["compare", "digits", *arguments.split(), "--out", "found"])
+
+
+def cells(folder: Path) -> dict[str, Cell]:
+    return {cell.key: cell for cell in results.load(folder / "found").cells}
+
+
+# What is compared
+
+
+def test_a_method_in_one_word() -> None:
+    method = parse("swarm+inertia=0.5+codec=int8+delay=8")
+    assert (method.name, method.settings) == ("swarm", {"inertia": "0.5"})
+    config = method.config(workload="digits", every=16, settings={"social": "1.0"})
+    assert (config.strategy, config.codec, config.delay) == ("swarm", "int8", 8)
+    assert config.settings == {"inertia": "0.5", "social": "1.0"}
+
+
+def test_commas_within_a_value() -> None:
+    found = parse_all("local-sgd+when=qsr:4,0.1,swarm,diloco+when=warmup:10")
+    assert [method.options.get("when") for method in found] == ["qsr:4,0.1", None, "warmup:10"]
+
+
+@pytest.mark.parametrize("spec", ["nope", "swarm+", "swarm+x", "swarm+=1", "swarm+delay=x", "swarm+lr=1+lr=2"])
+def test_wrong_methods(spec: str) -> None:
+    with pytest.raises(UsageError):
+        parse(spec)
+
+
+@pytest.mark.parametrize("name", ALTERNATIVES)
+def test_what_tuning_tries_exists(name: str) -> None:
+    for settings in ALTERNATIVES[name]:
+        tried = build_strategy(Config("digits", strategy=name, settings=settings, every=16))
+        assert tried != build_strategy(Config("digits", strategy=name, every=16)), "that is the default"
+
+
+# Tuning
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ({0.1: 1.0, 0.2: 2.0}, 0.05),  # best at the lower edge: as far below
+        ({0.1: 2.0, 0.2: 1.0}, 0.4),
+        ({0.01: 3.0, 0.1: 1.0, 1.0: 2.0}, 0.32),  # between the best and its better side, geometrically
+        ({0.01: 2.0, 0.1: 1.0, 1.0: math.inf}, 0.032),
+    ],
+)
+def test_the_next_rate(losses: dict[float, float], expected: float) -> None:
+    assert next_rate(losses) == expected
+
+
+rates = st.lists(st.sampled_from([0.001 * 2**i for i in range(14)]), min_size=2, max_size=5, unique=True)
+
+
+@given(
+    st.sampled_from(sorted({*STRATEGIES, "synchronous"} - {"fedpso"})), rates, st.integers(0, 3),
+    st.lists(st.one_of(st.floats(0.01, 10), st.just(math.nan)), min_size=8, max_size=8),
+)  # fmt: skip
+def test_every_method_gets_the_same_trials_and_the_best_of_them(
+    name: str, rates: list[float], extra: int, losses: list[float]
+) -> None:
+    every = 1 if name in BASELINES else 4
+    fields = {"workload": "digits", "every": every, "workers": 2, "steps": 12}
+    group = TaskGroup(parse(name), fields, (0, 1, 2), Tuning(tuple(sorted(rates)), extra, 6), None)
+    work, found = group.work(DIGITS), {}
+    tasks, values = next(work), iter(losses)
+    while tasks[0].purpose == "tune":
+        answers = []
+        for task in tasks:
+            loss = next(values)
+            found[task.config.lr, tuple(task.config.settings.items())] = loss
+            points = (Point(6, math.nan, 0.0, loss, 0.5, 0.0, 1.0),)
+            answers.append(Cell("tune", name, {}, points=points))
+        assert {task.config.steps for task in tasks} == {6}
+        tasks = work.send(answers)
+    assert len(found) == len(rates) + extra, "each a different one"
+    assert [task.config.seed for task in tasks] == [0, 1, 2]
+    chosen = {(task.config.lr, tuple(task.config.settings.items())) for task in tasks}
+    assert len(chosen) == 1
+    finite = {trial: loss for trial, loss in found.items() if math.isfinite(loss)}
+    assert not finite or found[chosen.pop()] == min(finite.values())
+
+
+DIGITS = load("digits", None)
+
+
+# The command
+
+
+def test_a_grid_is_run_once(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = f"{SHORT} --strategies local-sgd,synchronous --every 2,4 --target-accuracy 0.1 --link 100mbit,5ms"
+    assert compare(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "local-sgd" in printed
+    assert "not ranked" in printed
+    found = cells(place)
+    assert sorted((c.purpose, c.method, c.config["every"]) for c in found.values()) == sorted(
+        [("tune", method, n) for method, n in (("local-sgd", 2), ("local-sgd", 4), ("synchronous", 1))] * 4
+        + [("run", "local-sgd", 2), ("run", "local-sgd", 4), ("run", "synchronous", 1)]
+    )
+    run = next(c for c in found.values() if (c.purpose, c.config["every"]) == ("run", 4))
+    assert [point.step for point in run.points] == [4, 8, 12]
+    assert run.points[-1].bytes == pytest.approx(3 * (16 + (4 * (run.parameters + 1))))  # (W-1)/W is a half
+    assert [(r.started, r.landed) for r in run.rounds()] == [(4, 4), (8, 8), (12, 12)]
+    assert [call.verb for call in next(iter(run.rounds())).calls] == ["gather", "mean"]
+    ages = {file: file.stat().st_mtime_ns for file in (place / "found" / "cells").iterdir()}
+    assert compare(arguments) == 0
+    assert "(0 s)" not in capsys.readouterr().err, "nothing was run again"
+    assert compare(f"{arguments} --seeds 2") == 0
+    assert {file: file.stat().st_mtime_ns for file in ages} == ages
+    assert len(cells(place)) == len(found) + 3
+
+
+def test_a_failed_cell_is_recorded_and_the_rest_goes_on(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "odd.py").write_text(ODD)
+    arguments = ["compare", "odd.py:workload", *SHORT.split(), "--strategies", "local-sgd,median", "--every", "4"]
+    arguments += ["--seeds", "3", "--lr-grid", "0.1", "--out", "found"]
+    assert main(arguments) == 0
+    said = capsys.readouterr()
+    assert "failed: seed 1 is unlucky" in said.err
+    found = list(cells(place).values())
+    assert sorted((c.method, c.seed, bool(c.failed)) for c in found) == [
+        (method, seed, seed == 1) for method in ("local-sgd", "median") for seed in range(3)
+    ]
+    (place / "odd.py").write_text(ODD.replace("== 1:", "== -1:"))
+    assert main(arguments) == 0, "a failed cell is tried again"
+    assert not any(cell.failed for cell in cells(place).values())
+
+
+ODD = """
+import torch
+from torch import nn
+from swarmstep.workloads import Defaults, Examples, Workload
+from swarmstep.errors import UsageError
+
+def model():
+    if torch.initial_seed() == SEEDS[1] and 1 == 1:
+        raise UsageError("seed 1 is unlucky")
+    return nn.Linear(4, 2)
+
+from swarmstep.seeding import mix
+SEEDS = [mix(seed, "model") for seed in range(3)]
+x = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
+workload = Workload(name="odd", train=Examples(x, (x.sum(1) > 0).long()), test=Examples(x, (x.sum(1) > 0).long()),
+    models={"linear": model}, defaults=Defaults(lr=0.1, batch=4, every=4, steps=12), classes=2)
+"""
+
+
+def test_a_worker_that_is_killed_fails_its_cell_only(place: Path) -> None:
+    fields = {"workload": "digits", "every": 2, "workers": 2, "steps": 4000, "eval_every": 4000}
+    group = TaskGroup(parse("local-sgd"), fields, (0,), Tuning((), 0, 1), None)
+    short = TaskGroup(parse("local-sgd"), {**fields, "steps": 4, "eval_every": 4}, (0,), Tuning((), 0, 1), None)
+    with Pool(1) as pool:
+        pool.put(next(group.work(DIGITS))[0])
+        while not pool._processes:
+            pass
+        pool._processes[0].send_signal(signal.SIGKILL)
+        pool.put(next(short.work(DIGITS))[0])
+        _, first = taken(pool)
+        _, second = taken(pool)
+    assert first.failed == "the process that ran it was ended by SIGKILL"
+    assert not second.failed
+
+
+def taken(pool: Pool) -> tuple[Any, Cell]:
+    found = pool.get(timeout=60)
+    assert found
+    return found
+
+
+def test_interrupted_it_goes_on_later(place: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "swarmstep",
+        "compare",
+        "digits",
+        "--out",
+        "found",
+        "--strategies",
+        "local-sgd",
+    ]
+    command += ["--steps", "300", "--workers", "2", "--seeds", "9", "--lr-grid", "0.02", "--jobs", "1"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=_default_interrupts) as process:
+        assert process.stderr
+        process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+        assert process.wait(60) == 130
+    assert "stopped on request" in rest
+    before = set(cells(place))
+    assert 1 <= len(before) < 9
+    assert main(command[3:]) == 0
+    assert len(cells(place)) == 9
+
+
+def _default_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--strategies nope", "unknown strategy 'nope'"),
+        ("--strategies swarm+nope=1", "unknown setting 'nope'"),
+        ("--every 0", "--every '0': expected whole numbers of at least 1"),
+        ("--workers x", "--workers 'x'"),
+        ("--seeds 0", "expected whole numbers"),
+        ("--lr-grid 0.1,-1", "--lr-grid"),
+        ("--target-accuracy 2", "--target-accuracy"),
+        ("--link 100", "link '100'"),
+        ("--shards nope", "unknown shards"),
+        ("--fault nope", "nope"),
+        ("--stragglers nope", "nope"),
+        ("--failures nope", "nope"),
+        ("--jobs 0", "--jobs"),
+        ("--extra-trials -1", "--extra-trials"),
+        ("--tune-steps 0", "steps"),
+        ("--backend gloo --link 1mbit", "--link"),
+        ("--backend gloo --compute 1", "--compute"),
+        ("--strategies ddp", "ddp is torch's own"),
+    ],
+)
+def test_wrong_options(arguments: str, said: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare(arguments) == 2
+    printed = capsys.readouterr()
+    assert said in printed.err
+    assert printed.err.count("\n") == 1
+    assert not (place / "found" / "cells").exists() or not cells(place)
+
+
+def test_a_wrong_command_changes_nothing(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = f"{SHORT} --strategies local-sgd --lr-grid 0.05"
+    assert compare(f"{arguments} --target-accuracy 0.1") == 0
+    before = (place / "found" / "compare.json").read_text()
+    assert compare(f"{arguments},swarm+nope=1 --target-accuracy 0.5") == 2
+    assert compare(f"{SHORT} --strategies swarm+nope=1 --target-accuracy 0.5") == 2
+    assert (place / "found" / "compare.json").read_text() == before
+
+
+def test_a_trial_that_was_killed_is_no_verdict(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trials = (place / "odd.py").write_text(ODD.replace("SEEDS[1] and", "TUNING and").replace("SEEDS = [", TUNING))
+    assert trials
+    arguments = [
+        "compare",
+        "odd.py:workload",
+        *SHORT.split(),
+        "--strategies",
+        "local-sgd",
+        "--every",
+        "4",
+        "--out",
+        "found",
+    ]
+    assert main(arguments) == 0
+    assert {cell.purpose for cell in cells(place).values()} == {"tune"}, (
+        "nothing is run with settings nobody judged"
+    )
+    (place / "odd.py").write_text(ODD.replace("SEEDS[1] and", "-1 and"))
+    assert main(arguments) == 0
+    assert not any(cell.failed for cell in cells(place).values())
+    assert {cell.purpose for cell in cells(place).values()} == {"tune", "run"}
+
+
+TUNING = 'TUNING = mix(1_000_000, "model")\nSEEDS = ['
+
+
+def test_two_at_once(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from swarmstep.train.run_folder import locked
+
+    (place / "found").mkdir()
+    with locked(place / "found" / "lock"):
+        assert compare(SHORT) == 4
+    assert "in use by another comparison" in capsys.readouterr().err
+
+
+# Real processes
+
+
+def test_the_command_line_of_a_config() -> None:
+    config = parse("swarm+codec=int8+delay=2+inertia=0.5").config(
+        workload="digits", fault="sign:1", fast_sums=True
+    )
+    resolved = config.resolved(DIGITS)
+    from swarmstep.cli import _parser
+
+    from swarmstep.cli.train import settings
+
+    args = _parser().parse_args(run_processes.arguments(resolved, Path("x")))
+    assert Config(**settings(args)).resolved(DIGITS) == resolved
+
+
+def test_a_warm_up_keeps_its_n() -> None:
+    config = parse("diloco+when=warmup:10").config(workload="digits", every=64).resolved(DIGITS)
+    said = run_processes.arguments(config, Path("x"))
+    assert said[said.index("--when") + 1] == "warmup:10,every:64"
+    assert "--every" not in said
+
+
+def test_real_processes(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = "--backend gloo --workers 2 --steps 12 --eval-every 4 --seeds 1 --lr-grid 0.05"
+    assert compare(f"{arguments} --strategies ddp,local-sgd --every 4") == 0
+    found = cells(place).values()
+    assert {cell.method for cell in found} == {"ddp", "local-sgd"}
+    for cell in found:
+        seconds = [point.seconds for point in cell.points]
+        assert seconds == sorted(seconds)
+        assert seconds[0] > 0
+    ddp = next(cell for cell in found if cell.method == "ddp")
+    assert [(r.started, r.calls[0].verb) for r in ddp.rounds()] == [(step, "mean") for step in range(1, 13)]
+    assert not list((place / "found").glob("running*"))
+
+
+# The files
+
+
+def test_what_is_written_is_read(place: Path) -> None:
+    assert compare(f"{SHORT} --strategies swarm --lr-grid 0.05") == 0
+    found = results.load(place / "found")
+    (place / "all.json").write_text(results.dumps(found))
+    again = results.load(place / "all.json")
+    assert [results.to_json(cell) for cell in again.cells] == [results.to_json(cell) for cell in found.cells]
+    assert again.about == found.about
+
+
+@given(cut=st.integers(0, 400), junk=st.binary(max_size=3))
+def test_damaged_files(cut: int, junk: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
+    cell = Cell("run", "swarm", {"backend": "sim", "workload": "w", "model": "m", "every": 1, "workers": 1,
+                "shards": "iid", "fault": None, "seed": 0}, points=(Point(1, *[0.5] * 6),))  # fmt: skip
+    whole = json.dumps({"about": {}, "cells": [results.to_json(cell)]}).encode()
+    file = tmp_path_factory.mktemp("damaged") / "found.json"
+    file.write_bytes(whole[:cut] + junk + whole[cut + len(junk) :])
+    with contextlib.suppress(DataError):
+        assert len(results.load(file).cells) == 1
+
+
+def test_no_results(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for source in ("nothing", "."):
+        assert main(["report", source]) == 3
+        assert capsys.readouterr().err.count("\n") == 1

@@ -1,0 +1,156 @@
+"""What torch does behind a door: its store, a group of real processes, and the end of one of the two sides."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from queue import Queue
+
+import pytest
+from torch.distributed import TCPStore
+
+from swarmstep.comm.dist import serve_store
+from swarmstep.comm.secure.proxy import Proxy, Tunnel, enter, serve
+
+SECRET = b"correct horse battery staple"
+LIMIT = 60.0  # seconds; a hang, not a measurement
+
+JOINS = """
+import os
+import torch
+from swarmstep import DistComm
+from swarmstep.comm.secure.proxy import enter
+from swarmstep.comm.secure.auth import prove, secret_of
+
+secret = secret_of(os.environ)
+host, port = os.environ["DOOR"].split(":")
+passage = enter((host, int(port)), secret)
+os.environ.update(MASTER_ADDR=passage.host, MASTER_PORT=str(passage.port))
+comm = DistComm.from_env("gloo", patience=60)
+prove(comm, secret)
+mean, weight = comm.mean(torch.tensor([float(comm.rank)]))
+print(mean.item(), weight, comm.split(comm.rank % 2).size)
+comm.close()
+passage.close()
+"""
+
+
+@pytest.fixture
+def store() -> Iterator[int]:
+    """The port of a real store in this process."""
+    store, port = serve_store()
+    yield port
+    del store
+
+
+@pytest.fixture
+def door(store: int) -> Iterator[Proxy]:
+    with contextlib.closing(serve(store, SECRET)) as door:
+        yield door
+
+
+@pytest.fixture
+def passage(door: Proxy) -> Iterator[Tunnel]:
+    with contextlib.closing(enter((door.host, door.port), SECRET, LIMIT)) as passage:
+        yield passage
+
+
+def client(passage: Tunnel, seconds: float = LIMIT) -> TCPStore:
+    limit = timedelta(seconds=seconds)
+    return TCPStore(passage.host, passage.port, is_master=False, timeout=limit, wait_for_workers=False)
+
+
+def test_every_verb_of_a_store_works_through_the_door(passage: Tunnel, store: int) -> None:
+    """The passage is a thread of the process that waits for the store: none of them may hold the interpreter."""
+    inside, outside = TCPStore("127.0.0.1", store, is_master=False, wait_for_workers=False), client(passage)
+    outside.set("key", "value")
+    assert inside.get("key") == b"value"
+    assert outside.add("count", 2) == 2
+    assert outside.compare_set("key", "value", "new") == b"new"
+    outside.multi_set(["a", "b"], ["1", "2"])
+    assert outside.multi_get(["a", "b"]) == [b"1", b"2"]
+    outside.wait(["a", "b"], timedelta(seconds=LIMIT))
+    assert outside.check(["a"])
+    assert not outside.check(["none"])
+    assert outside.delete_key("a")
+    outside.append("b", "3")
+    assert outside.get("b") == b"23"
+    assert outside.num_keys() == inside.num_keys()
+    big = os.urandom(3_000_000).hex()
+    outside.set("big", big)
+    assert inside.get("big").decode() == big == outside.get("big").decode()
+    with pytest.raises(RuntimeError):
+        outside.wait(["none"], timedelta(seconds=0.1))
+    assert outside.clone().get("key") == b"new"
+    assert passage.error is None
+
+
+def waiting(outside: TCPStore) -> tuple[threading.Thread, Queue[BaseException]]:
+    """Wait for a key that nobody sets; return what raises in the queue."""
+    raised: Queue[BaseException] = Queue()
+
+    def run() -> None:
+        try:
+            outside.set("waits", "now")
+            outside.wait(["never"], timedelta(seconds=2 * LIMIT))
+        except RuntimeError as error:
+            raised.put(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread, raised
+
+
+@pytest.mark.parametrize("end", ["door", "passage"])
+def test_who_waits_for_a_lost_store_hears_of_it(passage: Tunnel, door: Proxy, store: int, end: str) -> None:
+    thread, raised = waiting(client(passage))
+    inside = TCPStore("127.0.0.1", store, is_master=False, wait_for_workers=False)
+    inside.wait(["waits"], timedelta(seconds=LIMIT))
+    {"door": door, "passage": passage}[end].close()
+    assert isinstance(raised.get(timeout=LIMIT), RuntimeError)
+    thread.join(LIMIT)
+    assert not thread.is_alive()
+    passage.close()
+    assert end == "passage" or f"127.0.0.1:{door.port} hung up" in str(passage.error)
+
+
+def test_a_door_without_a_store_hangs_up() -> None:
+    with (
+        contextlib.closing(serve(1, SECRET)) as door,  # nobody listens on port 1
+        contextlib.closing(enter((door.host, door.port), SECRET, LIMIT)) as passage,
+    ):
+        with pytest.raises(RuntimeError):
+            client(passage, 1.0)
+        assert "hung up" in str(passage.error)
+
+
+def test_a_group_comes_together_through_the_door(door: Proxy, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.touch(0o600)
+    secret.write_bytes(SECRET + b"\n")
+    shared = {"DOOR": f"{door.host}:{door.port}", "SWARMSTEP_SECRET_FILE": str(secret), "WORLD_SIZE": "2"}
+    shared |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "GLOO_SOCKET_IFNAME": "lo"}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", JOINS],
+            env=os.environ | shared | {"RANK": str(rank)},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for rank in range(2)
+    ]
+    try:
+        outcomes = [worker.communicate(timeout=LIMIT) for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+    assert outcomes == [("0.5 2.0 1\n", "")] * 2
+    assert door.refused == 0

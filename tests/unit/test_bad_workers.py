@@ -1,0 +1,124 @@
+"""A worker that is off: contained where the method can, else an error that names it, on all ranks."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from helpers import Trainer
+from swarmstep import PSOPS, Comm, DiLoCo, Every, GossipRing, InformedSwarm, LocalSGD, Strategy, simulate
+from swarmstep.errors import NotFinite
+from swarmstep.runtime.flat import Flat
+from swarmstep.runtime.roll_call import GROWTH, LEAST, reported_loss
+
+BAD = 2  # the rank that is off
+
+
+def spoil(how: str, x: Tensor) -> None:
+    """Make a worker's parameters what a broken machine might."""
+    if how == "nan":
+        x[3] = math.nan
+    elif how == "inf":
+        x[0] = -math.inf
+    elif how == "orders":
+        x *= 1e6
+    elif how == "overflow":
+        x.fill_(1e30)  # finite, and its length is not
+
+
+def train(strategy: Strategy, how: str, comm: Comm, steps: int = 4) -> Any:
+    """Train with a rank that is off at step 2; return the weights and reports, or first what was raised."""
+
+    def tamper(x: Tensor, last: Tensor, step: int) -> None:
+        if comm.rank == BAD and step == 2:
+            spoil(how, x)
+
+    trainer = Trainer(strategy, comm, tamper=tamper)
+    reports: list[Any] = []
+    before = trainer.weights()
+    try:
+        for _ in range(steps):
+            before = trainer.weights()
+            reports.append(trainer.step())
+    except NotFinite as error:
+        return str(error), before, trainer.weights()
+    return trainer.weights(), reports
+
+
+@pytest.mark.parametrize("how", ["nan", "inf", "orders", "overflow"])
+@pytest.mark.parametrize("kind", [LocalSGD, DiLoCo, GossipRing, PSOPS])
+def test_methods_that_cannot_contain_it_say_who_it_is(kind: type[Strategy], how: str) -> None:
+    for said, *_ in simulate(lambda comm: train(kind(when=Every(2)), how, comm), 4):
+        assert isinstance(said, str)
+        assert "step 2: the weights of rank 2 are not finite, or 1000 times as large as after the last" in said
+        assert f"{kind.__name__} cannot contain that; lower the learning rate" in said
+
+
+@pytest.mark.parametrize("how", ["nan", "inf", "orders", "overflow"])
+def test_the_swarm_goes_on_without_it_and_takes_it_back(how: str) -> None:
+    swarm = InformedSwarm(when=Every(2), trust="uniform")
+    for weights, reports in simulate(lambda comm: train(swarm, how, comm), 4):
+        assert weights.isfinite().all()
+        assert [report.participants for report in reports if report] == [3, 4]
+        first = next(report for report in reports if report)
+        assert [worker.rank for worker in first.distrusted] in ([], [BAD])  # absent, or present and left out
+
+
+def test_the_swarm_is_what_it_would_be_without_the_worker_that_is_off() -> None:
+    """Where one of four is NaN at the round, the consensus is the mean of the three others."""
+
+    def consensus(comm: Comm) -> tuple[Tensor, Tensor]:
+        def tamper(x: Tensor, last: Tensor, step: int) -> None:
+            if comm.rank == BAD:
+                x *= 1e9
+
+        swarm = InformedSwarm(when=Every(2), trust="uniform", social=1.0, inertia=0.0)
+        trainer = Trainer(swarm, comm, tamper=tamper, buffers="local")
+        trainer.step()
+        loss = trainer.local_step()
+        n = Flat(trainer.model).layout.parameters
+        own = trainer.weights()[:n]
+        trainer.sync.step(loss)
+        return own, trainer.weights()[:n]
+
+    found = simulate(consensus, 4)
+    mean = torch.stack([own for rank, (own, _) in enumerate(found) if rank != BAD]).double().mean(0)
+    for _, after in found:
+        torch.testing.assert_close(after.double(), mean, rtol=1e-5, atol=1e-7)
+
+
+def test_a_loss_that_is_not_finite_does_no_harm_to_weights_that_are() -> None:
+    def lossless(comm: Comm) -> Tensor:
+        trainer = Trainer(LocalSGD(when=Every(1)), comm)
+        trainer.local_step()
+        trainer.sync.step(torch.tensor(math.nan if comm.rank == BAD else 1.0))
+        return trainer.weights()
+
+    results = simulate(lossless, 4)
+    assert all(result.equal(results[0]) and result.isfinite().all() for result in results)
+
+
+def test_where_the_limit_is() -> None:
+    x = torch.full((100,), 3.0)
+    before = float(x.norm())
+    assert reported_loss(1.0, x * (GROWTH * 0.99), 100, before) == 1.0
+    assert math.isnan(reported_loss(1.0, x * (GROWTH * 1.01), 100, before))
+    tiny = LEAST * GROWTH  # a model that starts at 0 may grow to this root mean square in its first round
+    assert reported_loss(1.0, torch.full((100,), tiny * 0.99), 100, 0.0) == 1.0
+    assert math.isnan(reported_loss(1.0, torch.full((100,), tiny * 1.01), 100, 0.0))
+
+
+def test_buffers_may_be_large_but_must_be_finite() -> None:
+    x = torch.cat([torch.ones(10), torch.full((5,), 1e30)])
+    assert reported_loss(1.0, x, 10, 3.0) == 1.0
+    x[12] = math.nan
+    assert math.isnan(reported_loss(1.0, x, 10, 3.0))
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_none_is_said_to_be_infinite(loss: float) -> None:
+    assert reported_loss(loss, torch.ones(3), 3, 1.0) == math.inf

@@ -1,0 +1,98 @@
+"""Intervals over seeds: against printed tables, numerical integrals and drawn samples."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swarmstep.compare.statistics import Estimate, estimate, paired, quantile, within
+
+# Two-sided 95 % points of Student's t, from the tables at the end of any textbook of statistics.
+TABLE = {
+    1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 10: 2.228,
+    11: 2.201, 12: 2.179, 15: 2.131, 20: 2.086, 25: 2.060, 29: 2.045, 30: 2.042, 40: 2.021, 60: 2.000, 120: 1.980,
+}  # fmt: skip
+
+values = st.floats(-1e6, 1e6)
+by_seed = st.dictionaries(st.integers(0, 9), values, max_size=8)
+
+
+@pytest.mark.parametrize(("freedom", "t"), TABLE.items())
+def test_the_quantile_is_that_of_the_tables(freedom: int, t: float) -> None:
+    assert round(quantile(freedom), 3) == t
+
+
+def test_the_quantile_tends_to_that_of_the_normal_distribution() -> None:
+    assert quantile(100_000) == pytest.approx(1.959964, abs=1e-4)
+
+
+@given(st.integers(1, 40), st.floats(0.01, 30.0))
+def test_the_probability_is_the_integral_of_the_density(freedom: int, t: float) -> None:
+    x = np.linspace(0.0, t, 20_001)
+    log_scale = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2) - math.log(math.pi * freedom) / 2
+    density = np.exp(log_scale - (freedom + 1) / 2 * np.log1p(x**2 / freedom))
+    integral = 2 * np.sum((density[1:] + density[:-1]) / 2 * np.diff(x))
+    assert within(math.atan(t / math.sqrt(freedom)), freedom) == pytest.approx(integral, abs=1e-5)
+
+
+def test_an_interval_by_hand() -> None:
+    # Deviations -1, 0, 1: variance 1, standard error 1 / sqrt(3), t for two degrees of freedom 4.3027.
+    found = estimate([1.0, 2.0, 3.0])
+    assert found.mean == 2.0
+    assert found.count == 3
+    assert found.high - 2.0 == pytest.approx(4.302653 / math.sqrt(3), abs=1e-6)
+    assert 2.0 - found.low == pytest.approx(4.302653 / math.sqrt(3), abs=1e-6)
+
+
+def test_the_interval_holds_the_truth_in_95_of_100_samples() -> None:
+    samples = np.random.default_rng(4).normal(3.0, 2.0, (4000, 4))
+    held = sum(found.low <= 3.0 <= found.high for found in map(estimate, samples.tolist()))
+    assert abs(held / 4000 - 0.95) < 4 * math.sqrt(0.95 * 0.05 / 4000)
+
+
+def test_one_seed_has_no_interval_and_none_no_mean() -> None:
+    one = estimate([0.5])
+    assert (one.mean, one.count) == (0.5, 1)
+    assert math.isnan(one.low)
+    assert math.isnan(one.high)
+    assert math.isnan(estimate([]).mean)
+    assert estimate([]).count == 0
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf])
+def test_a_value_that_is_not_finite_leaves_nothing_to_say(odd: float) -> None:
+    found = estimate([1.0, odd, 2.0])
+    assert all(map(math.isnan, found[:3]))
+    assert found.count == 3
+
+
+def test_equal_values_have_an_interval_without_width() -> None:
+    assert estimate([0.25] * 5) == Estimate(0.25, 0.25, 0.25, 5)
+
+
+@given(by_seed, by_seed)
+def test_pairs_are_of_the_seeds_in_common(a: dict[int, float], b: dict[int, float]) -> None:
+    found = paired(a, b)
+    differences = [b[seed] - a[seed] for seed in range(10) if seed in a and seed in b]
+    assert found.count == len(differences)
+    assert not differences or found.mean == pytest.approx(np.mean(differences), abs=1e-6)
+    assert len(differences) < 2 or found.low <= found.mean <= found.high
+
+
+@given(by_seed, by_seed)
+def test_pairs_turned_around_change_the_sign(a: dict[int, float], b: dict[int, float]) -> None:
+    forth, back = paired(a, b), paired(b, a)
+    expected = (-back.mean, -back.high, -back.low, back.count)
+    assert forth == pytest.approx(expected, nan_ok=True, abs=1e-6)
+
+
+@given(st.lists(st.tuples(values, values, values), min_size=2, max_size=9))
+def test_what_both_find_hard_does_not_matter(rows: list[tuple[float, float, float]]) -> None:
+    a, b = {i: row[0] for i, row in enumerate(rows)}, {i: row[1] for i, row in enumerate(rows)}
+    hard = {i: row[2] for i, row in enumerate(rows)}
+    alike = paired({i: a[i] + hard[i] for i in a}, {i: b[i] + hard[i] for i in b})
+    assert alike == pytest.approx(paired(a, b), abs=1e-6)
