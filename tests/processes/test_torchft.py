@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from swarmstep.cli import main
 
+from swarmstep.cli import main
 from swarmstep.comm.process_groups import serve_store
 from swarmstep.elastic import supervisor
 from swarmstep.elastic.supervisor import Supervisor, SupervisorOptions

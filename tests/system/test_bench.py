@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from swarmstep.cli import main
 
+from swarmstep.cli import main
 from swarmstep.cli.bench import BENCHMARKS
 from swarmstep.comm.sim import simulate
 from swarmstep.errors import CommError, UsageError

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from swarmstep.cli import EXIT_CODES, main
 
 from runs import ROOT, rows, weights
 from swarmstep import STRATEGIES, __version__
+from swarmstep.cli import main
+from swarmstep.cli.app import EXIT_CODES
 from swarmstep.errors import SwarmstepError
 from swarmstep.workloads import DEFAULTS, MODELS
 

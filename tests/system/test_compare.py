@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from swarmstep.cli import main
 
+from swarmstep.cli import main
 from swarmstep.compare import results, run_processes
 from swarmstep.compare.methods import ALTERNATIVES, parse, parse_all
 from swarmstep.compare.plan import TaskGroup, Tuning, next_rate
@@ -321,8 +321,7 @@ def test_the_command_line_of_a_config() -> None:
         workload="digits", fault="sign:1", fast_sums=True
     )
     resolved = config.resolved(DIGITS)
-    from swarmstep.cli import _parser
-
+    from swarmstep.cli.app import _parser
     from swarmstep.cli.train import settings
 
     args = _parser().parse_args(run_processes.arguments(resolved, Path("x")))

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from swarmstep.cli import main
 
 from runs import rows, weights
+from swarmstep.cli import main
 from swarmstep.errors import CommError
 from swarmstep.launch.processes import Outcome, Place, run_group
 

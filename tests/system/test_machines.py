@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from swarmstep.cli import main
 
+from swarmstep.cli import main
 from swarmstep.comm.dist import DistComm, serve_store
 from swarmstep.errors import UsageError
 from swarmstep.launch.namespace import inside

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+
 from swarmstep.cli import main
 
 SOON = 90.0  # seconds; far beyond what any wait here should take

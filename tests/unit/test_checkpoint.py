@@ -654,7 +654,8 @@ def kill_trials(folder: Path, trials: int, seed: int) -> None:
 
 
 def test_a_kill_at_any_moment_leaves_one_to_load(tmp_path: Path) -> None:
-    code = "import sys; sys.path.append('../support'); import pathlib, test_checkpoint as t; t.kill_trials(pathlib.Path(sys.argv[1]), 20, 5)"
+    code = "import sys, pathlib; sys.path.append('../support'); import test_checkpoint as t; "
+    code += "t.kill_trials(pathlib.Path(sys.argv[1]), 20, 5)"
     command = [sys.executable, "-c", code, str(tmp_path)]
     ran = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=100)
     assert ran.returncode == 0, ran.stderr

@@ -22,10 +22,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from swarmstep.cli import main
 
 from helpers import Trainer, same
 from swarmstep import PSOPS, Comm, Every, Strategy, simulate
+from swarmstep.cli import main
 from swarmstep.comm.codecs import parse
 from swarmstep.errors import CheckpointError
 from swarmstep.workloads import cifar10

@@ -63,7 +63,7 @@ def test_importing_starts_nothing_and_brings_no_extras() -> None:
     code = "import json, sys, threading, swarmstep\nprint(json.dumps([[*sys.modules], threading.active_count()]))"
     command = [sys.executable, "-W", "error", "-c", code]
     modules, threads = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    unwanted = ("rich", "safetensors", "swarmstep.bench", "swarmstep.cli.app", "sklearn", "scipy", "pytest")
+    unwanted = ("rich", "safetensors", "swarmstep.train", "swarmstep.cli", "sklearn", "scipy", "pytest")
     assert not [m for m in modules if m.startswith(unwanted)]
     assert threads == 1
 
