@@ -163,12 +163,12 @@ def _add_bench(commands: Any) -> None:
 
 
 def _add_compare(commands: Any) -> None:
-    from swarmstep.cli import compare
+    from swarmstep.cli import compare as command
     from swarmstep.cli import report as report_command
 
     about = "find out which method reaches the accuracy wanted soonest"
-    compare = commands.add_parser("compare", help=about, description=compare.DESCRIPTION)
-    compare.add_options(compare)
+    compare = commands.add_parser("compare", help=about, description=command.DESCRIPTION)
+    command.add_options(compare)
     compare.set_defaults(command=_compare)
     report = commands.add_parser("report", help="make a page of comparisons")
     report_command.add_options(report)
