@@ -2,6 +2,7 @@
 
 import torch
 
+from swarmstep.train.build import resolve
 from swarmstep.train.config import Config
 from swarmstep.train.trainer import Job, simulated
 from swarmstep.workloads import load
@@ -11,7 +12,7 @@ workload = load("digits")
 print("1,437 handwritten digits, 4 workers, a round each 8 steps, 400 steps each, one seed\n")
 print(f"{'':14}{'test accuracy':>14}{'test loss':>12}{'sent by a worker':>18}")
 for strategy in ("pso-ps", "local-sgd", "independent", "swarm"):
-    config = Config("digits", strategy=strategy).resolved(workload)
+    config = resolve(Config("digits", strategy=strategy), workload)
     summary = simulated(config, workload, Job(quiet=True, keep=False))
     print(
         f"{strategy:14}{summary['test_accuracy']:14.3f}{summary['test_loss']:12.3f}"

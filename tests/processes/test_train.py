@@ -17,6 +17,7 @@ from pool import Pool
 from runs import MODELS, REAL, one, rows, train, weights
 from swarmstep import STRATEGIES
 from swarmstep.errors import CheckpointError, NotFinite, UsageError
+from swarmstep.train.build import resolve
 from swarmstep.train.config import Config
 from swarmstep.train.trainer import Job, simulated
 from swarmstep.workloads import load
@@ -258,11 +259,12 @@ def test_every_strategy_meets_a_nan_with_an_error_or_contains_it(strategy: str) 
 def test_real_data_through_real_loaders(tmp_path: Path) -> None:
     if not (REAL / "MNIST" / "raw").is_dir():
         pytest.skip(f"no real MNIST in {REAL}")
+    from swarmstep.train.build import resolve
     from swarmstep.train.config import Config
     from swarmstep.train.trainer import Job, simulated
 
     workload = load("mnist", REAL)
-    wish = Config("mnist", workers=2, steps=30, every=8, model="mlp").resolved(workload)
+    wish = resolve(Config("mnist", workers=2, steps=30, every=8, model="mlp"), workload)
     summary = simulated(wish, workload, Job(quiet=True, keep=False))
     assert summary["rounds"] == 3
     assert summary["train_loss"] < 2.2
@@ -270,7 +272,7 @@ def test_real_data_through_real_loaders(tmp_path: Path) -> None:
 
 def test_a_worker_with_bad_labels_is_named_in_metrics_and_summary(tmp_path: Path) -> None:
     workload = load("digits")
-    config = Config("digits", shards="bad-labels:1", steps=60, every=4).resolved(workload)
+    config = resolve(Config("digits", shards="bad-labels:1", steps=60, every=4), workload)
     summary = simulated(config, workload, Job(out=tmp_path / "run", quiet=True))
     (worker,) = summary["distrusted"]
     assert (worker["rank"], worker["why"].split(" (")[0]) == (3, "the swarm is better without it")

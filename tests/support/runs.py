@@ -12,6 +12,7 @@ from torch import Generator, Tensor, nn
 
 from swarmstep import Comm, simulate
 from swarmstep.errors import Interrupted
+from swarmstep.train.build import resolve
 from swarmstep.train.config import Config
 from swarmstep.train.trainer import Job, run
 from swarmstep.workloads import Defaults, Examples, Workload
@@ -91,7 +92,7 @@ WORKLOADS = {"classes": classes, "regression": regression}
 
 
 def resolved(workload: Workload, fields: dict[str, Any]) -> Config:
-    return Config(**{"workload": workload.name, "workers": 3, **fields}).resolved(workload)
+    return resolve(Config(**{"workload": workload.name, "workers": 3, **fields}), workload)
 
 
 def one(comm: Comm, name: str, fields: dict[str, Any], out: str | None, job: dict[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from swarmstep import STRATEGIES, __version__
 from swarmstep.cli import main
 from swarmstep.cli.app import EXIT_CODES
 from swarmstep.errors import SwarmstepError
-from swarmstep.workloads import DEFAULTS, MODELS
+from swarmstep.workloads import BUILT_IN
 
 Refuse = Callable[..., str]
 
@@ -373,11 +373,11 @@ def test_help_shows_the_defaults_of_every_workload(capsys: pytest.CaptureFixture
         main(["train", "--help"])
     assert left.value.code == 0
     text = capsys.readouterr().out
-    for name, defaults in DEFAULTS.items():
+    for name, (defaults, models) in BUILT_IN.items():
         (line,) = [line for line in text.splitlines() if line.startswith(f"  {name}: ")]
         for field, value in dataclasses.asdict(defaults).items():
             assert f"{field.replace('_', '-')} {value}" in line
-        assert all(model in line for model in MODELS[name])
+        assert all(model in line for model in models)
     assert EXIT_CODES in text
 
 

@@ -23,7 +23,8 @@ from swarmstep.compare.pool import Pool
 from swarmstep.compare.results import Cell, Point
 from swarmstep.errors import DataError, UsageError
 from swarmstep.strategies import STRATEGIES
-from swarmstep.train.config import BASELINES, Config, build_strategy
+from swarmstep.train.build import build_strategy, resolve
+from swarmstep.train.config import BASELINES, Config
 from swarmstep.workloads import load
 
 SHORT = "--steps 12 --eval-every 4 --workers 2 --seeds 1"
@@ -320,16 +321,16 @@ def test_the_command_line_of_a_config() -> None:
     config = parse("swarm+codec=int8+delay=2+inertia=0.5").config(
         workload="digits", fault="sign:1", fast_sums=True
     )
-    resolved = config.resolved(DIGITS)
+    resolved = resolve(config, DIGITS)
     from swarmstep.cli.app import _parser
     from swarmstep.cli.train import settings
 
     args = _parser().parse_args(run_processes.arguments(resolved, Path("x")))
-    assert Config(**settings(args)).resolved(DIGITS) == resolved
+    assert resolve(Config(**settings(args)), DIGITS) == resolved
 
 
 def test_a_warm_up_keeps_its_n() -> None:
-    config = parse("diloco+when=warmup:10").config(workload="digits", every=64).resolved(DIGITS)
+    config = resolve(parse("diloco+when=warmup:10").config(workload="digits", every=64), DIGITS)
     said = run_processes.arguments(config, Path("x"))
     assert said[said.index("--when") + 1] == "warmup:10,every:64"
     assert "--every" not in said

@@ -14,11 +14,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from runs import regression, train
+from swarmstep import specs
 from swarmstep.data.sampler import Sampler
 from swarmstep.data.sharding import hold_out, shard
 from swarmstep.errors import UsageError
 from swarmstep.seeding import generator, mix
-from swarmstep.train.faults import SPECS, Fault, parse
+from swarmstep.train.faults import Fault, parse
 
 STEPS, EVERY, BATCH, LR, SEED = 6, 2, 5, 0.02, 4
 
@@ -60,7 +61,7 @@ def test_no_fault() -> None:
     ],
 )
 def test_other_forms_are_refused_and_the_valid_ones_listed(spec: str) -> None:
-    with pytest.raises(UsageError, match=f"unknown fault {spec!r}; expected {SPECS}"):
+    with pytest.raises(UsageError, match=f"unknown fault {spec!r}; expected {specs.FAULTS}"):
         parse(spec, 3, 0)
 
 

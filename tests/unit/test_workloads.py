@@ -12,9 +12,7 @@ from torch import Tensor, nn
 
 from swarmstep.errors import UsageError
 from swarmstep.workloads import (
-    DEFAULTS,
-    MODELS,
-    WORKLOADS,
+    BUILT_IN,
     Defaults,
     Examples,
     Workload,
@@ -51,12 +49,12 @@ def small_data(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", WORKLOADS)
+@pytest.mark.parametrize("name", BUILT_IN)
 def test_built_in_workloads(name: str, tmp_path: Path) -> None:
     workload = load(name, small_data(tmp_path))
     assert workload.name == name
-    assert workload.defaults == DEFAULTS[name]
-    assert tuple(workload.models) == MODELS[name]
+    assert workload.defaults == BUILT_IN[name].defaults
+    assert tuple(workload.models) == BUILT_IN[name].models
     assert workload.train.inputs.shape[1:] == SHAPES[name]
     assert workload.classes == 10
     batch = workload.train.take(torch.tensor([1, 1, 0]))
@@ -91,8 +89,11 @@ def test_models(name: str, model: str) -> None:
 
 
 def test_every_name_has_defaults_and_models() -> None:
-    assert list(WORKLOADS) == list(DEFAULTS) == list(MODELS)
-    assert MODELS == {"digits": ("mlp",), "mnist": ("lenet5", "mlp", "wide"), "cifar10": ("resnet20", "cnn")}
+    assert {name: workload.models for name, workload in BUILT_IN.items()} == {
+        "digits": ("mlp",),
+        "mnist": ("lenet5", "mlp", "wide"),
+        "cifar10": ("resnet20", "cnn"),
+    }
 
 
 def test_digits_equal_their_origin() -> None:

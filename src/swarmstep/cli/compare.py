@@ -11,14 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from swarmstep import specs
 from swarmstep.compare import results
 from swarmstep.compare.methods import SPEC, Method, parse_all
 from swarmstep.compare.plan import TaskGroup, Tuning, grid
 from swarmstep.compare.runner import Runner
-from swarmstep.data import sharding
 from swarmstep.errors import CheckpointError, UsageError
 from swarmstep.network import link, virtual_clock
-from swarmstep.train import faults
 from swarmstep.train.run_folder import locked, plain, replace_file
 from swarmstep.workloads import Defaults, load
 
@@ -42,12 +41,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--strategies", metavar="A,B,...", default=STRATEGIES, help=f"{SPEC} (default: {STRATEGIES})")
     add("--every", metavar="N,...", default="16", help="steps between rounds (default: 16)")
     add("--workers", metavar="W,...", default="4", help="how many workers (default: 4)")
-    add("--shards", metavar="SPEC,...", default="iid", help=f"who holds what (default: iid): {sharding.SPECS}")
+    add("--shards", metavar="SPEC,...", default="iid", help=f"who holds what (default: iid): {specs.SHARDS}")
     add(
         "--fault",
         metavar="SPEC,...",
         default="none",
-        help=f"none, or what the last K ranks do wrong: {faults.SPECS}",
+        help=f"none, or what the last K ranks do wrong: {specs.FAULTS}",
     )
     add("--seeds", metavar="K", default="3", help="a run with each of the seeds 0 to K - 1 (default: 3)")
     target = parser.add_mutually_exclusive_group()

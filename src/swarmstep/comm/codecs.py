@@ -17,13 +17,13 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
+from swarmstep import specs
 from swarmstep.errors import UsageError
 
 PIECE = 1 << 16  # elements coded at a time: with its scratch, it stays in a core's cache
 SCALE = 4  # bytes of a float32 scale
 SMALLEST = torch.finfo(torch.float32).tiny  # below it scales are denormal, and 1 / scale may be infinite
 MAGNITUDE = 0x7FFFFFFF  # all bits of a float32 but its sign
-SPECS = "bfloat16, int8, int4, topk:FRACTION (such as topk:0.02)"
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ def parse(spec: str) -> Codec:
             return TopK(float(number))
     except (ValueError, UsageError):
         pass
-    raise UsageError(f"unknown codec {spec!r}; expected one of {SPECS}, with 0 < FRACTION <= 1")
+    raise UsageError(f"unknown codec {spec!r}; expected one of {specs.CODECS}, with 0 < FRACTION <= 1")
 
 
 def _integers(blocks: Tensor, top: int, scratch: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from swarmstep.compare.methods import Method
 from swarmstep.compare.results import Cell, key_of
+from swarmstep.train.build import resolve
 from swarmstep.train.config import BASELINES, DDP, SYNCHRONOUS, Config
 from swarmstep.workloads import Workload
 
@@ -109,7 +110,7 @@ class TaskGroup:
         if purpose == "tune" and method.name == DDP:
             method = dataclasses.replace(method, name=SYNCHRONOUS)  # the same numbers
         return Task(
-            purpose, self.method.spec, method.config(**merged).resolved(workload),
+            purpose, self.method.spec, resolve(method.config(**merged), workload),
             self.link if purpose == "run" else None,
         )  # fmt: skip
 

@@ -1,240 +1,200 @@
-"""What a run is: its settings, filled in from the workload's defaults and checked."""
+"""What a run is, and how it is carried out: plain data. Importing this does not import torch.
+
+The metadata of a field describes its option on the command line: "help", "metavar" and "group". An option is named
+as its field, with hyphens; `settings` is the exception: it is --set.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import types
-import typing
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Literal, get_args
 
-from swarmstep.comm import codecs
-from swarmstep.data import sharding
-from swarmstep.data.sharding import hold_out
+from swarmstep import specs
 from swarmstep.errors import UsageError
-from swarmstep.runtime.options import Options
-from swarmstep.strategies import STRATEGIES, Strategy
-from swarmstep.strategies.base import check_choice
-from swarmstep.train import faults
-from swarmstep.when import Every, GradientChange, Never, QuadraticRule, WarmupThen, When
-from swarmstep.workloads import Defaults, Workload
+from swarmstep.workloads.defaults import BUILT_IN, Defaults, Optimizer, Schedule
 
-SYNCHRONOUS = "synchronous"  # averages gradients at every step: a function, not a strategy
+Backend = Literal["sim", "gloo", "nccl"]
+ElasticMode = Literal["local", "torchft", "torchrun"]
+Group = Literal["Method", "Data and model", "Training", "Communication", "Run"]
+
+SYNCHRONOUS = "synchronous"  # averages the gradients at every step
 DDP = "ddp"  # the same, done by torch's DistributedDataParallel
 BASELINES = (SYNCHRONOUS, DDP, "independent")
-BACKENDS = ("sim", "gloo", "nccl")
-FREE = ("backend", "data", "workers")  # what a resumed run may set anew
-ELASTIC = ("local", "torchft", "torchrun")
-WHENS = "every:N, never, warmup:STEPS,SPEC, change:THRESHOLD, qsr:BASE,ALPHA"
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
+ELASTIC: tuple[ElasticMode, ...] = get_args(ElasticMode)
+FREE = ("backend", "data", "workers")  # the fields that may differ when a run is resumed
 
 
-@dataclasses.dataclass(frozen=True)
+def _about(group: Group, metavar: str | None, text: str) -> dict[str, str | None]:
+    """Return the metadata of a field that is an option on the command line."""
+    return {"help": text, "metavar": metavar, "group": group}
+
+
+@dataclass(frozen=True)
 class Config:
-    """One run. `None` in a field that has a default in the workload is filled in by `resolved`.
+    """One run. A field that is None and has a default in the workload is filled in by `train.build.resolve`.
 
-    `backend` and `data` do not change the numbers of a run; all other fields do. `elastic` workers may come and
-    go: "local" and "torchft", in the same processes; "torchrun", which starts all of them again.
-    `until_accuracy` ends it at the first evaluation with so high a test accuracy.
+    `backend` and `data` do not change the numbers of a run; all other fields may.
     """
 
-    workload: str
-    strategy: str = "swarm"
-    settings: Mapping[str, str] = dataclasses.field(default_factory=dict[str, str])
-    when: str | None = None
-    every: int | None = None
-    workers: int = 4
-    shards: str = "iid"
-    fault: str | None = None
-    model: str | None = None
-    steps: int | None = None
-    batch: int | None = None
-    lr: float | None = None
-    optimizer: str | None = None
-    weight_decay: float | None = None
-    schedule: str | None = None
-    eval_every: int | None = None
-    checkpoint_every: int = 500
-    seed: int = 0
-    delay: int = 0
-    mix: float | None = None
-    fragments: int = 1
-    codec: str | None = None
-    fast_sums: bool = False
-    until_accuracy: float | None = None
-    elastic: str | None = None
-    backend: str = "sim"
-    data: str | None = None
-
-    def resolved(self, workload: Workload) -> Config:
-        """Return the config with every default filled in, and checked.
-
-        Raises:
-            UsageError: a setting is out of its range or does not go with another; lists what would be valid.
-        """
-        filled = {
-            f.name: getattr(workload.defaults, f.name)
-            for f in dataclasses.fields(Defaults)
-            if getattr(self, f.name) is None
-        }
-        config = dataclasses.replace(self, **filled, model=self.model or next(iter(workload.models)))
-        if config.model not in workload.models:
-            raise UsageError(
-                f"unknown model {config.model!r} of {workload.name}; expected {', '.join(workload.models)}"
-            )
-        check_choice("backend", config.backend, BACKENDS)
-        if config.seed < 0:
-            raise UsageError(f"seed must be at least 0, found {config.seed}")
-        build_options(config)
-        config._check_ddp()
-        if config.until_accuracy is not None and not 0 < config.until_accuracy <= 1:
-            raise UsageError(f"until_accuracy must be above 0 and at most 1, found {config.until_accuracy}")
-        if config.checkpoint_every < 1:
-            raise UsageError(f"checkpoint_every must be at least 1, found {config.checkpoint_every}")
-        defaults = config.defaults()
-        examples = len(hold_out(len(workload.train), config.seed).train)
-        _check_count("workers", config.workers, examples)
-        _check_count("batch", defaults.batch, max(examples, workload.defaults.batch))
-        sharding.parse(config.shards, config.workers, workload.classes)
-        fault = faults.parse(config.fault, config.workers, config.seed)
-        if fault and fault.kind == "nan" and fault.number > defaults.steps:
-            raise UsageError(f"fault {config.fault!r}: STEP must be 1 to {defaults.steps}, the steps of the run")
-        build_strategy(config)
-        config._check_elastic()
-        return config
+    workload: str = field(
+        metadata=_about("Data and model", "WORKLOAD", f"{', '.join(BUILT_IN)}, or path/to/file.py:workload")
+    )
+    strategy: str = field(default="swarm", metadata=_about("Method", "NAME", "how the workers synchronize"))
+    settings: Mapping[str, str] = field(
+        default_factory=dict[str, str],
+        metadata=_about("Method", "NAME=VALUE", "a setting of the strategy; may be repeated"),
+    )
+    when: str | None = field(
+        default=None, metadata=_about("Method", "SPEC", f"in place of --every: {specs.TRIGGERS}")
+    )
+    every: int | None = field(default=None, metadata=_about("Method", "N", "local steps between rounds"))
+    workers: int = field(default=4, metadata=_about("Run", "W", "number of workers"))
+    shards: str = field(
+        default="iid",
+        metadata=_about("Data and model", "SPEC", f"which worker holds which examples: {specs.SHARDS}"),
+    )
+    fault: str | None = field(
+        default=None, metadata=_about("Run", "SPEC", f"what the last K ranks do wrong: {specs.FAULTS}")
+    )
+    model: str | None = field(
+        default=None, metadata=_about("Data and model", "NAME", "one of the workload's models")
+    )
+    steps: int | None = field(default=None, metadata=_about("Training", "N", "local steps of each worker"))
+    batch: int | None = field(default=None, metadata=_about("Training", "B", "examples per step and worker"))
+    lr: float | None = field(
+        default=None, metadata=_about("Training", "LR", "learning rate of the local optimizer")
+    )
+    optimizer: Optimizer | None = field(default=None, metadata=_about("Training", None, "the local optimizer"))
+    weight_decay: float | None = field(
+        default=None, metadata=_about("Training", "X", "weight decay of the local optimizer")
+    )
+    schedule: Schedule | None = field(default=None, metadata=_about("Training", None, "of the learning rate"))
+    eval_every: int | None = field(
+        default=None, metadata=_about("Training", "N", "local steps between evaluations")
+    )
+    checkpoint_every: int = field(default=500, metadata=_about("Run", "N", "local steps between checkpoints"))
+    seed: int = field(default=0, metadata=_about("Training", "S", "seed of everything random"))
+    delay: int = field(
+        default=0,
+        metadata=_about("Communication", "D", "local steps that are computed while a round is in progress"),
+    )
+    mix: float | None = field(
+        default=None,
+        metadata=_about(
+            "Communication",
+            "A",
+            "share of a worker's own weights when a round lands (default: the round's change is added to them)",
+        ),
+    )
+    fragments: int = field(
+        default=1, metadata=_about("Communication", "K", "synchronize the model in K parts, one at a time")
+    )
+    codec: str | None = field(
+        default=None,
+        metadata=_about("Communication", "SPEC", f"how vectors are encoded on the wire: {specs.CODECS}"),
+    )
+    fast_sums: bool = field(
+        default=False,
+        metadata=_about(
+            "Communication",
+            None,
+            "let the network choose the order of sums: faster between processes, no longer bitwise equal to sim",
+        ),
+    )
+    until_accuracy: float | None = field(
+        default=None,
+        metadata=_about(
+            "Training", "A", "end at the first evaluation with this test accuracy, above 0 and at most 1"
+        ),
+    )
+    elastic: ElasticMode | None = field(
+        default=None,
+        metadata=_about(
+            "Run",
+            None,
+            "workers may be lost and come back: local, the others go on in the same processes; torchft, the same "
+            "with torchft's lighthouse; torchrun, all start again from the last checkpoint",
+        ),
+    )
+    backend: Backend = field(
+        default="sim",
+        metadata=_about("Run", None, "sim: all workers in this process; gloo, nccl: a process for each worker"),
+    )
+    data: str | None = field(
+        default=None, metadata=_about("Data and model", "DIR", "data folder (default: SWARMSTEP_DATA, or ./data)")
+    )
 
     @property
     def averages_gradients(self) -> bool:
         """Whether the workers average gradients at every step, and have no rounds."""
         return self.strategy in (SYNCHRONOUS, DDP)
 
-    def _check_elastic(self) -> None:
-        if self.elastic is None:
-            return
-        check_choice("elastic", self.elastic, ELASTIC)
-        if self.elastic == "torchrun":
-            return
-        if self.backend != "gloo":
-            raise UsageError(f"--elastic {self.elastic} needs real processes: expected --backend gloo")
-        if self.averages_gradients:
-            raise UsageError(f"{self.strategy} has no rounds to lose or keep; --elastic takes any other strategy")
-        if self.strategy == "hierarchical":
-            raise UsageError("hierarchical needs hosts of equal size, which --elastic cannot promise")
-        if self.shards not in ("iid", "dealt"):
-            raise UsageError(
-                f"--elastic takes --shards iid, found {self.shards}: a lost worker's data go to others"
-            )
-        if self.until_accuracy is not None:
-            raise UsageError("--elastic takes no --until-accuracy: only the first worker evaluates")
-
-    def _check_ddp(self) -> None:
-        if self.strategy == DDP and self.backend == "sim":
-            raise UsageError(
-                f"{DDP} is torch's own, between real processes: give --backend gloo, or {SYNCHRONOUS}"
-            )
-        if self.strategy == DDP and self.fault:
-            raise UsageError(f"{DDP} takes no --fault; expected {SYNCHRONOUS} or a strategy")
-
-    def defaults(self) -> Defaults:
-        """Return the settings of the training itself, checked."""
-        return Defaults(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Defaults)})
+    @property
+    def training(self) -> Defaults:
+        """The settings of the local training; raises UsageError where one is out of its range or missing."""
+        return Defaults(**{f.name: getattr(self, f.name) for f in fields(Defaults)})
 
 
-def build_options(config: Config) -> Options:
-    """Return the runtime's options, as far as the config says them.
+@dataclass(frozen=True)
+class Invocation:
+    """One call of ``swarmstep train`` apart from its Config: files, other machines, timeouts.
 
     Raises:
-        UsageError: a value is out of its range, or the workers average gradients at every step.
+        UsageError: a value is out of its range, or does not go with another.
     """
-    codec = codecs.parse(config.codec) if config.codec else None
-    options = Options(
-        seed=config.seed, delay=config.delay, mix=config.mix, fragments=config.fragments, codec=codec
+
+    out: str | None = field(
+        default=None, metadata=_about("Run", "DIR", "folder for the run's files (default: a new one below runs/)")
     )
-    if config.averages_gradients and options != Options(seed=config.seed):
-        raise UsageError(f"{config.strategy} takes none of --delay, --mix, --fragments and --codec")
-    return options
+    no_files: bool = field(default=False, metadata=_about("Run", None, "write no files at all"))
+    resume: str | None = field(
+        default=None, metadata=_about("Run", "DIR", "go on with the run in DIR, with its settings")
+    )
+    stop_at: int | None = field(
+        default=None, metadata=_about("Run", "STEP", "stop there with a checkpoint, as on Ctrl-C")
+    )
+    listen: str | None = field(
+        default=None,
+        metadata=_about(
+            "Run",
+            "HOST:PORT",
+            "with --elastic local or torchft: let other machines join at this address of this machine; needs a "
+            "secret (docs/security.md)",
+        ),
+    )
+    join: str | None = field(
+        default=None,
+        metadata=_about(
+            "Run",
+            "HOST:PORT",
+            "give workers to the run that listens there, at any time, with its settings; --data, --workers and "
+            "--out are this machine's own",
+        ),
+    )
+    pace: float = field(default=0.0, metadata=_about("Run", "SECONDS", "least duration of a local step"))
+    silence: float | None = field(
+        default=None,
+        metadata=_about(
+            "Run",
+            "SECONDS",
+            "a worker that gives no sign of life for this long is lost (default: 30; with --elastic local or "
+            "torchft 5)",
+        ),
+    )
+    patience: float = field(
+        default=1800.0, metadata=_about("Run", "SECONDS", "how long to wait for a worker that is alive")
+    )
 
-
-def _check_count(name: str, found: int, examples: int) -> None:
-    if not 1 <= found <= examples:
-        raise UsageError(f"{name} must be 1 to {examples}, the number of training examples, found {found}")
-
-
-def build_strategy(config: Config) -> Strategy:
-    """Return the strategy of a resolved config; gradients averaged at every step build on `independent`.
-
-    Raises:
-        UsageError: an unknown strategy, setting or trigger, or a value out of range.
-    """
-    names = sorted({*STRATEGIES, *BASELINES})
-    if config.strategy not in names:
-        raise UsageError(f"unknown strategy {config.strategy!r}; expected one of {', '.join(names)}")
-    kind = STRATEGIES["independent" if config.averages_gradients else config.strategy]
-    if config.strategy in BASELINES:
-        if config.when is not None or config.settings:
-            raise UsageError(f"{config.strategy} takes neither --when nor --set")
-        return kind()
-    return kind(when=parse_when(config.when, config.every or 1), **_settings(kind, config.settings))
-
-
-def parse_when(spec: str | None, every: int) -> When:
-    """Return the trigger that `spec` names; without one, a round after each `every`-th step.
-
-    Raises:
-        UsageError: an unknown form or a number out of range.
-    """
-    if spec is None:
-        return Every(every)
-    name, _, rest = spec.partition(":")
-    forms: dict[str, Callable[[str], When]] = {
-        "every": lambda text: Every(int(text)),
-        "warmup": lambda text: WarmupThen(int(_first(text)), parse_when(_rest(text) or None, every)),
-        "change": lambda text: GradientChange(float(text)),
-        "qsr": lambda text: QuadraticRule(int(_first(text)), float(_rest(text))),
-    }
-    try:
-        if spec == "never":
-            return Never()
-        if name in forms:
-            return forms[name](rest)
-    except ValueError:
-        pass
-    raise UsageError(f"unknown trigger {spec!r}; expected {WHENS}")
-
-
-def _first(text: str) -> str:
-    return text.partition(",")[0]
-
-
-def _rest(text: str) -> str:
-    return text.partition(",")[2]
-
-
-def setting_types(kind: type[Strategy]) -> dict[str, Any]:
-    """Return name -> type of what `--set` can set on a strategy."""
-    hints = typing.get_type_hints(kind)
-    return {f.name: hints[f.name] for f in dataclasses.fields(kind) if f.name != "when"}
-
-
-def _settings(kind: type[Strategy], given: Mapping[str, str]) -> dict[str, Any]:
-    known = setting_types(kind)
-    for name in given:
-        if name not in known:
-            valid = ", ".join(known) or "none"
-            raise UsageError(f"unknown setting {name!r} of {kind.__name__}; expected one of {valid}")
-    return {name: _value(name, text, known[name]) for name, text in given.items()}
-
-
-def _value(name: str, text: str, kind: Any) -> Any:
-    """Return `text` as a value of type `kind`: str, int, float, bool, or one of them or None."""
-    if isinstance(kind, types.UnionType):
-        if text.lower() == "none":
-            return None
-        kind = next(k for k in typing.get_args(kind) if k is not type(None))
-    if kind is bool:
-        if text.lower() not in ("true", "false"):
-            raise UsageError(f"{name}: expected true or false, found {text!r}")
-        return text.lower() == "true"
-    try:
-        return kind(text)
-    except ValueError:
-        raise UsageError(f"{name}: expected {kind.__name__}, found {text!r}") from None
+    def __post_init__(self) -> None:
+        for name, low in (("silence", 2.0), ("patience", 1.0), ("pace", 0.0)):  # a heartbeat comes every 0.5 s
+            value = getattr(self, name)
+            if value is not None and not low <= value <= 1e6:
+                raise UsageError(f"--{name}: expected {low:g} to 1e6 seconds, found {value:g}")
+        if self.resume and self.out:
+            raise UsageError("--resume and --out: a resumed run stays in its folder; give one of them")
+        if self.no_files and (self.out or self.resume):
+            raise UsageError("--no-files: goes with neither --out nor --resume")
+        if self.join and (self.resume or self.listen):
+            raise UsageError("--join: goes with neither --listen nor --resume, which are for the first machine")

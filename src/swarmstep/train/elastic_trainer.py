@@ -22,7 +22,8 @@ from swarmstep.runtime.synchronizer import Synchronizer
 from swarmstep.seeding import mix, seed_torch
 from swarmstep.signal import Round
 from swarmstep.train import faults
-from swarmstep.train.config import Config, build_options, build_strategy
+from swarmstep.train.build import build_options, build_strategy
+from swarmstep.train.config import Config
 from swarmstep.train.evaluate import evaluate
 from swarmstep.train.events import Events, shared_print
 from swarmstep.train.feed import Feed
@@ -152,7 +153,7 @@ class _Member:
     def train(self) -> dict[str, Any] | None:
         """Take all steps; return the summary where this worker concludes the run."""
         self._follow([])
-        while self.sync.steps < self.config.defaults().steps and not self.over:
+        while self.sync.steps < self.config.training.steps and not self.over:
             if self.job.stopping():
                 raise CommError(f"worker {self.membership.name} was asked to leave; the others go on")
             self._step(self.sync.steps + 1)
@@ -221,17 +222,17 @@ class _Member:
         self._choose_view()
         losses, tally = list(report.losses), self.tally
         words = [f"rank {d['rank']} since step {d['since']}: {d['why']}" for d in tally.distrusted]
-        steps = self.config.defaults().steps
+        steps = self.config.training.steps
         self.view.show(
             Progress(self.sync.steps, steps, losses, self.sync.rounds, tally.bytes_sent, self.scores, words)
         )
         step = self.sync.steps
         due = {
             every: report.step // every > self.before // every
-            for every in (self.config.defaults().eval_every, self.config.checkpoint_every)
+            for every in (self.config.training.eval_every, self.config.checkpoint_every)
         }
         self.before = max(self.before, report.step)  # a thawed worker may report an old one
-        if due[self.config.defaults().eval_every]:
+        if due[self.config.training.eval_every]:
             self._evaluate(step)
         if self.saver and (report.fate.stop or due[self.config.checkpoint_every]):
             self._save(step)

@@ -39,7 +39,7 @@ class Feed:
         self._workload, self._seed, self._rank, self._device = workload, config.seed, rank, device
         held = hold_out(len(workload.train), config.seed)
         self._train, self._targets = held.train, workload.train.targets[held.train]
-        self._batch = config.defaults().batch
+        self._batch = config.training.batch
         self.ledger: ElasticSampler | None = None
         self._before: tuple[ElasticSampler, int]  # what was drawn from before the last deal, as which rank
         if members or config.shards == "dealt":

@@ -31,7 +31,7 @@ def build_model(config: Config, workload: Workload) -> nn.Module:
 
 def build_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
     """Return the inner optimizer: sgd, momentum (SGD with momentum 0.9) or adamw."""
-    settings = config.defaults()
+    settings = config.training
     parameters = [p for p in model.parameters() if p.requires_grad]
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
@@ -41,7 +41,7 @@ def build_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
 
 def learning_rate(config: Config, step: int) -> float:
     """Return the inner learning rate of a 1-based step."""
-    settings = config.defaults()
+    settings = config.training
     if settings.schedule == "constant":
         return settings.lr
     return settings.lr * 0.5 * (1.0 + math.cos(math.pi * (step - 1) / settings.steps))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import functools
@@ -22,7 +21,8 @@ from swarmstep.elastic.membership import Membership
 from swarmstep.errors import UsageError
 from swarmstep.launch.processes import Place, launch
 from swarmstep.train import elastic_trainer, join
-from swarmstep.train.config import FREE, Config
+from swarmstep.train.build import resolve
+from swarmstep.train.config import FREE, Config, Invocation
 from swarmstep.train.job import Job, from_rank_0
 from swarmstep.train.run_folder import new_folder, read_config
 from swarmstep.train.supervise import say, supervise
@@ -37,26 +37,22 @@ class Session:
 
     Args:
         given: the fields of Config that the user gave.
-        args: the other options.
+        call: the other options.
         stopping: tells whether the user asked to stop.
     """
 
-    def __init__(self, given: dict[str, Any], args: argparse.Namespace, stopping: Callable[[], bool]) -> None:
-        self.given = given
-        self.args = args
-        folder = args.resume or args.out
-        if args.resume and args.out:
-            raise UsageError("--resume and --out: a resumed run stays in its folder; give one of them")
-        if folder and args.no_files:
-            raise UsageError("--no-files: goes with neither --out nor --resume")
-        if not args.resume and "workload" not in given:
+    def __init__(self, given: dict[str, Any], call: Invocation, stopping: Callable[[], bool]) -> None:
+        self.given, self.typed = {**given}, given
+        self.call = call
+        folder = call.resume or call.out
+        if not call.resume and "workload" not in given:
             raise UsageError(
                 "expected a WORKLOAD (digits, mnist, cifar10, path/to/file.py:workload) or --resume DIR"
             )
         ranked = "RANK" in os.environ and "WORLD_SIZE" in os.environ
-        how = given.get("elastic") or ("local" if args.join else None)
-        if args.resume and not ranked:
-            how = how or read_config(Path(args.resume), done=True).elastic
+        how = given.get("elastic") or ("local" if call.join else None)
+        if call.resume and not ranked:
+            how = how or read_config(Path(call.resume), done=True).elastic
         self.member = os.environ.get("SWARMSTEP_WORKER") if how in ("local", "torchft") else None
         self.is_worker = ranked or self.member is not None
         self._check_machines(how)
@@ -66,11 +62,11 @@ class Session:
             self._fit_to_group(_group_size())
         self.job = Job(
             out=Path(folder) if folder else None,
-            resume=bool(args.resume),
+            resume=bool(call.resume),
             stopping=stopping,
-            stop_at=args.stop_at,
-            keep=not args.no_files,
-            pace=args.pace,
+            stop_at=call.stop_at,
+            keep=not call.no_files,
+            pace=call.pace,
         )
         torch.set_num_threads(_threads())
 
@@ -86,23 +82,21 @@ class Session:
 
     def _check_elastic(self, how: str, *, ranked: bool) -> None:
         self.given["elastic"] = how
-        if how == "torchrun" and not (ranked and self.args.out):
+        if how == "torchrun" and not (ranked and self.call.out):
             raise UsageError("--elastic torchrun: expected to be started by torchrun, and --out DIR to go on from")
         if how == "torchrun":
             return
         if ranked:
             raise UsageError(f"--elastic {how} starts its own workers; under torchrun give --elastic torchrun")
-        if self.args.stop_at is not None:
+        if self.call.stop_at is not None:
             raise UsageError(f"--stop-at: does not go with --elastic {how}; Ctrl-C stops it after a round")
         self.given.setdefault("backend", "gloo")
 
     def _check_machines(self, how: str | None) -> None:
-        for option, text in (("--listen", self.args.listen), ("--join", self.args.join)):
+        for option, text in (("--listen", self.call.listen), ("--join", self.call.join)):
             if text and how not in ("local", "torchft"):
                 raise UsageError(f"{option}: expected --elastic local, found {how or 'none'}")
-        if self.args.join and (self.args.resume or self.args.listen):
-            raise UsageError("--join: goes with neither --listen nor --resume, which are for the first machine")
-        for option, text in (("--listen", self.args.listen), ("--join", self.args.join)):
+        for option, text in (("--listen", self.call.listen), ("--join", self.call.join)):
             if text:
                 join.address(option, text)
                 join.needed_secret(option)
@@ -114,9 +108,9 @@ class Session:
 
     def _config(self, *, done: bool = False) -> Config:
         """Return the config, not yet resolved: the user's, or that of the run to resume, which may be `done`."""
-        if not self.args.resume:
+        if not self.call.resume:
             return Config(**self.given)
-        config = read_config(Path(self.args.resume), done=done)
+        config = read_config(Path(self.call.resume), done=done)
         for name, value in self.given.items():
             if name not in FREE and getattr(config, name) != value:
                 option = "set" if name == "settings" else name.replace("_", "-")
@@ -133,13 +127,15 @@ class Session:
 
     def launch(self, arguments: Sequence[str]) -> int:
         """Check everything once, then start the workers as processes of their own."""
-        if self.args.join:
+        if self.call.join:
             return self._join(arguments)
         config, workload = _ready(self._config())
         if config.backend == "nccl" and torch.cuda.device_count() < config.workers:
             found = torch.cuda.device_count()
             raise UsageError(f"--backend nccl: expected {config.workers} GPUs, found {found}; use gloo, or fewer")
-        if config.fast_sums and not self.args.fast_sums:  # a resumed run: the workers need to know it early
+        if config.fast_sums and not self.given.get(
+            "fast_sums"
+        ):  # a resumed run: the workers need to know it early
             arguments = [*arguments, "--fast-sums"]
         if config.elastic:
             return self._supervise(arguments, config, workload)
@@ -152,8 +148,8 @@ class Session:
         with contextlib.ExitStack() as stack:
             light = self._light(config, stack)
             place = Place()
-            if self.args.listen:
-                where = join.address("--listen", self.args.listen)
+            if self.call.listen:
+                where = join.address("--listen", self.call.listen)
                 place = stack.enter_context(join.listening(where, config, workload))
             place = dataclasses.replace(place, environment={**place.environment, **light})
             return supervise(arguments, config.workers, self._folder(config), place, resume=self.job.resume)
@@ -162,24 +158,23 @@ class Session:
         """Return what tells the workers where their lighthouse is, if the run needs one."""
         if config.elastic != "torchft":
             return {}
-        alone = not (self.args.listen or self.args.join)
-        return {torchft.ADDRESS: stack.enter_context(torchft.serve_lighthouse(self.args.patience, alone=alone))}
+        alone = not (self.call.listen or self.call.join)
+        return {torchft.ADDRESS: stack.enter_context(torchft.serve_lighthouse(self.call.patience, alone=alone))}
 
     def _join(self, arguments: Sequence[str]) -> int:
         """Start workers for a run that another machine has started."""
         workload = self._own_workload()
         with contextlib.ExitStack() as stack:
-            where = join.address("--join", self.args.join)
-            guest = stack.enter_context(join.joined(where, self.args.patience))
-            given = {name: value for name, value in self.given.items() if getattr(self.args, name) is not None}
-            join.check_own(given, workload, guest)
+            where = join.address("--join", self.call.join or "")
+            guest = stack.enter_context(join.joined(where, self.call.patience))
+            join.check_own(self.typed, workload, guest)
             workers = Config(**self.given).workers
             folder = self._folder(guest.config)
             light = self._light(guest.config, stack)
             place = dataclasses.replace(guest.place, environment={**guest.place.environment, **light})
             code = supervise(arguments, workers, folder, place, trouble=guest.trouble)
         if code == 0:
-            say(f"the run at {self.args.join} is over")
+            say(f"the run at {self.call.join} is over")
         return code
 
     def work(self) -> dict[str, Any] | None:
@@ -189,7 +184,7 @@ class Session:
     def _work_elastic(self, name: str) -> dict[str, Any] | None:
         host, _, port = os.environ["SWARMSTEP_STORE"].rpartition(":")
         folder = os.environ.get("SWARMSTEP_FOLDER")
-        config, workload = self._joined_config() if self.args.join else _ready(self._config(done=True))
+        config, workload = self._joined_config() if self.call.join else _ready(self._config(done=True))
         kind: Callable[..., Membership] = Membership
         if config.elastic == "torchft":
             kind = functools.partial(torchft.LighthouseMembership, lighthouse=os.environ[torchft.ADDRESS])
@@ -197,8 +192,8 @@ class Session:
             (host, int(port)),
             name,
             start=int(os.environ["SWARMSTEP_WORKERS"]),
-            silence=self.args.silence or MEMBER_SILENCE,
-            patience=self.args.patience,
+            silence=self.call.silence or MEMBER_SILENCE,
+            patience=self.call.patience,
             exact=not config.fast_sums,
             secret=secret_of(os.environ),
         )
@@ -208,20 +203,20 @@ class Session:
 
     def _joined_config(self) -> tuple[Config, Workload]:
         """Return the config of the run that was joined, and this machine's own workload and data."""
-        config = dataclasses.replace(join.settings(os.environ[join.SETTINGS]), data=self.args.data)
+        config = dataclasses.replace(join.settings(os.environ[join.SETTINGS]), data=self.given.get("data"))
         workload = self._own_workload()
-        return config.resolved(workload), workload
+        return resolve(config, workload), workload
 
     def _own_workload(self) -> Workload:
-        return load(self.given["workload"], Path(self.args.data) if self.args.data else None)
+        return _load(self.given["workload"], self.given.get("data"))
 
     def _work(self) -> dict[str, Any] | None:
         fast = self.given.get("fast_sums", False)
         comm = DistComm.from_env(
             self.given["backend"],
             exact=not fast,
-            silence=self.args.silence or SILENCE,
-            patience=self.args.patience,
+            silence=self.call.silence or SILENCE,
+            patience=self.call.patience,
         )
         try:
             self._find_run(comm)
@@ -238,9 +233,9 @@ class Session:
     def _find_run(self, comm: DistComm) -> None:
         """Under torchrun, which starts all workers again: go on with the run in --out, if there is one."""
         if self.given.get("elastic") == "torchrun":
-            file = Path(self.args.out) / "config.json"
+            file = Path(self.call.out or "") / "config.json"
             if from_rank_0(lambda: "there" if file.exists() else "", comm):
-                self.args.resume = self.args.out
+                self.call = dataclasses.replace(self.call, resume=self.call.out, out=None)
                 self.job = dataclasses.replace(self.job, resume=True)
 
     def _shared_config(self, comm: DistComm) -> Config:
@@ -266,7 +261,11 @@ def _threads() -> int:
     return int(found[1]) if found else 1
 
 
+def _load(name: str, data: str | None) -> Workload:
+    return load(name, Path(data) if data else None)
+
+
 def _ready(config: Config) -> tuple[Config, Workload]:
     """Load the workload and fill in the config."""
-    workload = load(config.workload, Path(config.data) if config.data else None)
-    return config.resolved(workload), workload
+    workload = _load(config.workload, config.data)
+    return resolve(config, workload), workload

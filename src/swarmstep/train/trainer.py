@@ -25,7 +25,8 @@ from swarmstep.runtime.synchronizer import Synchronizer
 from swarmstep.seeding import mix, seed_torch
 from swarmstep.signal import Round
 from swarmstep.train import faults
-from swarmstep.train.config import Config, build_options, build_strategy
+from swarmstep.train.build import build_options, build_strategy
+from swarmstep.train.config import Config
 from swarmstep.train.evaluate import evaluate
 from swarmstep.train.feed import Feed
 from swarmstep.train.gradient_averaging import GradientAveraging
@@ -69,7 +70,7 @@ class _Worker:
 
     def __init__(self, config: Config, workload: Workload, comm: Comm, job: Job, scribe: RunLogger) -> None:
         self.config, self.workload, self.comm, self.job, self.scribe = config, workload, comm, job, scribe
-        self.steps = config.defaults().steps
+        self.steps = config.training.steps
         self.device = torch.device("cuda" if config.backend == "nccl" else "cpu")
         self.feed = Feed(config, workload, comm.rank, self.device)
         self.fault = faults.parse(config.fault, config.workers, config.seed)
@@ -203,7 +204,7 @@ class _Worker:
 
     def _evaluation_is_due(self) -> bool:
         """Return whether to evaluate now: not while a round travels, which would have that time for nothing."""
-        step, every = self.tally.step, self.config.defaults().eval_every
+        step, every = self.tally.step, self.config.training.eval_every
         due = step // every - self.judged // every
         return due > 1 or (due == 1 and not self.sync.under_way)
 

@@ -1,93 +1,25 @@
-"""The tasks that strategies are measured on, by name, and those of one's own, by file."""
+"""The tasks that a run trains on: built-in ones by name, and the user's own by file.
+
+Importing this does not import torch; `Workload`, `Examples` and `load` do, when they are first used.
+"""
 
 from __future__ import annotations
 
-import importlib.util
-import inspect
-import sys
-import traceback
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from types import ModuleType
-from typing import Any
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from swarmstep.errors import DataError, UsageError
-from swarmstep.workloads import cifar10, digits, mnist
-from swarmstep.workloads.base import Defaults, Examples, Workload
+from swarmstep.workloads.defaults import BUILT_IN, BuiltIn, Defaults
 
-__all__ = ["DEFAULTS", "MODELS", "WORKLOADS", "Defaults", "Examples", "Loader", "Workload", "load"]
+if TYPE_CHECKING:
+    from swarmstep.workloads.base import Examples, Workload
+    from swarmstep.workloads.loading import load
 
-Loader = Callable[[Path | None], Workload]
-"""Takes the data folder (None: the environment's, or ./data) and returns a workload."""
+__all__ = ["BUILT_IN", "BuiltIn", "Defaults", "Examples", "Workload", "load"]
 
-WORKLOADS: Mapping[str, Loader] = {"digits": digits.load, "mnist": mnist.load, "cifar10": cifar10.load}
-DEFAULTS: Mapping[str, Defaults] = {
-    "digits": digits.DEFAULTS, "mnist": mnist.DEFAULTS, "cifar10": cifar10.DEFAULTS,
-}  # fmt: skip
-"""What `load(name).defaults` will be, without loading data."""
-MODELS: Mapping[str, tuple[str, ...]] = {
-    "digits": (*digits.MODELS,), "mnist": (*mnist.MODELS,), "cifar10": (*cifar10.MODELS,),
-}  # fmt: skip
-"""What `list(load(name).models)` will be, without loading data; the first is the default."""
+_LAZY = {"Examples": "base", "Workload": "base", "load": "loading"}
 
 
-def load(name: str, data: Path | None = None) -> Workload:
-    """Return the workload `name`, one of WORKLOADS or ``path/to/file.py:attribute``.
-
-    The attribute is a Workload, or a function that returns one, of the data folder or of nothing. `data` is
-    the folder of the data files; None stands for the environment's SWARMSTEP_DATA, or else ./data.
-
-    Raises UsageError for a name, file or attribute that does not exist or does not give a Workload, and
-    DataError where data are missing or damaged.
-    """
-    if name in WORKLOADS:
-        return WORKLOADS[name](data)
-    path, _, attribute = name.rpartition(":")
-    if not path.endswith(".py") or not attribute:
-        valid = f"one of {', '.join(WORKLOADS)}, or path/to/file.py:attribute"
-        raise UsageError(f"unknown workload {name!r}; expected {valid}")
-    return _from_file(Path(path), attribute, data)
-
-
-def _from_file(file: Path, attribute: str, data: Path | None) -> Workload:
-    if not file.is_file():
-        raise UsageError(f"workload file {file} does not exist (looked in {Path.cwd()})")
-    module: ModuleType = _run(file, lambda: _execute(file))
-    if not hasattr(module, attribute):
-        found = ", ".join(key for key in vars(module) if not key.startswith("_")) or "nothing"
-        raise UsageError(f"{file} has no attribute {attribute!r}; found {found}")
-    value = getattr(module, attribute)
-    if callable(value):
-        loader = value
-        value = _run(file, lambda: loader(data) if inspect.signature(loader).parameters else loader())
-    if not isinstance(value, Workload):
-        kind = type(value).__name__
-        raise UsageError(f"{file}:{attribute} must be a Workload or a function returning one, found {kind}")
-    return value
-
-
-def _execute(file: Path) -> ModuleType:
-    name = f"swarmstep_workload_{file.stem}"
-    spec = importlib.util.spec_from_file_location(name, file.resolve())
-    assert spec is not None, file  # the suffix is .py
-    assert spec.loader is not None, file
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickle look a class's module up there
-    if (folder := str(file.resolve().parent)) not in sys.path:
-        sys.path.insert(0, folder)  # as for a script, so that it can import its neighbours
-    spec.loader.exec_module(module)
-    return module
-
-
-def _run(file: Path, call: Callable[[], Any]) -> Any:
-    """Return `call()`, which runs code of `file`; what it raises becomes one line that says where."""
-    try:
-        return call()
-    except DataError:
-        raise
-    except (Exception, SystemExit) as error:
-        trace = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in trace if frame.filename == str(file.resolve())]
-        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
-        where = f"{file}, line {line}" if line else str(file)
-        raise UsageError(f"{where}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)

@@ -22,16 +22,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from swarmstep.errors import UsageError
-
-Optimizer = Literal["sgd", "momentum", "adamw"]
-Schedule = Literal["constant", "cosine"]
+from swarmstep.workloads.defaults import Defaults
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,37 +52,6 @@ class Examples:
     def take(self, indices: Tensor) -> Examples:
         """Return a copy of the examples at `indices` (int64 [n], each in [0, N)), in that order."""
         return Examples(self.inputs[indices], self.targets[indices])
-
-
-@dataclass(frozen=True)
-class Defaults:
-    """How a workload is trained unless the user says otherwise.
-
-    `optimizer` ("momentum" is SGD with momentum), `lr` > 0, `batch` examples a step and worker, a round
-    `every` so many steps, `steps` in all, `weight_decay` >= 0, `schedule` of the learning rate, a test every
-    `eval_every` steps. A value out of range raises UsageError.
-    """
-
-    optimizer: Optimizer = "momentum"
-    lr: float = 0.01
-    batch: int = 32
-    every: int = 16
-    steps: int = 1000
-    weight_decay: float = 0.0
-    schedule: Schedule = "constant"
-    eval_every: int = 250
-
-    def __post_init__(self) -> None:
-        for name, choices in (("optimizer", get_args(Optimizer)), ("schedule", get_args(Schedule))):
-            if getattr(self, name) not in choices:
-                raise UsageError(f"{name} must be one of {', '.join(choices)}, found {getattr(self, name)!r}")
-        for name in ("batch", "every", "steps", "eval_every"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, found {getattr(self, name)}")
-        if not 0 < self.lr < float("inf"):
-            raise UsageError(f"lr must be positive and finite, found {self.lr}")
-        if not 0 <= self.weight_decay < float("inf"):
-            raise UsageError(f"weight_decay must be at least 0 and finite, found {self.weight_decay}")
 
 
 def as_float(inputs: Tensor) -> Tensor:

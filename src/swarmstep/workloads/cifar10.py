@@ -13,7 +13,8 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.functional import pad, relu
 
-from swarmstep.workloads.base import Defaults, Workload
+from swarmstep.workloads.base import Workload
+from swarmstep.workloads.defaults import BUILT_IN
 from swarmstep.workloads.download import Archive, data_folder, fetch
 from swarmstep.workloads.formats import read_cifar
 
@@ -24,11 +25,6 @@ FILES = (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin")
 MEAN = (0.4914, 0.4822, 0.4465)
 DEVIATION = (0.2470, 0.2435, 0.2616)
 PADDING = 4
-
-DEFAULTS = Defaults(
-    optimizer="momentum", lr=0.05, batch=32, every=16, steps=2000, weight_decay=5e-4, schedule="cosine",
-    eval_every=500,
-)  # fmt: skip
 
 
 class _Block(nn.Module):
@@ -116,7 +112,7 @@ def load(data: Path | None = None, mirror: str = MIRROR) -> Workload:
         train=read_cifar(files[:-1]),
         test=read_cifar(files[-1:]),
         models=MODELS,
-        defaults=DEFAULTS,
+        defaults=BUILT_IN["cifar10"].defaults,
         classes=10,
         prepare=prepare,
         augment=crop_and_flip,

@@ -15,12 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from swarmstep.seeding import generator
-from swarmstep.workloads.base import Defaults, Examples, Workload
+from swarmstep.workloads.base import Examples, Workload
+from swarmstep.workloads.defaults import BUILT_IN
 from swarmstep.workloads.formats import read_idx_pair
 
 TEST = 360
-
-DEFAULTS = Defaults(optimizer="momentum", lr=0.02, batch=32, every=8, steps=400, eval_every=100)
 
 
 def mlp() -> nn.Module:
@@ -53,7 +52,7 @@ def load(data: Path | None = None) -> Workload:
         train=digits.take(order[TEST:]),
         test=digits.take(order[:TEST]),
         models=MODELS,
-        defaults=DEFAULTS,
+        defaults=BUILT_IN["digits"].defaults,
         classes=10,
         prepare=prepare,
     )

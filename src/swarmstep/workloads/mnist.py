@@ -10,7 +10,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from swarmstep.workloads.base import Defaults, Workload
+from swarmstep.workloads.base import Workload
+from swarmstep.workloads.defaults import BUILT_IN
 from swarmstep.workloads.download import Archive, data_folder, fetch
 from swarmstep.workloads.formats import read_idx_pair
 
@@ -21,8 +22,6 @@ MD5 = {
     "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
     "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
 }
-
-DEFAULTS = Defaults(optimizer="momentum", lr=0.01, batch=32, every=16, steps=1500, eval_every=250)
 
 
 def lenet5() -> nn.Module:
@@ -77,7 +76,7 @@ def load(data: Path | None = None, mirror: str = MIRROR) -> Workload:
         train=read_idx_pair(files[0], files[1], (28, 28), 10),
         test=read_idx_pair(files[2], files[3], (28, 28), 10),
         models=MODELS,
-        defaults=DEFAULTS,
+        defaults=BUILT_IN["mnist"].defaults,
         classes=10,
         prepare=prepare,
     )

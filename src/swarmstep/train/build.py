@@ -1,0 +1,188 @@
+"""From a Config to what it names: filled in and checked, and the strategy and runtime options built."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from swarmstep import specs
+from swarmstep.comm import codecs
+from swarmstep.data import sharding
+from swarmstep.data.sharding import hold_out
+from swarmstep.errors import UsageError
+from swarmstep.runtime.options import Options
+from swarmstep.strategies import STRATEGIES, Strategy
+from swarmstep.strategies.base import check_choice
+from swarmstep.train import faults
+from swarmstep.train.config import BACKENDS, BASELINES, DDP, ELASTIC, SYNCHRONOUS, Config
+from swarmstep.when import Every, GradientChange, Never, QuadraticRule, WarmupThen, When
+from swarmstep.workloads import Workload
+from swarmstep.workloads.defaults import Defaults
+
+
+def resolve(config: Config, workload: Workload) -> Config:
+    """Return the config with every default filled in from the workload, and checked.
+
+    Raises:
+        UsageError: a setting is out of its range or does not go with another; lists what would be valid.
+    """
+    names = [f.name for f in dataclasses.fields(Defaults)]
+    filled = {name: getattr(workload.defaults, name) for name in names if getattr(config, name) is None}
+    config = dataclasses.replace(config, **filled, model=config.model or next(iter(workload.models)))
+    _check_ranges(config, workload)
+    build_options(config)
+    build_strategy(config)
+    _check_ddp(config)
+    _check_elastic(config)
+    return config
+
+
+def _check_ranges(config: Config, workload: Workload) -> None:
+    if config.model not in workload.models:
+        valid = ", ".join(workload.models)
+        raise UsageError(f"unknown model {config.model!r} of {workload.name}; expected {valid}")
+    check_choice("backend", config.backend, BACKENDS)
+    if config.seed < 0:
+        raise UsageError(f"seed must be at least 0, found {config.seed}")
+    if config.until_accuracy is not None and not 0 < config.until_accuracy <= 1:
+        raise UsageError(f"until_accuracy must be above 0 and at most 1, found {config.until_accuracy}")
+    if config.checkpoint_every < 1:
+        raise UsageError(f"checkpoint_every must be at least 1, found {config.checkpoint_every}")
+    training = config.training
+    examples = len(hold_out(len(workload.train), config.seed).train)
+    for name, value, most in (
+        ("workers", config.workers, examples),
+        ("batch", training.batch, max(examples, workload.defaults.batch)),
+    ):
+        if not 1 <= value <= most:
+            raise UsageError(f"{name} must be 1 to {most}, the number of training examples, found {value}")
+    sharding.parse(config.shards, config.workers, workload.classes)
+    fault = faults.parse(config.fault, config.workers, config.seed)
+    if fault and fault.kind == "nan" and fault.number > training.steps:
+        raise UsageError(f"fault {config.fault!r}: STEP must be 1 to {training.steps}, the steps of the run")
+
+
+def _check_ddp(config: Config) -> None:
+    if config.strategy == DDP and config.backend == "sim":
+        raise UsageError(f"{DDP} needs real processes: give --backend gloo, or --strategy {SYNCHRONOUS}")
+    if config.strategy == DDP and config.fault:
+        raise UsageError(f"{DDP} takes no --fault; expected {SYNCHRONOUS} or a strategy")
+
+
+def _check_elastic(config: Config) -> None:
+    if config.elastic is None:
+        return
+    check_choice("elastic", config.elastic, ELASTIC)
+    if config.elastic == "torchrun":
+        return
+    if config.backend != "gloo":
+        raise UsageError(f"--elastic {config.elastic} needs real processes: expected --backend gloo")
+    if config.averages_gradients:
+        raise UsageError(f"{config.strategy} has no rounds to lose or keep; --elastic takes any other strategy")
+    if config.strategy == "hierarchical":
+        raise UsageError("hierarchical needs hosts of equal size, which --elastic cannot promise")
+    if config.shards not in ("iid", "dealt"):
+        raise UsageError(
+            f"--elastic takes --shards iid, found {config.shards}: a lost worker's data go to the others"
+        )
+    if config.until_accuracy is not None:
+        raise UsageError("--elastic takes no --until-accuracy: only the first worker evaluates")
+
+
+def build_options(config: Config) -> Options:
+    """Return the runtime's options, as far as the config says them.
+
+    Raises:
+        UsageError: a value is out of its range, or the workers average gradients at every step.
+    """
+    codec = codecs.parse(config.codec) if config.codec else None
+    options = Options(
+        seed=config.seed, delay=config.delay, mix=config.mix, fragments=config.fragments, codec=codec
+    )
+    if config.averages_gradients and options != Options(seed=config.seed):
+        raise UsageError(f"{config.strategy} takes none of --delay, --mix, --fragments and --codec")
+    return options
+
+
+def build_strategy(config: Config) -> Strategy:
+    """Return the strategy of a resolved config; gradients averaged at every step build on `independent`.
+
+    Raises:
+        UsageError: an unknown strategy, setting or trigger, or a value out of range.
+    """
+    names = sorted({*STRATEGIES, *BASELINES})
+    if config.strategy not in names:
+        raise UsageError(f"unknown strategy {config.strategy!r}; expected one of {', '.join(names)}")
+    kind = STRATEGIES["independent" if config.averages_gradients else config.strategy]
+    if config.strategy in BASELINES:
+        if config.when is not None or config.settings:
+            raise UsageError(f"{config.strategy} takes neither --when nor --set")
+        return kind()
+    return kind(when=parse_when(config.when, config.every or 1), **_settings(kind, config.settings))
+
+
+def parse_when(spec: str | None, every: int) -> When:
+    """Return the trigger that `spec` names; without one, a round after each `every`-th step.
+
+    Raises:
+        UsageError: an unknown form or a number out of range.
+    """
+    if spec is None:
+        return Every(every)
+    name, _, rest = spec.partition(":")
+    forms: dict[str, Callable[[str], When]] = {
+        "every": lambda text: Every(int(text)),
+        "warmup": lambda text: WarmupThen(int(_first(text)), parse_when(_rest(text) or None, every)),
+        "change": lambda text: GradientChange(float(text)),
+        "qsr": lambda text: QuadraticRule(int(_first(text)), float(_rest(text))),
+    }
+    try:
+        if spec == "never":
+            return Never()
+        if name in forms:
+            return forms[name](rest)
+    except ValueError:
+        pass
+    raise UsageError(f"unknown trigger {spec!r}; expected {specs.TRIGGERS}")
+
+
+def _first(text: str) -> str:
+    return text.partition(",")[0]
+
+
+def _rest(text: str) -> str:
+    return text.partition(",")[2]
+
+
+def setting_types(kind: type[Strategy]) -> dict[str, Any]:
+    """Return name -> type of what `--set` can set on a strategy."""
+    hints = typing.get_type_hints(kind)
+    return {f.name: hints[f.name] for f in dataclasses.fields(kind) if f.name != "when"}
+
+
+def _settings(kind: type[Strategy], given: Mapping[str, str]) -> dict[str, Any]:
+    known = setting_types(kind)
+    for name in given:
+        if name not in known:
+            valid = ", ".join(known) or "none"
+            raise UsageError(f"unknown setting {name!r} of {kind.__name__}; expected one of {valid}")
+    return {name: _value(name, text, known[name]) for name, text in given.items()}
+
+
+def _value(name: str, text: str, kind: Any) -> Any:
+    """Return `text` as a value of type `kind`: str, int, float, bool, or one of them or None."""
+    if isinstance(kind, types.UnionType):
+        if text.lower() == "none":
+            return None
+        kind = next(k for k in typing.get_args(kind) if k is not type(None))
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise UsageError(f"{name}: expected true or false, found {text!r}")
+        return text.lower() == "true"
+    try:
+        return kind(text)
+    except ValueError:
+        raise UsageError(f"{name}: expected {kind.__name__}, found {text!r}") from None

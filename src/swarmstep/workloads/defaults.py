@@ -1,0 +1,74 @@
+"""Default training settings, and the built-in workloads with theirs. Importing this does not import torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+from swarmstep.errors import UsageError
+
+Optimizer = Literal["sgd", "momentum", "adamw"]
+Schedule = Literal["constant", "cosine"]
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """How a workload is trained unless the user says otherwise.
+
+    Args:
+        optimizer: of the local steps; "momentum" is SGD with momentum 0.9.
+        lr: learning rate, above 0.
+        batch: examples per step and worker.
+        every: local steps between two rounds.
+        steps: local steps of each worker in the whole run.
+        weight_decay: of the optimizer, at least 0.
+        schedule: of the learning rate.
+        eval_every: local steps between two evaluations.
+
+    Raises:
+        UsageError: a value is out of its range.
+    """
+
+    optimizer: Optimizer = "momentum"
+    lr: float = 0.01
+    batch: int = 32
+    every: int = 16
+    steps: int = 1000
+    weight_decay: float = 0.0
+    schedule: Schedule = "constant"
+    eval_every: int = 250
+
+    def __post_init__(self) -> None:
+        for name, choices in (("optimizer", get_args(Optimizer)), ("schedule", get_args(Schedule))):
+            if getattr(self, name) not in choices:
+                raise UsageError(f"{name} must be one of {', '.join(choices)}, found {getattr(self, name)!r}")
+        for name in ("batch", "every", "steps", "eval_every"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be at least 1, found {getattr(self, name)}")
+        if not 0 < self.lr < float("inf"):
+            raise UsageError(f"lr must be positive and finite, found {self.lr}")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise UsageError(f"weight_decay must be at least 0 and finite, found {self.weight_decay}")
+
+
+class BuiltIn(NamedTuple):
+    """What is known of a built-in workload without loading its module or its data.
+
+    Args:
+        defaults: `load(name).defaults`.
+        models: the names in `load(name).models`; the first is the default.
+    """
+
+    defaults: Defaults
+    models: tuple[str, ...]
+
+
+BUILT_IN: Mapping[str, BuiltIn] = {
+    "digits": BuiltIn(Defaults(lr=0.02, every=8, steps=400, eval_every=100), ("mlp",)),
+    "mnist": BuiltIn(Defaults(steps=1500), ("lenet5", "mlp", "wide")),
+    "cifar10": BuiltIn(
+        Defaults(lr=0.05, steps=2000, weight_decay=5e-4, schedule="cosine", eval_every=500), ("resnet20", "cnn")
+    ),
+}
+"""The built-in workloads by name; each has a module of that name beside this one."""
