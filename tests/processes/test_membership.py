@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elastic_world import Fault, Plan, World
-from swarmstep.comm.base import Decision
+from swarmstep.comm.group import Decision
 from swarmstep.comm.heartbeat import Heartbeat
 from swarmstep.comm.process_groups import connect, serve_store
 from swarmstep.elastic.commit_vote import ABORT, COMMIT, CommitVote, first_verdict
