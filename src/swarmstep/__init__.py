@@ -16,6 +16,7 @@ from swarmstep.comm.base import Comm
 from swarmstep.comm.codecs import Bfloat16, Int4, Int8, TopK
 from swarmstep.comm.coded import Coded
 from swarmstep.comm.dist import DistComm
+from swarmstep.comm.group import Group
 from swarmstep.comm.metered import Metered
 from swarmstep.comm.sim import SimComm, simulate
 from swarmstep.elastic.membership import Membership
@@ -62,6 +63,7 @@ __all__ = [
     "GossipExponential",
     "GossipRing",
     "GradientChange",
+    "Group",
     "Hierarchical",
     "Independent",
     "InformedSwarm",

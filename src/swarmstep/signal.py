@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from swarmstep.comm.base import KEPT, Decision
+from swarmstep.comm.group import KEPT, Decision
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
 from typing import Any, get_type_hints
 
 import pytest
@@ -13,8 +12,9 @@ from torch import Tensor
 
 from helpers import VARIANTS, Trainer, network, options, same
 from pool import Pool
-from swarmstep import Comm, Every, LocalSGD, Never, Strategy, Synchronizer, WarmupThen, simulate
+from swarmstep import Comm, Every, Group, LocalSGD, Never, Strategy, Synchronizer, WarmupThen, simulate
 from swarmstep.errors import CommError, NotFinite
+from wrapped import Wrapped
 
 WORKERS = 3
 
@@ -25,36 +25,17 @@ def chosen(variant: str, **changes: Any) -> Strategy:
     return dataclasses.replace(VARIANTS[variant], **{"when": Every(3), **changes})
 
 
-class Failing(Comm):
-    """Any Comm, whose calls fail once `left` of them have been made."""
+class Failing(Wrapped):
+    """Any group, whose calls fail once `left` of them have been made."""
 
-    def __init__(self, comm: Comm) -> None:
-        self.inner, self.rank, self.size = comm, comm.rank, comm.size
+    def __init__(self, inner: Group) -> None:
+        super().__init__(inner)
         self.left, self.calls = 10**9, 0
 
-    def _count(self) -> Comm:
+    def before(self, verb: str, elements: int) -> None:
         self.calls += 1
         if self.calls > self.left:
             raise CommError("the network is gone")
-        return self.inner
-
-    def mean(self, x: Tensor, weight: float = 1.0) -> tuple[Tensor, float]:
-        return self._count().mean(x, weight)
-
-    def gather(self, x: Tensor) -> Tensor:
-        return self._count().gather(x)
-
-    def broadcast(self, x: Tensor, src: int) -> Tensor:
-        return self._count().broadcast(x, src)
-
-    def permute(self, x: Tensor, source: Sequence[int]) -> Tensor:
-        return self._count().permute(x, source)
-
-    def all_to_all(self, x: Tensor) -> Tensor:
-        return self._count().all_to_all(x)
-
-    def split(self, color: int, name: str = "") -> Comm:
-        return self._count().split(color, name)
 
 
 def fail_at_every_call(comm: Comm, strategy: Strategy, buffers: str | None) -> int:

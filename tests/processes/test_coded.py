@@ -16,10 +16,11 @@ from torch import Tensor
 
 from helpers import bits, same
 from pool import Pool
-from swarmstep import Comm, Metered, simulate
+from swarmstep import Comm, Group, Metered, simulate
 from swarmstep.comm.codecs import Bfloat16, Codec, Int4, Int8, TopK
 from swarmstep.comm.coded import CodecState, Coded, chunk_length
 from swarmstep.errors import CommError, UsageError
+from wrapped import Wrapped
 
 CODECS: list[Codec] = [Bfloat16(), Int8(), Int8(block=8), Int4(), Int4(block=6), TopK(0.1)]
 BARE: list[Codec] = [Bfloat16(), Int8(), Int8(block=8)]
@@ -348,39 +349,18 @@ def test_traffic_is_that_of_the_formula(codec: Codec, n: int, size: int) -> None
             assert found["permute"] == (whole, whole)
 
 
-class Faulty(Comm):
-    """A Comm whose call number `fail` (from 1) of a verb fails on all ranks."""
+class Faulty(Wrapped):
+    """A group whose call number `fail` (from 1) of a verb fails on all ranks."""
 
-    def __init__(self, comm: Comm, fail: int) -> None:
-        self.comm, self.fail, self.calls = comm, fail, 0
-        self.rank, self.size = comm.rank, comm.size
+    def __init__(self, inner: Group, fail: int) -> None:
+        super().__init__(inner)
+        self.fail, self.calls = fail, 0
 
-    def _count(self) -> None:
+    def before(self, verb: str, elements: int) -> None:
+        assert verb not in ("mean", "split"), "a coded mean needs neither"
         self.calls += 1
         if self.calls == self.fail:
             raise CommError("struck")
-
-    def mean(self, x: Tensor, weight: float = 1.0) -> tuple[Tensor, float]:
-        raise AssertionError("coded means need no mean")
-
-    def gather(self, x: Tensor) -> Tensor:
-        self._count()
-        return self.comm.gather(x)
-
-    def broadcast(self, x: Tensor, src: int) -> Tensor:
-        self._count()
-        return self.comm.broadcast(x, src)
-
-    def permute(self, x: Tensor, source: Sequence[int]) -> Tensor:
-        self._count()
-        return self.comm.permute(x, source)
-
-    def all_to_all(self, x: Tensor) -> Tensor:
-        self._count()
-        return self.comm.all_to_all(x)
-
-    def split(self, color: int, name: str = "") -> Comm:
-        raise AssertionError("nobody splits here")
 
 
 def interrupted(comm: Comm, codec: Codec, fail: int) -> tuple[list[Any], int]:
@@ -532,9 +512,11 @@ def test_parts_code_without_a_reference(pool: Pool) -> None:
 def reused(comm: Comm) -> list[Tensor]:
     """The same rounds in memory that is used again, and in fresh memory."""
     fresh = Coded(comm, Int8(block=4), torch.zeros(30))
-    own = Coded(comm, Int8(block=4), torch.zeros(30)).reusing()
+    group = comm.reusing()
+    own = Coded(group, Int8(block=4), torch.zeros(30), reuse=True)
     seen, means = set(), []
     for r in range(5):
+        group.recycle()
         own.recycle()
         x = torch.from_numpy(drifted(start(30), r, comm.rank))
         found = [
@@ -554,17 +536,12 @@ def test_memory_that_is_used_again(pool: Pool) -> None:
     assert same(pool.run(reused, workers=2), found)
 
 
-def test_clock_and_tasks_are_those_of_the_group() -> None:
+def test_the_clock_is_that_of_the_group() -> None:
     class Clocked(Metered):
         def clock(self) -> float:
             return 7.0
 
-    def train(comm: Comm) -> float:
-        coded = Coded(Clocked(comm), Int8(), torch.zeros(4))
-        assert coded.clock() == 7.0
-        return coded.start(lambda: coded.mean(torch.ones(4))[1]).result()
-
-    assert simulate(train, 2) == [2.0, 2.0]
+    assert simulate(lambda comm: Coded(Clocked(comm), Int8(), torch.zeros(4)).clock(), 2) == [7.0, 7.0]
 
 
 def test_misuse_is_named() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -15,8 +14,9 @@ from torch import Tensor
 from helpers import TRIGGERS, Trainer, run, same
 from pool import Pool
 from rounds import Array, Game, game, play
-from swarmstep import Comm, Every, Hierarchical, LocalSGD, Strategy, Synchronizer, simulate
+from swarmstep import Comm, Every, Group, Hierarchical, LocalSGD, Strategy, Synchronizer, simulate
 from swarmstep.errors import CommError, NotFinite, UsageError
+from wrapped import Wrapped
 
 WORKERS, STEPS = 4, 9
 PAIRS = Hierarchical(local_size=2, outer_every=2)
@@ -123,36 +123,20 @@ def test_metered_bytes_are_the_formulas_of_the_card(hosts: int, local: int, size
 Calls = list[tuple[str, str, int]]  # group, verb, elements
 
 
-class Watched(Comm):
-    """Any Comm and all groups split from it, whose calls are noted and fail once there are `left`."""
+class Watched(Wrapped):
+    """Any group and all groups split from it, whose calls are noted and fail once there are `left`."""
 
-    def __init__(self, comm: Comm, calls: Calls, left: list[int], group: str = "world") -> None:
-        self.inner, self.rank, self.size = comm, comm.rank, comm.size
-        self.calls, self.left, self.group = calls, left, group
+    def __init__(self, inner: Group, calls: Calls, left: list[int], name: str = "world") -> None:
+        super().__init__(inner)
+        self.calls, self.left, self.name = calls, left, name
 
-    def _note(self, verb: str, elements: int) -> Comm:
+    def before(self, verb: str, elements: int) -> None:
         if len(self.calls) >= self.left[0]:
             raise CommError("the network is gone")
-        self.calls.append((self.group, verb, elements))
-        return self.inner
+        self.calls.append((self.name, verb, elements))
 
-    def mean(self, x: Tensor, weight: float = 1.0) -> tuple[Tensor, float]:
-        return self._note("mean", x.numel()).mean(x, weight)
-
-    def gather(self, x: Tensor) -> Tensor:
-        return self._note("gather", x.numel()).gather(x)
-
-    def broadcast(self, x: Tensor, src: int) -> Tensor:
-        return self._note("broadcast", x.numel()).broadcast(x, src)
-
-    def permute(self, x: Tensor, source: Sequence[int]) -> Tensor:
-        return self._note("permute", x.numel()).permute(x, source)
-
-    def all_to_all(self, x: Tensor) -> Tensor:
-        return self._note("all_to_all", x.numel()).all_to_all(x)
-
-    def split(self, color: int, name: str = "") -> Comm:
-        return Watched(self._note("split", 0).split(color, name), self.calls, self.left, name)
+    def split(self, color: int, name: str = "") -> Group:
+        return Watched(super().split(color, name), self.calls, self.left, name)
 
 
 def watch(comm: Comm, rounds: int) -> tuple[Calls, int]:

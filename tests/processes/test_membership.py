@@ -9,15 +9,20 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_checkpoint import Gate
 
 from elastic_world import Fault, Plan, World
-from swarmstep.comm.base import Decision
+from pool import CONTEXT
+from swarmstep.checkpoint.saver import Saver
+from swarmstep.comm.background import LAST_WAIT
+from swarmstep.comm.group import Decision
 from swarmstep.comm.heartbeat import Heartbeat
 from swarmstep.comm.process_groups import connect, serve_store
 from swarmstep.elastic.commit_vote import ABORT, COMMIT, CommitVote, first_verdict
@@ -334,6 +339,36 @@ def test_a_store_that_nobody_serves_is_named() -> None:
 
 
 # Real processes.
+
+
+def regrouped(end: Any, port: int, folder: Any) -> None:
+    """Regroup while a checkpoint is being written to a disk that blocks; say how long it took."""
+    gate, saver = Gate(), Saver(folder)
+    membership = Membership(("127.0.0.1", port), "a.0", silence=1.0, patience=SOON)
+    comm = membership.join()
+    comm.decide()
+    saver.start(1, {"gate": gate}, 0, 1)
+    task = comm.split(0).start(lambda: time.sleep(0.2))
+    began = time.monotonic()
+    following = comm.renew()
+    end.send((time.monotonic() - began, following.epoch, saver.done, task.result()))
+    gate.opened.set()
+    saver.settle()
+    end.send(saver.done)
+    membership.leave()
+
+
+def test_a_checkpoint_write_that_blocks_does_not_delay_regrouping(store: tuple[Any, int], tmp_path: Path) -> None:
+    here, there = CONTEXT.Pipe(duplex=False)
+    process = CONTEXT.Process(target=regrouped, args=(there, store[1], tmp_path))
+    process.start()
+    there.close()
+    seconds, *rest = here.recv()
+    assert 0.1 < seconds < LAST_WAIT / 2  # the group's own task was waited for
+    assert rest == [1, 0, None]
+    assert here.recv() == 1
+    process.join(SOON)
+    assert process.exitcode == 0
 
 
 def begun(world: World, *names: str) -> None:

@@ -38,7 +38,7 @@ from swarmstep.checkpoint.file import (
     unwritable,
     write,
 )
-from swarmstep.comm.background import BackgroundTask
+from swarmstep.comm.background import BackgroundTask, TaskRegistry
 from swarmstep.comm.base import Comm
 from swarmstep.errors import CheckpointError
 from swarmstep.seeding import mix
@@ -89,6 +89,7 @@ class Saver:
         self._folder, self._keep = folder, keep
         self._rank, self._before = 0, 0
         self._writing: Path | None = None
+        self._writes = TaskRegistry()  # of its own: a slow disk holds up no group
         self._task: BackgroundTask[None] | None = None
 
     def start(self, step: int, state: Mapping[str, Any], rank: int, size: int, mark: str = "") -> None:
@@ -109,7 +110,7 @@ class Saver:
         content = content_of(step, _copied(dict(state)), rank, size, mark)
         self._rank, self._before, path = rank, self.done, path_of(self._folder, step, rank)
         self._writing = path
-        self._task = BackgroundTask(lambda: self._run(path, content), [])
+        self._task = self._writes.start(lambda: self._run(path, content))
 
     def _run(self, path: Path, content: dict[str, Any]) -> None:
         try:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
 
-from swarmstep.comm.base import Comm
+from swarmstep.comm.group import Group
 from swarmstep.microbench.options import checked, whole
 from swarmstep.microbench.results import Report, machine, show
 from swarmstep.microbench.workers import JOB, Place, WorkerGroup, start_group
@@ -28,7 +28,7 @@ class Benchmark(Protocol):
         """Check the options, call `group` once or several times, and return what came out of it all."""
         ...
 
-    def work(self, comm: Comm, settings: Mapping[str, Any]) -> Report:
+    def work(self, comm: Group, settings: Mapping[str, Any]) -> Report:
         """Measure, in a process of the group; what rank 0 returns is handed over."""
         ...
 

@@ -3,57 +3,13 @@
 from __future__ import annotations
 
 import math
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Generic, NamedTuple, TypeVar
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from swarmstep.errors import CommError, UsageError
-
-T = TypeVar("T")
-
-
-class Pending(ABC, Generic[T]):
-    """The result of a task that may still be running."""
-
-    @abstractmethod
-    def result(self) -> T:
-        """Wait for the task; return what it returned, or raise what it raised. May be called again."""
-
-
-class Done(Pending[T]):
-    """The result of a task, which runs when this is made."""
-
-    def __init__(self, task: Callable[[], T]) -> None:
-        self._returned: list[T] = []
-        self._error: Exception | None = None
-        try:
-            self._returned.append(task())
-        except Exception as error:
-            self._error = error
-
-    def result(self) -> T:
-        if self._error:
-            raise self._error
-        return self._returned[0]
-
-
-class Decision(NamedTuple):
-    """What a group has decided of a round that counts, the same on all ranks.
-
-    `renew`: newcomers wait, so the next group is formed before the next round; `stop`: somebody asked to stop;
-    `finish`: somebody asked to finish, as if all steps had been taken.
-    """
-
-    renew: bool = False
-    stop: bool = False
-    finish: bool = False
-
-
-KEPT = Decision()  # it counts, and that is all
 
 
 class Comm(ABC):
@@ -66,18 +22,10 @@ class Comm(ABC):
 
     rank: int
     size: int
-    # Whether a lost peer leaves a group that can go on: `renew` then returns the next one.
-    elastic: bool = False
-    # For each rank, its rank in the group before this one, None for a newcomer. Empty: all begin together.
-    sources: tuple[int | None, ...] = ()
-    # What the workers are called, in rank order, where they have names that outlive their ranks.
-    names: tuple[str, ...] = ()
-    # Which of a series of groups this is, from 0.
-    epoch: int = 0
 
+    @abstractmethod
     def clock(self) -> float:
-        """Return seconds from some fixed point, for durations; waiting for the others counts where it is real."""
-        return time.perf_counter()
+        """Return seconds since a fixed point, to measure durations; waiting for others counts where it is real."""
 
     @abstractmethod
     def mean(self, x: Tensor, weight: float = 1.0) -> tuple[Tensor, float]:
@@ -117,41 +65,9 @@ class Comm(ABC):
         name returns the same Comm, whatever the color.
         """
 
+    @abstractmethod
     def sent(self, x: Tensor) -> Tensor:
-        """Return what the others were given for this rank's x in the last `mean`: x, unless it is coded."""
-        return x
-
-    def start(self, task: Callable[[], T]) -> Pending[T]:
-        """Run a task that calls verbs of this Comm, and of no other, in the background if there is one.
-
-        In simulation it has run when this returns: what a task computes does not depend on when.
-        """
-        return Done(task)
-
-    def decide(self) -> Decision:
-        """Decide whether the round counts: for all ranks, or for none. Called once all its collectives are done.
-
-        Where a lost peer ends the run, there is nothing to decide.
-
-        Raises:
-            PeerLost: it does not count; on all ranks.
-        """
-        return KEPT
-
-    def renew(self) -> Comm:
-        """Return the group that follows this one, of those who are left and those who wait to join.
-
-        Raises:
-            CommError: none could be formed.
-        """
-        raise UsageError(f"{type(self).__name__}: this group is not elastic; a lost worker ends the run")
-
-    def reusing(self) -> Comm:
-        """Return this group for an owner who calls `recycle`: what its verbs return is valid until then."""
-        return self
-
-    def recycle(self) -> None:  # noqa: B027
-        """Let the memory of everything that the verbs have returned be used again."""
+        """Return what the others received for this rank's x in the last `mean`: x itself, unless it was coded."""
 
 
 # The arithmetic of `mean`, shared by all ends so that they agree bitwise: the weight rides behind the vector, and

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from swarmstep.comm.base import Comm, Pending, T, rank_ordered_sum
+from swarmstep.comm.base import Comm, rank_ordered_sum
 from swarmstep.comm.buffer_pool import BufferPool
 from swarmstep.comm.codecs import Codec
 from swarmstep.errors import CommError, UsageError
@@ -228,19 +227,11 @@ class Coded(Comm):
             self._parts[name] = part
         return part
 
-    def start(self, task: Callable[[], T]) -> Pending[T]:
-        return self._comm.start(task)
-
-    def reusing(self) -> Coded:
-        own = copy.copy(self)  # with the same state and buffers
-        own._comm, own._parts, own._memory = self._comm.reusing(), {}, BufferPool(reuse=True)
-        return own
-
     def recycle(self) -> None:
+        """Let the memory of everything that the verbs have returned be reused, where `reuse` was asked for."""
         self._memory.recycle()
         for part in self._parts.values():
             part._memory.recycle()
-        self._comm.recycle()
 
     def _codes(self, x: Tensor, n: int) -> bool:
         """Whether a tensor with vectors of n elements is coded; the same on all ranks."""

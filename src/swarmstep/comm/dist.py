@@ -19,19 +19,10 @@ import torch.distributed as dist
 import torch.distributed.distributed_c10d as distributed_c10d
 from torch import Tensor
 
-from swarmstep.comm.background import BackgroundTask, settle_all
-from swarmstep.comm.base import (
-    Comm,
-    Decision,
-    Pending,
-    T,
-    checked_rows,
-    checked_source,
-    divided,
-    rank_ordered_sum,
-    weighted,
-)
+from swarmstep.comm.background import BackgroundTask, T, TaskQueue, TaskRegistry
+from swarmstep.comm.base import checked_rows, checked_source, divided, rank_ordered_sum, weighted
 from swarmstep.comm.buffer_pool import BufferPool
+from swarmstep.comm.group import KEPT, Decision, Group, not_elastic
 from swarmstep.comm.heartbeat import PERIOD, Heartbeat
 from swarmstep.comm.p2p import Chain, Transfer, Trials, Turns
 from swarmstep.comm.process_groups import FORMING, brief, close_connections, keep_for_ever, prolong, serve_store
@@ -68,7 +59,7 @@ class Epoch:
     sources: tuple[int | None, ...]
 
 
-class DistComm(Comm):
+class DistComm(Group):
     """This process's view of a torch.distributed group.
 
     Args:
@@ -102,17 +93,14 @@ class DistComm(Comm):
         self.rank = dist.get_rank(self._data)
         self.size = dist.get_world_size(self._data)
         self._members = dist.get_process_group_ranks(self._data)  # their names in the world
-        self._membership = epoch.membership if epoch else None
-        self.elastic = epoch is not None
-        if epoch:
-            self.epoch, self.names, self.sources = epoch.number, epoch.names, epoch.sources
+        self._epoch = epoch
         self._part = ""  # which part of the epoch's group this is
         self._splits = 0
         self._ballot = epoch.membership.ballot("", self.size, first=True) if epoch else None
         self._parts: dict[str, DistComm] = {}
         self._memory = BufferPool(reuse=False)
         self._unhurried = False  # while it waits, training goes on
-        self._tasks: list[BackgroundTask[Any]] = []  # the last one started, shared by all views of this group
+        self._tasks = TaskQueue(TaskRegistry())  # shared by what `reusing` returns; the registry by parts, too
         self._ways = {"broadcast": Trials(), "all_to_all": Trials()}  # shared by what `reusing` returns
 
     @classmethod
@@ -148,11 +136,33 @@ class DistComm(Comm):
 
     def close(self) -> None:
         """Leave the group; call it once, at the end of the program."""
-        settle_all()
+        self.settle()
         if self._heartbeat:
             self._heartbeat.stop()
         if dist.is_initialized():
             dist.destroy_process_group()
+
+    @property
+    def elastic(self) -> bool:
+        return self._epoch is not None
+
+    @property
+    def epoch(self) -> int:
+        return self._epoch.number if self._epoch else 0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self._epoch.names if self._epoch else ()
+
+    @property
+    def sources(self) -> tuple[int | None, ...]:
+        return self._epoch.sources if self._epoch else ()
+
+    def clock(self) -> float:
+        return time.perf_counter()
+
+    def sent(self, x: Tensor) -> Tensor:
+        return x
 
     def _group(self, x: Tensor) -> Any:
         return self._control if x.device.type == "cpu" else self._data
@@ -190,7 +200,7 @@ class DistComm(Comm):
         return 0.05 if self.elastic else 2 * PERIOD
 
     def _check(self, verb: str, waited: float) -> None:
-        trouble = self._membership.trouble() if self._membership else None
+        trouble = self._epoch.membership.trouble() if self._epoch else None
         if trouble:
             raise PeerLost(f"{self._me}: {trouble}, while in {verb}")
         if self._heartbeat:
@@ -226,8 +236,8 @@ class DistComm(Comm):
 
     def _lost(self, verb: str, error: RuntimeError) -> CommError:
         """Find out who is gone: whoever misses the next few beats."""
-        if self._membership:
-            why = self._membership.trouble() or "a peer has closed its connection"
+        if self._epoch:
+            why = self._epoch.membership.trouble() or "a peer has closed its connection"
             return PeerLost(f"{self._me}: {why}, while in {verb} ({brief(error)})")
         gone: list[int] = []
         if self._heartbeat:
@@ -339,19 +349,21 @@ class DistComm(Comm):
 
     def decide(self) -> Decision:
         if self._ballot is None:
-            return Decision()
+            return KEPT
         return self._ballot.decide(lambda waited: self._check("the vote", waited))
 
-    def renew(self) -> Comm:
-        if self._membership is None:
-            return super().renew()
-        settle_all()
-        return self._membership.renew()
+    def renew(self) -> Group:
+        if self._epoch is None:
+            raise not_elastic(self)
+        self.settle()
+        return self._epoch.membership.renew()
 
-    def start(self, task: Callable[[], T]) -> Pending[T]:
+    def start(self, task: Callable[[], T]) -> BackgroundTask[T]:
         self._unhurried = True
-        self._tasks[:] = [BackgroundTask(task, self._tasks[:])]
-        return self._tasks[0]
+        return self._tasks.start(task)
+
+    def settle(self) -> None:
+        self._tasks.registry.settle()
 
     def reusing(self) -> DistComm:
         own = copy.copy(self)
@@ -404,12 +416,14 @@ class DistComm(Comm):
 
     def _become_part_of(self, whole: DistComm) -> None:
         whole._splits += 1
-        self._membership, self.elastic = whole._membership, whole.elastic
         self._part = f"{whole._part}.{whole._splits}"
-        self.epoch = whole.epoch
-        self.names = tuple(whole.names[rank] for rank in self._members) if whole.names else ()
-        if self._membership and self.size == whole.size:  # rounds in the background are decided there
-            self._ballot = self._membership.ballot(self._part, self.size, first=False)
+        self._tasks = TaskQueue(whole._tasks.registry)
+        if not whole._epoch:
+            return
+        names = tuple(whole.names[rank] for rank in self._members)
+        self._epoch = dataclasses.replace(whole._epoch, names=names, sources=())
+        if self.size == whole.size:  # rounds in the background are decided there
+            self._ballot = self._epoch.membership.ballot(self._part, self.size, first=False)
 
 
 def _bytes(x: Tensor) -> Tensor:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from torch import Tensor
 
-from swarmstep.comm.base import Comm, Decision, Pending
-
-T = TypeVar("T")
+from swarmstep.comm.background import Pending, T
+from swarmstep.comm.group import Decision, Group
 
 
 class Call(NamedTuple):
@@ -34,27 +33,26 @@ class Traffic:
         return Traffic(self.sent + other.sent, self.received + other.received, self.calls + other.calls)
 
 
-class Metered(Comm):
-    """Any Comm, with its traffic counted in `traffic`.
+class Metered(Group):
+    """Any Group, with its traffic counted in `traffic`.
 
     With n elements of b bytes among W workers, the sums over all workers are: `mean` 2 (W-1) (n+1) b, a ring
     all-reduce of the vector with the weight behind it; `gather` W (W-1) n b; `broadcast` (W-1) n b, as a
     chain, so all but its last rank send and all but `src` receive; `permute` n b for each rank whose source is
     another; `all_to_all` (W-1) n b, where n counts the elements of all its rows. Setting up a `split` is not
-    counted; the Comm it returns counts into the same `traffic`, which is the sum, without the calls.
+    counted; the Group it returns counts into the same `traffic`, which is the sum, without the calls.
     """
 
-    def __init__(self, comm: Comm, parent: Metered | None = None) -> None:
+    def __init__(self, comm: Group, parent: Metered | None = None) -> None:
         self._comm = comm
         self.rank = comm.rank
         self.size = comm.size
-        self.elastic, self.epoch, self.sources, self.names = comm.elastic, comm.epoch, comm.sources, comm.names
         self.traffic = parent.traffic if parent else Traffic()
         self._counting: list[Traffic] = parent._counting if parent else []
 
     @property
-    def bare(self) -> Comm:
-        """The Comm within, whose traffic is not counted."""
+    def bare(self) -> Group:
+        """The Group within, whose traffic is not counted."""
         return self._comm
 
     @contextlib.contextmanager
@@ -74,6 +72,22 @@ class Metered(Comm):
             traffic.received += received
         for traffic in self._counting:
             traffic.calls.append(call)
+
+    @property
+    def elastic(self) -> bool:
+        return self._comm.elastic
+
+    @property
+    def epoch(self) -> int:
+        return self._comm.epoch
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self._comm.names
+
+    @property
+    def sources(self) -> tuple[int | None, ...]:
+        return self._comm.sources
 
     def clock(self) -> float:
         return self._comm.clock()
@@ -122,8 +136,11 @@ class Metered(Comm):
     def decide(self) -> Decision:
         return self._comm.decide()
 
-    def renew(self) -> Comm:
+    def renew(self) -> Group:
         return self._comm.renew()
+
+    def settle(self) -> None:
+        self._comm.settle()
 
     def reusing(self) -> Metered:
         return Metered(self._comm.reusing(), self)

@@ -11,15 +11,16 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 import torch
 from torch import Tensor
 
-from swarmstep.comm.base import Comm, checked_rows, checked_source, divided, rank_ordered_sum, weighted
+from swarmstep.comm.background import Done, T
+from swarmstep.comm.base import checked_rows, checked_source, divided, rank_ordered_sum, weighted
+from swarmstep.comm.group import KEPT, Decision, Group, not_elastic
 from swarmstep.errors import CollectiveMismatch, CommError, UsageError
 
-T = TypeVar("T")
 Call = tuple[Any, ...]  # what must be equal on all ranks of a collective: verb, shape, dtype, arguments
 
 
@@ -40,7 +41,7 @@ class _Stopped(BaseException):
 class _World(Generic[T]):
     """The baton and the threads."""
 
-    def __init__(self, train: Callable[[Comm], T], workers: int) -> None:
+    def __init__(self, train: Callable[[Group], T], workers: int) -> None:
         self.train = train
         self.workers = workers
         self.turns = [threading.Semaphore(0) for _ in range(workers)]
@@ -145,7 +146,7 @@ def _spell(call: Call) -> str:
     return f"{verb}({', '.join(map(str, rest))})"
 
 
-class SimComm(Comm):
+class SimComm(Group):
     """One worker's view of a group inside one process; made by `simulate`."""
 
     def __init__(self, world: _World[Any], group: _Rendezvous, world_rank: int) -> None:
@@ -155,6 +156,40 @@ class SimComm(Comm):
         self.rank = group.members.index(world_rank)
         self.size = len(group.members)
         self._parts: dict[str, SimComm] = {}
+
+    @property
+    def elastic(self) -> bool:
+        return False
+
+    @property
+    def epoch(self) -> int:
+        return 0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def sources(self) -> tuple[int | None, ...]:
+        return ()
+
+    def decide(self) -> Decision:
+        return KEPT
+
+    def renew(self) -> Group:
+        raise not_elastic(self)
+
+    def start(self, task: Callable[[], T]) -> Done[T]:
+        return Done(task)
+
+    def settle(self) -> None:
+        """Nothing is under way: a task has run when `start` returns."""
+
+    def reusing(self) -> SimComm:
+        return self
+
+    def recycle(self) -> None:
+        """Nothing is reused: all results are new tensors."""
 
     def clock(self) -> float:
         """Return this worker's own processor time: what the others compute meanwhile is not its delay."""
@@ -192,6 +227,9 @@ class SimComm(Comm):
 
         return self._meet(("all_to_all", *_kind(x)), checked_rows(x, self.size), combine)
 
+    def sent(self, x: Tensor) -> Tensor:
+        return x
+
     def split(self, color: int, name: str = "") -> SimComm:
         if name in self._parts:
             return self._parts[name]
@@ -214,7 +252,7 @@ def _kind(x: Tensor) -> tuple[Any, ...]:
     return tuple(x.shape), x.dtype
 
 
-def simulate(train: Callable[[Comm], T], workers: int) -> list[T]:
+def simulate(train: Callable[[Group], T], workers: int) -> list[T]:
     """Run `train(comm)` once for each of `workers` workers inside this process, and return what they return.
 
     Deterministic: the same function gives the same numbers each time, and the same as real processes that add

@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 
-from swarmstep.comm.base import Decision
+from swarmstep.comm.group import Decision
 from swarmstep.comm.process_groups import TCPStore, brief  # pyright: ignore[reportPrivateImportUsage]
 from swarmstep.errors import CommError, PeerLost
 

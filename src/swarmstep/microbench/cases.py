@@ -8,8 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from swarmstep.comm.base import Comm
 from swarmstep.comm.codecs import Codec
+from swarmstep.comm.group import Group
 from swarmstep.errors import UsageError
 from swarmstep.microbench import baselines
 from swarmstep.microbench.interleaved_timing import Case
@@ -35,7 +35,7 @@ class Maker:
         seed: of the weights and of the rounds.
     """
 
-    comm: Comm
+    comm: Group
     parameters: int
     tensors: int
     seed: int = 0

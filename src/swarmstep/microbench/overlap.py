@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from swarmstep.comm.base import Comm
 from swarmstep.comm.codecs import parse
 from swarmstep.comm.data_parallel import data_parallel
+from swarmstep.comm.group import Group
 from swarmstep.microbench.interleaved_timing import Case, race
 from swarmstep.microbench.options import checked, whole
 from swarmstep.microbench.place import add_link, placed
@@ -64,7 +64,7 @@ def lead(args: argparse.Namespace, group: WorkerGroup) -> Report:
         return group(args.workers, settings, place)
 
 
-def work(comm: Comm, settings: Mapping[str, Any]) -> Report:
+def work(comm: Group, settings: Mapping[str, Any]) -> Report:
     """Measure, as one of the workers."""
     steps = {ALONE: PERIOD, "ddp": settings["ddp_steps"], "ddp, bfloat16": settings["ddp_steps"]}
     steps |= dict.fromkeys(WAYS, PERIOD)
@@ -106,7 +106,7 @@ def _thing(module: nn.Module, steps: int, after: Callable[[Tensor], object]) -> 
     return Case(lambda: None, run)
 
 
-def _synchronized(way: Way, comm: Comm, seed: int) -> Case:
+def _synchronized(way: Way, comm: Group, seed: int) -> Case:
     """Return `PERIOD` steps, at whose end nothing is under way: what is late has landed `DELAY` steps before."""
     module = network(seed)
     codec = parse(way.codec) if way.codec else None

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from swarmstep.comm.base import Comm
+from swarmstep.comm.group import Group
 from swarmstep.microbench import baselines
 from swarmstep.microbench.cases import Maker
 from swarmstep.microbench.interleaved_timing import Case, race
@@ -56,7 +56,7 @@ def lead(args: argparse.Namespace, group: WorkerGroup) -> Report:
     return group(args.workers, settings)
 
 
-def work(comm: Comm, settings: Mapping[str, Any]) -> Report:
+def work(comm: Group, settings: Mapping[str, Any]) -> Report:
     """Measure, as one of the workers."""
     make = Maker(comm, settings["parameters"], settings["tensors"], settings["seed"])
     report = Report()

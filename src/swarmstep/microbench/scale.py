@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from swarmstep.comm.base import Comm
+from swarmstep.comm.group import Group
 from swarmstep.comm.sim import simulate
 from swarmstep.microbench.cases import Maker
 from swarmstep.microbench.interleaved_timing import LEAST, Case, barrier, race
@@ -102,7 +102,7 @@ def _all(counts: tuple[int, ...], sizes: tuple[int, ...]) -> Iterator[GridPoint]
     return (GridPoint(w, p, strategy) for w in counts for p in sizes for strategy in LIMITS)
 
 
-def work(comm: Comm, settings: Mapping[str, Any]) -> Report:
+def work(comm: Group, settings: Mapping[str, Any]) -> Report:
     """Measure, as one of the workers."""
     report = Report()
     measure = _real if settings["kind"] == REAL else _simulated
@@ -115,7 +115,7 @@ def work(comm: Comm, settings: Mapping[str, Any]) -> Report:
     return report
 
 
-def _real(cell: GridPoint, comm: Comm, repeats: int, seed: int) -> tuple[float, float]:
+def _real(cell: GridPoint, comm: Group, repeats: int, seed: int) -> tuple[float, float]:
     """Return the medians of the round and of its limit."""
     make = Maker(comm, cell.parameters, TENSORS, seed)
     limit: Case
@@ -128,12 +128,12 @@ def _real(cell: GridPoint, comm: Comm, repeats: int, seed: int) -> tuple[float, 
     return medians["round"], medians["limit"]
 
 
-def _simulated(cell: GridPoint, _: Comm, repeats: int, seed: int) -> tuple[float, float]:
+def _simulated(cell: GridPoint, _: Group, repeats: int, seed: int) -> tuple[float, float]:
     """Return the medians of one round of all workers in this process, and of the passes it cannot do without."""
     rounds: list[float] = []
     passes: list[float] = []
 
-    def train(comm: Comm) -> None:
+    def train(comm: Group) -> None:
         make = Maker(comm, cell.parameters, TENSORS, seed)
         thing = synchronized(make, cell.strategy)
         least = _Passes(cell) if comm.rank == 0 else None

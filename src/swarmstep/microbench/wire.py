@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from swarmstep.comm.base import Comm
 from swarmstep.comm.codecs import Codec, parse
 from swarmstep.comm.coded import WEIGHT, chunk_length
 from swarmstep.comm.dist import DistComm
+from swarmstep.comm.group import Group
 from swarmstep.comm.p2p import PIECE, Trials
 from swarmstep.microbench.cases import Maker
 from swarmstep.microbench.interleaved_timing import Case, barrier, race
@@ -44,7 +44,7 @@ def lead(args: argparse.Namespace, group: WorkerGroup) -> Report:
         return group(args.workers, settings | {"rate": rate}, place)
 
 
-def work(comm: Comm, settings: Mapping[str, Any]) -> Report:
+def work(comm: Group, settings: Mapping[str, Any]) -> Report:
     """Measure, as one of the workers."""
     assert isinstance(comm, DistComm)
     make = Maker(comm, settings["parameters"], settings["tensors"], settings["seed"])
@@ -99,7 +99,7 @@ def expected_bytes(name: str, size: int, P: int) -> float:
     return roll + (size - 1) * (WEIGHT + 2 * codec.size(chunk_length(codec, P, size)))
 
 
-def _sent(name: str, thing: Case, comm: Comm, P: int, counted: bool) -> Sent:
+def _sent(name: str, thing: Case, comm: Group, P: int, counted: bool) -> Sent:
     """Run one more round and return what each worker sent, as metered, by the formula, and on the interface."""
     thing.change()
     barrier(comm)

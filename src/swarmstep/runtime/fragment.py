@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from swarmstep.checkpoint import fields
-from swarmstep.comm.base import Comm, Done, Pending
+from swarmstep.comm.background import Done, Pending
+from swarmstep.comm.base import Comm
 from swarmstep.comm.coded import Coded
 from swarmstep.errors import CheckpointError, NotFinite, SwarmstepError
 from swarmstep.runtime import pending_round
@@ -138,8 +139,9 @@ class Fragment:
     ) -> RoundResult | None:
         """Do all of the round's collectives, which change nothing; None if nobody wishes a round."""
         setting, probe = self.setting, self.setting.probe
-        self._comm.recycle()
+        self._metered.recycle()
         if self._wire:
+            self._wire.recycle()
             self._wire.discard()
         called = called or self._call(x, now, loss, count)
         if not called.due:

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from swarmstep.checkpoint import fields
-from swarmstep.comm.base import KEPT, Comm, Decision, Done, Pending
+from swarmstep.comm.background import Done, Pending
+from swarmstep.comm.base import Comm
+from swarmstep.comm.group import KEPT, Decision
 from swarmstep.comm.metered import Call, Metered, Traffic
 from swarmstep.runtime.flat import Flat
 from swarmstep.runtime.options import Options

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from swarmstep.checkpoint import fields
-from swarmstep.comm.base import Comm
+from swarmstep.comm.group import Group
 from swarmstep.comm.metered import Metered, Traffic
 from swarmstep.errors import CheckpointError, CommError, Disagreement, PeerLost, UsageError
 from swarmstep.runtime.fragment import Fragment, Loading
@@ -51,7 +51,7 @@ class Synchronizer:
         UsageError: the model has nothing to train, or the options do not go with it, or with the strategy.
     """
 
-    def __init__(self, model: nn.Module, strategy: Strategy, comm: Comm, options: Options | None = None) -> None:
+    def __init__(self, model: nn.Module, strategy: Strategy, comm: Group, options: Options | None = None) -> None:
         self.strategy = strategy
         self.options = options or Options()
         self.steps = 0
@@ -76,11 +76,11 @@ class Synchronizer:
         return bool(self._comm.sources) and self._comm.sources[self._comm.rank] is None
 
     @property
-    def comm(self) -> Comm:
+    def comm(self) -> Group:
         """The group that this worker is in; an elastic one changes at rounds."""
         return self._comm.bare
 
-    def _enter_some(self, comm: Comm, attempt: Attempt | None) -> Attempt | None:
+    def _enter_some(self, comm: Group, attempt: Attempt | None) -> Attempt | None:
         """Enter this group, or whichever follows it, as often as it takes; return what is due there."""
         while True:
             try:
@@ -93,7 +93,7 @@ class Synchronizer:
                     raise
             comm = comm.renew()
 
-    def _enter(self, comm: Comm, attempt: Attempt | None) -> Attempt | None:
+    def _enter(self, comm: Group, attempt: Attempt | None) -> Attempt | None:
         """Take part in a group: all begin together, or this worker goes on in it, or joins those who do.
 
         All or nothing, too: nothing has changed for those who go on if a worker is lost before the end.

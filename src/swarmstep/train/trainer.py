@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from swarmstep.checkpoint import saver
-from swarmstep.comm.base import Comm
+from swarmstep.comm.group import Group
 from swarmstep.comm.metered import Metered
 from swarmstep.comm.sim import simulate
 from swarmstep.errors import CheckpointError, Interrupted, UsageError
@@ -45,7 +45,7 @@ def simulated(config: Config, workload: Workload, job: Job) -> dict[str, Any]:
     return simulate(lambda comm: run(config, workload, comm, job), config.workers)[0]
 
 
-def run(config: Config, workload: Workload, comm: Comm, job: Job) -> dict[str, Any]:
+def run(config: Config, workload: Workload, comm: Group, job: Job) -> dict[str, Any]:
     """Be one worker of a run and return its summary, the same on all ranks.
 
     Args:
@@ -68,7 +68,7 @@ def run(config: Config, workload: Workload, comm: Comm, job: Job) -> dict[str, A
 class _Worker:
     """One worker of one run."""
 
-    def __init__(self, config: Config, workload: Workload, comm: Comm, job: Job, scribe: RunLogger) -> None:
+    def __init__(self, config: Config, workload: Workload, comm: Group, job: Job, scribe: RunLogger) -> None:
         self.config, self.workload, self.comm, self.job, self.scribe = config, workload, comm, job, scribe
         self.steps = config.training.steps
         self.device = torch.device("cuda" if config.backend == "nccl" else "cpu")
