@@ -12,37 +12,43 @@ Each worker takes some local optimizer steps, then the workers take one swarm st
     sync.finish()
 """
 
-from swarmstep.comm.base import Comm
-from swarmstep.comm.codecs import Bfloat16, Int4, Int8, TopK
-from swarmstep.comm.coded import Coded
-from swarmstep.comm.dist import DistComm
-from swarmstep.comm.group import Group
-from swarmstep.comm.metered import Metered
-from swarmstep.comm.sim import SimComm, simulate
-from swarmstep.elastic.membership import Membership
-from swarmstep.runtime.gradients import average_gradients
-from swarmstep.runtime.options import Options
-from swarmstep.runtime.synchronizer import Synchronizer
-from swarmstep.signal import Round
-from swarmstep.strategies import STRATEGIES
-from swarmstep.strategies.base import Strategy
-from swarmstep.strategies.bmuf import BMUF
-from swarmstep.strategies.diloco import DiLoCo
-from swarmstep.strategies.easgd import EASGD
-from swarmstep.strategies.fedpso import FedPSO
-from swarmstep.strategies.gossip_exponential import GossipExponential
-from swarmstep.strategies.gossip_ring import GossipRing
-from swarmstep.strategies.hierarchical import Hierarchical
-from swarmstep.strategies.independent import Independent
-from swarmstep.strategies.informed_swarm import InformedSwarm
-from swarmstep.strategies.local_sgd import LocalSGD
-from swarmstep.strategies.median import CoordinateMedian
-from swarmstep.strategies.noloco import NoLoCo
-from swarmstep.strategies.papa import PAPA
-from swarmstep.strategies.pso_ps import PSOPS
-from swarmstep.strategies.slowmo import SlowMo
-from swarmstep.strategies.trimmed_mean import TrimmedMean
-from swarmstep.when import Every, GradientChange, Never, QuadraticRule, WarmupThen, When
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from swarmstep.comm.base import Comm
+    from swarmstep.comm.codecs import Bfloat16, Int4, Int8, TopK
+    from swarmstep.comm.coded import Coded
+    from swarmstep.comm.dist import DistComm
+    from swarmstep.comm.group import Group
+    from swarmstep.comm.metered import Metered
+    from swarmstep.comm.sim import SimComm, simulate
+    from swarmstep.elastic.membership import Membership
+    from swarmstep.runtime.gradients import average_gradients
+    from swarmstep.runtime.options import Options
+    from swarmstep.runtime.synchronizer import Synchronizer
+    from swarmstep.signal import Round
+    from swarmstep.strategies import STRATEGIES
+    from swarmstep.strategies.base import Strategy
+    from swarmstep.strategies.bmuf import BMUF
+    from swarmstep.strategies.diloco import DiLoCo
+    from swarmstep.strategies.easgd import EASGD
+    from swarmstep.strategies.fedpso import FedPSO
+    from swarmstep.strategies.gossip_exponential import GossipExponential
+    from swarmstep.strategies.gossip_ring import GossipRing
+    from swarmstep.strategies.hierarchical import Hierarchical
+    from swarmstep.strategies.independent import Independent
+    from swarmstep.strategies.informed_swarm import InformedSwarm
+    from swarmstep.strategies.local_sgd import LocalSGD
+    from swarmstep.strategies.median import CoordinateMedian
+    from swarmstep.strategies.noloco import NoLoCo
+    from swarmstep.strategies.papa import PAPA
+    from swarmstep.strategies.pso_ps import PSOPS
+    from swarmstep.strategies.slowmo import SlowMo
+    from swarmstep.strategies.trimmed_mean import TrimmedMean
+    from swarmstep.when import Every, GradientChange, Never, QuadraticRule, WarmupThen, When
 
 __version__ = "0.1.0"
 
@@ -88,3 +94,59 @@ __all__ = [
     "average_gradients",
     "simulate",
 ]
+
+_MODULES = {
+    "BMUF": "swarmstep.strategies.bmuf",
+    "EASGD": "swarmstep.strategies.easgd",
+    "PAPA": "swarmstep.strategies.papa",
+    "PSOPS": "swarmstep.strategies.pso_ps",
+    "STRATEGIES": "swarmstep.strategies",
+    "Bfloat16": "swarmstep.comm.codecs",
+    "Coded": "swarmstep.comm.coded",
+    "Comm": "swarmstep.comm.base",
+    "CoordinateMedian": "swarmstep.strategies.median",
+    "DiLoCo": "swarmstep.strategies.diloco",
+    "DistComm": "swarmstep.comm.dist",
+    "Every": "swarmstep.when",
+    "FedPSO": "swarmstep.strategies.fedpso",
+    "GossipExponential": "swarmstep.strategies.gossip_exponential",
+    "GossipRing": "swarmstep.strategies.gossip_ring",
+    "GradientChange": "swarmstep.when",
+    "Group": "swarmstep.comm.group",
+    "Hierarchical": "swarmstep.strategies.hierarchical",
+    "Independent": "swarmstep.strategies.independent",
+    "InformedSwarm": "swarmstep.strategies.informed_swarm",
+    "Int4": "swarmstep.comm.codecs",
+    "Int8": "swarmstep.comm.codecs",
+    "LocalSGD": "swarmstep.strategies.local_sgd",
+    "Membership": "swarmstep.elastic.membership",
+    "Metered": "swarmstep.comm.metered",
+    "Never": "swarmstep.when",
+    "NoLoCo": "swarmstep.strategies.noloco",
+    "Options": "swarmstep.runtime.options",
+    "QuadraticRule": "swarmstep.when",
+    "Round": "swarmstep.signal",
+    "SimComm": "swarmstep.comm.sim",
+    "SlowMo": "swarmstep.strategies.slowmo",
+    "Strategy": "swarmstep.strategies.base",
+    "Synchronizer": "swarmstep.runtime.synchronizer",
+    "TopK": "swarmstep.comm.codecs",
+    "TrimmedMean": "swarmstep.strategies.trimmed_mean",
+    "WarmupThen": "swarmstep.when",
+    "When": "swarmstep.when",
+    "average_gradients": "swarmstep.runtime.gradients",
+    "simulate": "swarmstep.comm.sim",
+}
+"""Where each public name is defined. It is imported when it is first used: `import swarmstep` imports no torch."""
+
+if not TYPE_CHECKING:  # a type checker takes the imports above, and reports any other name
+
+    def __getattr__(name: str) -> object:
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(import_module(_MODULES[name]), name)
+        return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import importlib
 import inspect
 import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -41,6 +44,33 @@ def test_all_is_sorted_and_complete() -> None:
     assert classes <= set(swarmstep.__all__)
 
 
+def test_what_a_type_checker_reads_is_what_is_imported() -> None:
+    """Public names are imported when they are first used; the two lists of where they are must agree."""
+    tree = ast.parse(Path(swarmstep.__file__).read_text())
+    (checked,) = (node for node in tree.body if isinstance(node, ast.If) and isinstance(node.test, ast.Name))
+    read = {
+        alias.name: node.module
+        for node in checked.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert read == swarmstep._MODULES
+    assert {*read} == {*swarmstep.__all__} == {*dir(swarmstep)}
+    for name, module in read.items():
+        assert getattr(swarmstep, name) is getattr(importlib.import_module(str(module)), name)
+
+
+def test_all_names_can_be_imported_at_once() -> None:
+    names: dict[str, object] = {}
+    exec("from swarmstep import *", names)
+    assert {*swarmstep.__all__} <= {*names}
+
+
+def test_a_name_that_does_not_exist() -> None:
+    with pytest.raises(AttributeError, match="module 'swarmstep' has no attribute 'Synchroniser'"):
+        swarmstep.Synchroniser  # noqa: B018
+
+
 def test_options_and_reports_say_what_each_field_is() -> None:
     for cls in (swarmstep.Options, swarmstep.Round):
         text = inspect.getdoc(cls) or ""
@@ -63,7 +93,18 @@ def test_importing_starts_nothing_and_brings_no_extras() -> None:
     code = "import json, sys, threading, swarmstep\nprint(json.dumps([[*sys.modules], threading.active_count()]))"
     command = [sys.executable, "-W", "error", "-c", code]
     modules, threads = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    unwanted = ("rich", "safetensors", "swarmstep.train", "swarmstep.cli", "sklearn", "scipy", "pytest")
+    unwanted = (
+        "torch",
+        "numpy",
+        "rich",
+        "typer",
+        "safetensors",
+        "swarmstep.train",
+        "swarmstep.cli",
+        "sklearn",
+        "scipy",
+        "pytest",
+    )
     assert not [m for m in modules if m.startswith(unwanted)]
     assert threads == 1
 
