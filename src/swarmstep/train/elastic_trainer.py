@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from swarmstep.checkpoint import saver
-from swarmstep.comm.sim import simulate
 from swarmstep.elastic.membership import Membership
 from swarmstep.errors import CheckpointError, CommError, Interrupted, RunOver
 from swarmstep.runtime.flat import Flat
@@ -258,10 +257,8 @@ class _Member:
         Flat(self.judge).write(x)
         scores: dict[str, float] = {}
         for name, examples in (("validation", self.feed.validation), ("test", self.workload.test)):
-            found = simulate(lambda comm, e=examples: evaluate(self.judge, self.workload, e, comm, alike=True), 1)[
-                0
-            ]
-            scores |= {f"{name}_loss": found.loss, f"{name}_accuracy": found.accuracy}
+            score = evaluate(self.judge, self.workload, examples).score
+            scores |= {f"{name}_loss": score.loss, f"{name}_accuracy": score.accuracy}
         return scores
 
     def _save(self, step: int) -> None:

@@ -16,38 +16,71 @@ BATCH = 500
 
 
 class Score(NamedTuple):
-    """Mean loss, in the loss's own unit, and accuracy, 0 to 1 (NaN where it has no meaning)."""
+    """Mean loss, in the loss's own unit, and accuracy, 0 to 1 (NaN where the workload has none)."""
 
     loss: float
     accuracy: float
 
 
-def evaluate(model: nn.Module, workload: Workload, examples: Examples, comm: Comm, *, alike: bool) -> Score:
-    """Return the score of the workers' models, the same on all ranks. Collective.
+class Sums(NamedTuple):
+    """Over some examples: the sum of the loss, the correct answers (NaN where the workload has none), how many."""
+
+    loss: float
+    correct: float
+    examples: float
+
+    @property
+    def score(self) -> Score:
+        """The mean over the examples."""
+        return Score(self.loss / self.examples, self.correct / self.examples)
+
+
+def evaluate(model: nn.Module, workload: Workload, examples: Examples) -> Sums:
+    """Return the sums of one model on these examples; communicates with nobody.
 
     Args:
-        model: this worker's; run in eval mode, which it is left in.
-        workload: how to prepare and judge.
-        examples: all of them, the same on all ranks.
-        comm: the group.
-        alike: all ranks have the same model, so each judges a part; else the mean of the workers' own scores.
+        model: is left in eval mode.
+        workload: prepares the examples, and has the loss and the count of correct answers.
+        examples: as they are stored.
+
+    Raises:
+        UsageError: the workload's `loss` or `correct` does not return one number.
     """
-    part = slice(comm.rank, None, comm.size) if alike else slice(None)
-    inputs, targets = examples.inputs[part], examples.targets[part]
     sums = torch.zeros(3, dtype=torch.float64)
     device = next(model.parameters()).device
     model.eval()
     with torch.no_grad():
-        for first in range(0, len(targets), BATCH):
-            outputs = model(workload.prepare(inputs[first : first + BATCH]).to(device))
-            batch = targets[first : first + BATCH].to(device)
-            loss = _number(workload, "loss", workload.loss(outputs, batch))
-            right = (
-                _number(workload, "correct", workload.correct(outputs, batch)) if workload.correct else math.nan
-            )
-            sums += torch.tensor([loss * len(batch), right, len(batch)])
-    loss, right, count = comm.gather(sums).sum(dim=0).tolist()
-    return Score(loss / count, right / count)
+        for first in range(0, len(examples), BATCH):
+            outputs = model(workload.prepare(examples.inputs[first : first + BATCH]).to(device))
+            targets = examples.targets[first : first + BATCH].to(device)
+            loss = _number(workload, "loss", workload.loss(outputs, targets))
+            correct = math.nan
+            if workload.correct:
+                correct = _number(workload, "correct", workload.correct(outputs, targets))
+            sums += torch.tensor([loss * len(targets), correct, len(targets)])
+    return Sums(*sums.tolist())
+
+
+def evaluate_together(
+    model: nn.Module, workload: Workload, examples: Examples, comm: Comm, *, identical: bool
+) -> Score:
+    """Return the score of the workers' models, the same on all ranks. Collective.
+
+    Args:
+        model: this worker's; is left in eval mode.
+        workload: as in `evaluate`.
+        examples: all of them, the same on all ranks.
+        comm: the group.
+        identical: all ranks hold the same model, so that each evaluates a part of the examples; otherwise the
+            result is the mean of the workers' own scores.
+
+    Raises:
+        UsageError: as `evaluate`.
+    """
+    part = slice(comm.rank, None, comm.size) if identical else slice(None)
+    own = evaluate(model, workload, Examples(examples.inputs[part], examples.targets[part]))
+    rows = comm.gather(torch.tensor(own, dtype=torch.float64))
+    return Sums(*rows.sum(dim=0).tolist()).score
 
 
 def _number(workload: Workload, name: str, value: Tensor) -> float:

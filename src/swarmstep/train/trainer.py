@@ -27,7 +27,7 @@ from swarmstep.signal import Round
 from swarmstep.train import faults
 from swarmstep.train.build import build_options, build_strategy
 from swarmstep.train.config import Config
-from swarmstep.train.evaluate import evaluate
+from swarmstep.train.evaluate import evaluate_together
 from swarmstep.train.feed import Feed
 from swarmstep.train.gradient_averaging import GradientAveraging
 from swarmstep.train.job import Job, Tally
@@ -242,11 +242,11 @@ class _Worker:
 
     def _score(self, model: nn.Module) -> dict[str, float]:
         for name, examples in (("validation", self.feed.validation), ("test", self.workload.test)):
-            score = evaluate(model, self.workload, examples, self.comm, alike=self._alike())
+            score = evaluate_together(model, self.workload, examples, self.comm, identical=self._identical())
             self.scores |= {f"{name}_loss": score.loss, f"{name}_accuracy": score.accuracy}
         return self.scores
 
-    def _alike(self) -> bool:
+    def _identical(self) -> bool:
         return self.strategy.one_result or self.averaging is not None
 
     def _save(self) -> None:
