@@ -43,7 +43,7 @@ from swarmstep import (
 )
 from swarmstep.comm.codecs import Int8
 from swarmstep.comm.dist import DistComm, serve_store
-from swarmstep.comm.process_groups import TCPStore
+from swarmstep.comm.torch_private import TCPStore
 from swarmstep.elastic.commit_vote import CommitVote
 from swarmstep.elastic.membership import Membership
 from swarmstep.errors import PeerLost, RunOver

@@ -16,7 +16,6 @@ from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-import torch.distributed.distributed_c10d as distributed_c10d
 from torch import Tensor
 
 from swarmstep.comm.background import BackgroundTask, T, TaskQueue, TaskRegistry
@@ -25,10 +24,11 @@ from swarmstep.comm.buffer_pool import BufferPool
 from swarmstep.comm.group import KEPT, Decision, Group, not_elastic
 from swarmstep.comm.heartbeat import PERIOD, Heartbeat
 from swarmstep.comm.p2p import Chain, Transfer, Trials, Turns
-from swarmstep.comm.process_groups import FORMING, brief, close_connections, keep_for_ever, prolong, serve_store
+from swarmstep.comm.process_groups import FORMING, brief, close_connections, serve_store
 from swarmstep.comm.rendezvous import NAMES as ENVIRONMENT
 from swarmstep.comm.rendezvous import find
 from swarmstep.comm.secure.auth import prove
+from swarmstep.comm.torch_private import groups_made, leak, set_timeout
 from swarmstep.errors import CommError, PeerLost, UsageError
 
 __all__ = ["ENVIRONMENT", "DistComm", "Epoch", "serve_store"]
@@ -189,7 +189,7 @@ class DistComm(Group):
             if self.elastic:  # what is under way ends, and the group can be destroyed
                 close_connections(group, self._members)
             else:
-                keep_for_ever(group)
+                leak(group)
             raise
         finally:
             work = None  # no traceback may keep it, and with it the group
@@ -378,7 +378,7 @@ class DistComm(Group):
     def split(self, color: int, name: str = "") -> DistComm:
         if name in self._parts:
             return self._parts[name]
-        made = len(distributed_c10d._world.pg_names)  # pyright: ignore[reportPrivateUsage]
+        made = groups_made()
         rows = self.gather(torch.tensor([color, made]))
         colors = rows[:, 0].tolist()
         # Nothing but this limit tells of a member of an elastic group that dies before it has connected.
@@ -400,7 +400,7 @@ class DistComm(Group):
                 raise self._lost("split", error) from error
             if other == color:
                 mine = groups
-                prolong(mine[0], self._patience + 60)
+                set_timeout(mine[0], self._patience + 60)
         part = DistComm(
             mine[0],
             mine[-1],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import socket
 from collections.abc import Sequence
 from datetime import timedelta
@@ -11,20 +10,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.distributed_c10d as distributed_c10d
-from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
-__all__ = [
-    "TCPStore",
-    "brief",
-    "close_connections",
-    "connect",
-    "dissolve",
-    "form",
-    "keep_for_ever",
-    "prolong",
-    "serve_store",
-]
+from swarmstep.comm.torch_private import PrefixStore, TCPStore, all_groups, reset_group_count, set_timeout
 
 FORMING = 5.0  # seconds that those who have agreed on a group have to connect, at least
 NEVER = (1 << 20) - 1  # tag of what nobody sends; next to those that `p2p` uses
@@ -71,22 +58,16 @@ def form(store: TCPStore, name: str, place: tuple[int, int], limit: float, patie
     rank, size = place
     within = PrefixStore(name, store)
     dist.init_process_group("gloo", store=within, rank=rank, world_size=size, timeout=timedelta(seconds=limit))
-    prolong(dist.group.WORLD, patience)
-
-
-def prolong(group: Any, patience: float) -> None:
-    """Give each operation of a group so many seconds from now on: to be formed, it had fewer."""
-    distributed_c10d._set_pg_timeout(timedelta(seconds=patience), group)  # pyright: ignore[reportPrivateUsage]
+    set_timeout(dist.group.WORLD, patience)
 
 
 def dissolve() -> None:
     """End the world of this process and all its groups at once, whatever is under way in them."""
-    world: Any = distributed_c10d._world  # pyright: ignore[reportPrivateUsage]
     if dist.is_initialized():
-        for group in list(world.pg_map):
+        for group in all_groups():
             close_connections(group, dist.get_process_group_ranks(group))
         dist.destroy_process_group()
-    world.group_count = 0  # torch counts a world that was not formed, and worlds of other numbers never meet
+    reset_group_count()
 
 
 def close_connections(group: Any, members: Sequence[int]) -> None:
@@ -101,11 +82,6 @@ def close_connections(group: Any, members: Sequence[int]) -> None:
                 nothing = torch.zeros(1, dtype=torch.uint8)
                 work: Any = dist.irecv(nothing, member, group, tag=NEVER)
                 work.wait(timedelta(milliseconds=1))
-
-
-def keep_for_ever(group: Any) -> None:
-    """Never destroy `group`: its end would wait for the operation under way, as long as `patience`."""
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
 
 
 def brief(error: BaseException) -> str:

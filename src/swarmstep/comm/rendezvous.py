@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch.distributed import PrefixStore  # pyright: ignore[reportPrivateImportUsage]
 from torch.distributed.rendezvous import rendezvous
 
 from swarmstep.comm.heartbeat import Heartbeat
-from swarmstep.comm.process_groups import TCPStore, brief  # pyright: ignore[reportPrivateImportUsage]
+from swarmstep.comm.process_groups import brief
 from swarmstep.comm.secure.auth import check_door, secret_of
+from swarmstep.comm.torch_private import PrefixStore, TCPStore
 from swarmstep.errors import CommError, UsageError
 
 NAMES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

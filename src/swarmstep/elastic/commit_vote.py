@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 
 from swarmstep.comm.group import Decision
-from swarmstep.comm.process_groups import TCPStore, brief  # pyright: ignore[reportPrivateImportUsage]
+from swarmstep.comm.process_groups import brief
+from swarmstep.comm.torch_private import TCPStore
 from swarmstep.errors import CommError, PeerLost
 
 LONGEST_PAUSE = 5e-3  # seconds between two looks at the verdict

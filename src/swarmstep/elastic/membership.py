@@ -31,8 +31,8 @@ from typing import Any, TypeVar
 from swarmstep.comm import process_groups
 from swarmstep.comm.dist import DistComm, Epoch
 from swarmstep.comm.heartbeat import Heartbeat, dead
-from swarmstep.comm.process_groups import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 from swarmstep.comm.secure.auth import prove, secret_of
+from swarmstep.comm.torch_private import TCPStore
 from swarmstep.elastic.commit_vote import ABORT, COMMIT, CommitVote, first_verdict
 from swarmstep.errors import CommError, PeerLost, RunOver, UsageError
 

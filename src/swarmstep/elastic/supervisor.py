@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from swarmstep.comm.process_groups import TCPStore  # pyright: ignore[reportPrivateImportUsage]
+from swarmstep.comm.torch_private import TCPStore
 from swarmstep.elastic.membership import OVER, STOP, begun
 from swarmstep.errors import CommError, Interrupted
 from swarmstep.launch.fork_server import ForkServer, ProcessSpec

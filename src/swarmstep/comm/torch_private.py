@@ -1,0 +1,47 @@
+"""What is used of torch beyond its public interface; each function has a test that fails when torch changes it."""
+
+from __future__ import annotations
+
+import ctypes
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed.distributed_c10d as distributed_c10d
+from torch._C._distributed_c10d import (  # public in torch.distributed, but not annotated there
+    PrefixStore,
+    TCPStore,
+)
+
+__all__ = ["PrefixStore", "TCPStore", "all_groups", "groups_made", "leak", "reset_group_count", "set_timeout"]
+
+
+def set_timeout(group: Any, seconds: float) -> None:
+    """Limit each future operation of a process group to so many seconds."""
+    distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)  # pyright: ignore[reportPrivateUsage]
+
+
+def all_groups() -> list[Any]:
+    """Return all process groups of this process."""
+    return list(_world().pg_map)
+
+
+def groups_made() -> int:
+    """Return how many process groups this process has: torch names the next one after this count."""
+    return len(_world().pg_names)
+
+
+def reset_group_count() -> None:
+    """Let torch count process groups from 0 again.
+
+    It counts a default group that could not be formed, too, and default groups with different numbers never meet.
+    """
+    _world().group_count = 0
+
+
+def leak(group: Any) -> None:
+    """Never destroy a process group: its destructor would wait for the operation under way, up to the timeout."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
+
+
+def _world() -> Any:
+    return distributed_c10d._world  # pyright: ignore[reportPrivateUsage]

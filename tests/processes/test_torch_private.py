@@ -1,0 +1,93 @@
+"""What is used of torch beyond its public interface: each function does what it says, with this torch."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from pool import CONTEXT, Pool
+from swarmstep import Comm
+from swarmstep.comm import process_groups, torch_private
+
+SOON = 30.0  # seconds; far beyond what any wait here should take
+
+
+def pair() -> Any:
+    return dist.new_group([0, 1], backend="gloo", use_local_synchronization=True)
+
+
+def timed_out(comm: Comm) -> bool:
+    """Wait for a peer that does not come, with a limit set after the group was formed."""
+    group = pair()
+    comm.gather(torch.zeros(1))
+    torch_private.set_timeout(group, 0.2)
+    began = time.monotonic()
+    if comm.rank == 0:
+        with pytest.raises(RuntimeError):
+            dist.all_reduce(torch.zeros(1), group=group)
+    comm.gather(torch.zeros(1))
+    dist.destroy_process_group(group)
+    return time.monotonic() - began < SOON
+
+
+def test_set_timeout_limits_the_operations_that_follow(pool: Pool) -> None:
+    assert pool.run(timed_out, workers=2) == [True, True]
+
+
+def counted(comm: Comm) -> list[Any]:
+    before, known = torch_private.groups_made(), torch_private.all_groups()
+    group = pair()
+    with_it = torch_private.groups_made() - before, group in torch_private.all_groups()
+    comm.gather(torch.zeros(1))
+    dist.destroy_process_group(group)
+    return [with_it, torch_private.groups_made() - before, torch_private.all_groups() == known]
+
+
+def test_groups_are_listed_and_counted(pool: Pool) -> None:
+    assert pool.run(counted, workers=2) == [[(1, True), 0, True]] * 2
+
+
+def meets(end: Any, port: int, rank: int) -> None:
+    """Meet the other in a default group, one of the two after an attempt that nobody else joined."""
+    store = process_groups.connect("127.0.0.1", port, SOON)
+    if rank == 0:
+        with pytest.raises(RuntimeError):
+            process_groups.form(store, "alone", (0, 2), 0.3, SOON)
+        process_groups.dissolve()
+    process_groups.form(store, "both", (rank, 2), SOON, SOON)
+    total = torch.ones(1)
+    dist.all_reduce(total)
+    end.send(float(total))
+    process_groups.dissolve()
+
+
+def test_default_groups_meet_when_the_count_is_reset() -> None:
+    store, port = process_groups.serve_store()
+    pipes = [CONTEXT.Pipe(duplex=False) for _ in range(2)]
+    processes = [CONTEXT.Process(target=meets, args=(pipes[r][1], port, r)) for r in range(2)]
+    for process in processes:
+        process.start()
+    for _, there in pipes:
+        there.close()
+    assert [here.recv() for here, _ in pipes] == [2.0, 2.0]
+    for process in processes:
+        process.join(SOON)
+        assert process.exitcode == 0
+    del store
+
+
+def test_leak_adds_a_reference_that_nobody_drops() -> None:
+    thing = object()
+    before = sys.getrefcount(thing)
+    torch_private.leak(thing)
+    assert sys.getrefcount(thing) == before + 1
+
+
+def test_the_stores_are_those_of_torch() -> None:
+    assert torch_private.TCPStore is dist.TCPStore
+    assert torch_private.PrefixStore is dist.PrefixStore
