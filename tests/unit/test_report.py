@@ -318,17 +318,17 @@ def test_a_workload_without_accuracy_is_drawn_by_its_loss() -> None:
 def test_the_bars_of_trust_cover_exactly_the_steps_of_distrust(states: list[set[int]], apart: int) -> None:
     steps = apart * (len(states) + 1)
     changes = tuple((apart * (i + 1), tuple(sorted(ranks))) for i, ranks in enumerate(states))
-    found: dict[int, set[int]] = {}
-    spans = 0
-    for line in re.findall(r"<tr>(.*?)</tr>", trust(section(trust=(Distrusted("m", 1, 0, changes, steps),)))):
-        *_, worker, _, when = re.findall(r"<td>(.*?)</td>", line) or ("", "", "")
-        for first, last in re.findall(r"(\d+) to (\d+)", when):
-            found.setdefault(int(worker), set()).update(range(int(first), int(last)))
-            spans += 1
+    figure = trust(section(trust=(Distrusted("m", 1, 0, changes, steps),)))
+    assert figure
+    found = {row.rank: set[int]() for row in figure.rows}
+    for row in figure.rows:
+        for first, last in re.findall(r"(\d+) to (\d+)", row.steps):
+            found[row.rank].update(range(int(first), int(last)))
     expected: dict[int, set[int]] = {}
     for begin, ranks in changes:
         for rank in ranks:
             expected.setdefault(rank, set()).update(range(begin, begin + apart))
     assert found == expected
     # neighbouring spells are one bar
-    assert spans == sum(step - 1 not in one for one in expected.values() for step in one)
+    bars = sum(len(row.bars) for row in figure.rows)
+    assert bars == sum(step - 1 not in one for one in expected.values() for step in one)

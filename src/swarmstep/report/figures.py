@@ -1,16 +1,70 @@
-"""What the page draws: the curves and their data, the numbers over n, and who was distrusted when."""
+"""What `figures.html` shows: curves and their data, results over n, who was distrusted when."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from swarmstep.compare.analysis import Distrusted, Estimate, Section
 from swarmstep.report.labels import DASH, interval, ranges, target_of, value
-from swarmstep.report.markup import Markup, join, table, tag
 
-MANY = 8  # curves: more are not shown at once unless asked for
+MANY = 8  # curves: if there are more, not all are shown at first
+
+
+class DataTable(NamedTuple):
+    """A table of text; the first cell of each row is its head."""
+
+    title: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+class Choice(NamedTuple):
+    """Radio buttons that choose `key`; `options` maps its values to labels, the default first."""
+
+    key: str
+    label: str
+    options: Mapping[str, str]
+
+
+class Figure(NamedTuple):
+    """A plot that page.js draws from the data of a section (by index), its controls, and its data as a table."""
+
+    kind: str
+    section: int
+    text: str
+    data: DataTable
+    choices: Sequence[Choice] = ()
+
+
+class TrustRow(NamedTuple):
+    """When a rank of a run was distrusted: as bars (x and width in percent), and as text."""
+
+    method: str
+    every: int
+    seed: int
+    rank: int
+    bars: Sequence[tuple[str, str]]
+    steps: str
+
+
+class TrustFigure(NamedTuple):
+    """All ranks that were ever distrusted, and the runs in which none was."""
+
+    title: str
+    axis: str
+    rows: Sequence[TrustRow]
+    never: str
+
+
+class ClockErrorTable(NamedTuple):
+    """How far the virtual clock was from the real one; `worst` is the largest error, "" if none is known."""
+
+    title: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    worst: str
 
 
 def plots(sections: Sequence[Section]) -> dict[str, Any]:
@@ -33,12 +87,11 @@ def _plots(section: Section) -> dict[str, Any]:
         }
         for curve in section.curves
     ]
-    kind, over = _by_n(section)
-    by_n = {name: [[every, _plain(found)] for every, found in points] for name, points in over.items()}
+    kind, methods = _by_n(section)
     return {
         "title": section.title,
         "curves": curves,
-        "by_n": by_n,
+        "by_n": {name: [[n, _plain(estimate)] for n, estimate in points] for name, points in methods.items()},
         "measure": kind,
         "target": target_of(section),
     }
@@ -51,10 +104,10 @@ def _plain(number: float | Estimate) -> Any:
 
 
 def _shown(section: Section) -> set[tuple[str, int]]:
-    """All curves, or where these are too many, each method's at its best n."""
-    if len(section.curves) <= MANY:
-        return {(curve.method, curve.every) for curve in section.curves}
+    """Return method and n of the curves shown at first: all, or if they are many each method's best n."""
     drawn = {(curve.method, curve.every) for curve in section.curves}
+    if len(section.curves) <= MANY:
+        return drawn
     best: dict[str, tuple[str, int]] = {}
     for row in section.rows:
         if (row.method, row.every) in drawn:
@@ -62,25 +115,22 @@ def _shown(section: Section) -> set[tuple[str, int]]:
     return set(best.values())
 
 
-def curves(section: Section, index: int) -> Markup:
-    """Return the place where the curves are drawn, its controls, and its data as a table."""
-    if not any(curve.points for curve in section.curves):
-        return tag("p", "No curves: no run has finished.", class_="note")
+def curves(section: Section, index: int) -> Figure | None:
+    """Return the figure of the curves; None if there are none."""
     points = [point for curve in section.curves for point in curve.points]
+    if not points:
+        return None
     timed = any(math.isfinite(point.seconds) for point in points)
     judged = any(math.isfinite(point.accuracy.mean) for point in points)
-    against = [("step", "steps"), ("bytes", "bytes sent"), *([("seconds", "time")] if timed else [])]
-    scores = [*([("accuracy", "accuracy")] if judged else []), ("loss", "loss")]
-    controls = tag(
-        "div",
-        _choice(f"y{index}", "y", "Show", scores),
-        _choice(f"x{index}", "x", "against", against),
-        _choice(f"r{index}", "range", "Range", [("close", "close-up"), ("all", "all")]),
-        class_="controls",
+    choices = (
+        Choice("y", "Show", ({"accuracy": "accuracy"} if judged else {}) | {"loss": "loss"}),
+        Choice("x", "against", {"step": "steps", "bytes": "bytes sent"} | ({"seconds": "time"} if timed else {})),
+        Choice("range", "Range", {"close": "close-up", "all": "all"}),
     )
     few = len(_shown(section)) < len(section.curves)
     note = "Each method at its best n; the others can be switched on below. " if few else ""
-    rows = (
+    heads = ["method", "n", "step", "sent", "time", "accuracy", "95 % interval", "loss", "95 % interval"]
+    rows = [
         [
             curve.method,
             str(curve.every),
@@ -92,135 +142,93 @@ def curves(section: Section, index: int) -> Markup:
         ]
         for curve in section.curves
         for point in curve.points
-    )
-    heads = ["method", "n", "step", "sent", "time", "accuracy", "95 % interval", "loss", "95 % interval"]
-    title = "Quality on the test set while training"
-    text = f"{note}Bands are 95 % intervals over the seeds."
-    return _figure("curves", index, title, text, [controls, _data(heads, rows, title)])
+    ]
+    data = DataTable("Quality on the test set while training", heads, rows)
+    return Figure("curves", index, f"{note}Bands are 95 % intervals over the seeds.", data, choices)
 
 
-def over_n(section: Section, index: int) -> Markup:
-    """Return the place where accuracies (or losses) at the end are drawn over n, and its data as a table."""
-    kind, over = _by_n(section)
-    if len({n for points in over.values() for n, _ in points}) < 2:
-        return Markup()
-    rows = (
-        [method, str(n), *_both(found, kind), str(found.count)]
-        for method, points in over.items()
-        for n, found in points
-    )
-    title = f"Test {kind} at the end against n"
-    text = "What talking more rarely costs: n is the number of steps from one synchronization to the next."
+def over_n(section: Section, index: int) -> Figure | None:
+    """Return the figure of the accuracies (or losses) at the end over n; None if there is only one n."""
+    kind, methods = _by_n(section)
+    if len({n for points in methods.values() for n, _ in points}) < 2:
+        return None
     heads = ["method", "n", f"test {kind}", "95 % interval", "seeds"]
-    return _figure("by_n", index, title, text, [_data(heads, rows, title)])
+    rows = [
+        [method, str(n), *_both(estimate, kind), str(estimate.count)]
+        for method, points in methods.items()
+        for n, estimate in points
+    ]
+    text = "What talking more rarely costs: n is the number of steps from one synchronization to the next."
+    return Figure("by_n", index, text, DataTable(f"Test {kind} at the end against n", heads, rows))
 
 
 def _by_n(section: Section) -> tuple[str, Mapping[str, Sequence[tuple[int, Estimate]]]]:
     """Return "accuracy" and that of each method over n; "loss" where no accuracy has a meaning."""
-    if any(math.isfinite(found.mean) for points in section.by_n.values() for _, found in points):
+    if any(math.isfinite(estimate.mean) for points in section.by_n.values() for _, estimate in points):
         return "accuracy", section.by_n
-    found: dict[str, list[tuple[int, Estimate]]] = {}
+    losses: dict[str, list[tuple[int, Estimate]]] = {}
     for row in sorted(section.rows, key=lambda row: row.every):
         if row.seeds:
-            found.setdefault(row.method, []).append((row.every, row.loss))
-    return "loss", found
+            losses.setdefault(row.method, []).append((row.every, row.loss))
+    return "loss", losses
 
 
 def _both(estimate: Estimate, kind: str) -> tuple[str, str]:
     return value(estimate.mean, kind), interval(estimate, kind) or DASH
 
 
-def _figure(kind: str, index: int, title: str, text: str, parts: Sequence[Markup]) -> Markup:
-    *controls, data = parts
-    canvas = [tag("div", class_="canvas"), tag("div", class_="legend", role="group", aria_label="Curves to show")]
-    caption = tag("figcaption", tag("h3", title), tag("p", text))
-    return tag("figure", caption, *controls, *canvas, data, data_plot=kind, data_section=str(index))
-
-
-def _choice(group: str, key: str, label: str, options: Sequence[tuple[str, str]]) -> Markup:
-    if len(options) < 2:
-        return Markup()
-    made: list[Markup] = []
-    for i, (given, text) in enumerate(options):
-        checked = "" if i == 0 else None
-        radio = tag("input", type="radio", name=group, value=given, data_key=key, checked=checked)
-        made.append(tag("label", radio, tag("span", text)))
-    return tag("fieldset", tag("legend", label), tag("div", *made))
-
-
-def _data(heads: Sequence[str], rows: Iterable[Sequence[str]], title: str) -> Markup:
-    return tag("details", tag("summary", "The data as a table"), table(heads, rows, title))
-
-
-def trust(section: Section) -> Markup:
-    """Return which ranks were distrusted when: a bar for each rank of each run, and the steps in words."""
+def trust(section: Section) -> TrustFigure | None:
+    """Return which ranks were distrusted when; None if no method of the section judges its workers."""
     if not section.trust:
-        return Markup()
+        return None
     last = max(run.steps for run in section.trust)
-    rows: list[Sequence[str]] = []
-    calm: dict[str, list[int]] = {}
+    rows: list[TrustRow] = []
+    never: dict[str, list[int]] = {}
     for run in section.trust:
         spans = _spans(run)
         if not spans:
-            calm.setdefault(f"{run.method}, n = {run.every}", []).append(run.seed)
-        for rank, found in spans.items():
-            steps = ", ".join(f"{a:,} to {b:,}" for a, b in found)
-            rows.append([run.method, str(run.every), str(run.seed), str(rank), _bar(found, last), steps])
-    heads = ["method", "n", "seed", "worker", f"step 0 to {last:,}", "distrusted in steps"]
-    title = "Who was distrusted when"
-    shown = [table(heads, rows, title)] if rows else []
-    if calm:
-        seeds = {name: f"seed{'s' * (len(found) > 1)} {ranges(sorted(found))}" for name, found in calm.items()}
-        named = "; ".join(f"{name} ({found})" for name, found in seeds.items())
-        shown.append(tag("p", f"Nobody was ever distrusted by {named}.", class_="note"))
-    return tag("section", tag("h3", title), *shown, class_="trust")
+            never.setdefault(f"{run.method}, n = {run.every}", []).append(run.seed)
+        for rank, of_rank in spans.items():
+            steps = ", ".join(f"{begin:,} to {end:,}" for begin, end in of_rank)
+            rows.append(TrustRow(run.method, run.every, run.seed, rank, _bars(of_rank, last), steps))
+    named = [f"{name} (seed{'s' * (len(seeds) > 1)} {ranges(sorted(seeds))})" for name, seeds in never.items()]
+    return TrustFigure("Who was distrusted when", f"step 0 to {last:,}", rows, "; ".join(named))
 
 
 def _spans(run: Distrusted) -> dict[int, list[tuple[int, int]]]:
-    """For each rank that was ever distrusted: from which step to which."""
-    found: dict[int, list[tuple[int, int]]] = {}
+    """Return for each rank that was ever distrusted from which step to which."""
+    spans: dict[int, list[tuple[int, int]]] = {}
     ends = [*[step for step, _ in run.changes[1:]], run.steps]
     for (begin, ranks), end in zip(run.changes, ends, strict=False):
         for rank in ranks:
-            spans = found.setdefault(rank, [])
-            if spans and spans[-1][1] == begin:
-                begin_of_all = spans.pop()[0]
-                spans.append((begin_of_all, end))
-            else:
-                spans.append((begin, end))
-    return dict(sorted(found.items()))
+            of_rank = spans.setdefault(rank, [])
+            goes_on = bool(of_rank) and of_rank[-1][1] == begin
+            of_rank.append((of_rank.pop()[0] if goes_on else begin, end))
+    return dict(sorted(spans.items()))
 
 
-def _bar(spans: Sequence[tuple[int, int]], steps: int) -> Markup:
-    def share(step: int) -> str:
-        return f"{100 * step / max(steps, 1):.2f}%"
+def _bars(spans: Sequence[tuple[int, int]], steps: int) -> list[tuple[str, str]]:
+    def percent(count: int) -> str:
+        return f"{100 * count / max(steps, 1):.2f}%"
 
-    parts = [tag("rect", x="0", y="6", width="100%", height="8", class_="track")]
-    parts += [tag("rect", x=share(a), y="6", width=share(b - a), height="8") for a, b in spans]
-    return tag("svg", *parts, class_="bar", role="img", aria_label="timeline")
+    return [(percent(begin), percent(end - begin)) for begin, end in spans]
 
 
-def clock_errors(section: Section) -> Markup:
-    """Return how far the virtual clock was from the real one."""
+def clock_errors(section: Section) -> ClockErrorTable | None:
+    """Return how far the virtual clock was from the real one; None if it was not compared."""
     if not section.clock_errors:
-        return Markup()
+        return None
     rows = [
         [
-            found.method,
-            str(found.every),
-            value(found.real, "seconds"),
-            value(found.virtual, "seconds"),
-            _off(found.error),
+            one.method,
+            str(one.every),
+            value(one.real, "seconds"),
+            value(one.virtual, "seconds"),
+            f"{100 * one.error:+.1f} %" if math.isfinite(one.error) else DASH,
         ]
-        for found in section.clock_errors
+        for one in section.clock_errors
     ]
     finite = [abs(one.error) for one in section.clock_errors if math.isfinite(one.error)]
-    worst = [f"At most {max(finite):.1%} off. ".replace("%", " %")] if finite else []
-    title = "The virtual clock against the real one"
-    text = join([*worst, "Above 0: it takes the run to be longer than it was."])
+    worst = f"{100 * max(finite):.1f} %" if finite else ""
     heads = ["method", "n", "real", "virtual", "error"]
-    return tag("section", tag("h3", title), tag("p", text), table(heads, rows, title))
-
-
-def _off(error: float) -> str:
-    return f"{100 * error:+.1f} %" if math.isfinite(error) else DASH
+    return ClockErrorTable("The virtual clock against the real one", heads, rows, worst)

@@ -1,4 +1,4 @@
-"""The headline table of a section: who is ahead, by how much, at what cost."""
+"""What `headline.html` shows, the table of a section: which method is ahead, by how much, at what cost."""
 
 from __future__ import annotations
 
@@ -8,34 +8,73 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from swarmstep.compare.analysis import Estimate, MethodRow, Section
-from swarmstep.report.labels import DASH, Quantity, at_target, chosen, interval, plural, ranked_by, value
-from swarmstep.report.markup import Markup, box, join, tag
+from swarmstep.report.labels import DASH, at_target, chosen, interval, plural, ranked_by, value
 
-_INSIDE = r"(?<=[\d±]) (?=[\d±]|s$)"  # where no line may end: "1.31 ± 0.42 s"
+AT_END = "At the end"
+_UNBROKEN = r"(?<=[\d±]) (?=[\d±]|s$)"  # spaces at which no line may break: "1.31 ± 0.42 s"
+
+
+class ForestMark(NamedTuple):
+    """A mean and its interval as positions on the table's axis, in percent; `low` is "" without an interval."""
+
+    mean: str
+    low: str
+    high: str
+    label: str
+
+
+class HeadlineRow(NamedTuple):
+    """One row as text; `method` is its name, then its settings."""
+
+    rank: str
+    method: Sequence[str]
+    every: str
+    mark: ForestMark | None
+    verdict: str
+    reached: str
+    estimates: Sequence[tuple[str, str]]  # mean and interval of each column
+    chosen: str
+    seeds: str
+    failed: int
+
+
+class Headline(NamedTuple):
+    """The table: `groups` are heads over several columns, with their widths; `heads` those of the estimates."""
+
+    title: str
+    groups: Sequence[tuple[str, int]]
+    ranked_by: str
+    axis: str
+    has_target: bool
+    heads: Sequence[str]
+    ranked: Sequence[HeadlineRow]
+    unranked: Sequence[HeadlineRow]
 
 
 class _Column(NamedTuple):
-    group: str  # over several columns
+    group: str
     head: str
     kind: str
     of: Callable[[MethodRow], Estimate]
 
 
-def headline(section: Section) -> Markup:
-    """Return the table of all rows: the best first, those that are not ranked apart at the end."""
+def headline(section: Section) -> Headline:
+    """Return the table of all rows: the best first, those that are not ranked at the end."""
     by = ranked_by(section)
-    columns = [column for column in _columns(section) if _known(column, section.rows)]
-    scale = _Scale([by.of(row) for row in section.rows])
-    ranked = [row for row in section.rows if row.rank is not None]
-    unranked = [row for row in section.rows if row.rank is None]
-    width = len(columns) + (7 if section.target else 6)
-    bodies = [tag("tbody", *[_row(row, section, columns, scale) for row in ranked])] if ranked else []
-    if unranked:
-        apart = tag("tr", tag("th", "Not ranked", colspan=str(width), scope="rowgroup"), class_="apart")
-        lines = [_row(row, section, columns, scale) for row in unranked]
-        bodies.append(tag("tbody", apart, *lines, class_="unranked"))
-    label = f"Ranking: {by.best}"
-    return box(tag("table", _head(section, columns, by, scale), *bodies, class_="headline"), label)
+    columns = [
+        column for column in _columns(section) if any(math.isfinite(column.of(row).mean) for row in section.rows)
+    ]
+    axis = _Axis([by.of(row) for row in section.rows])
+    return Headline(
+        title=f"Ranking: {by.best}",
+        groups=_groups(section, columns),
+        ranked_by=by.kind,
+        axis=axis.ends(by.kind),
+        has_target=bool(section.target),
+        heads=[column.head for column in columns],
+        ranked=[_row(row, section, columns, axis.mark(by.of(row))) for row in section.rows if row.rank],
+        unranked=[_row(row, section, columns, axis.mark(by.of(row))) for row in section.rows if not row.rank],
+    )
 
 
 def _columns(section: Section) -> list[_Column]:
@@ -46,67 +85,39 @@ def _columns(section: Section) -> list[_Column]:
         return lambda row: getattr(row, kind)
 
     until = f"Until {section.target}"
-    reaching = [("time", "seconds"), ("steps", "steps"), ("sent", "bytes")]
+    reaching = [("time", "seconds"), ("steps", "steps"), ("sent", "bytes")] if section.target else []
     ending = [("accuracy", "accuracy"), ("loss", "loss"), ("sent", "bytes"), ("time", "seconds")]
-    found = [_Column(until, head, kind, at(kind)) for head, kind in reaching if section.target]
-    return found + [_Column("At the end", head, kind, end(kind)) for head, kind in ending]
+    columns = [_Column(until, head, kind, at(kind)) for head, kind in reaching]
+    return columns + [_Column(AT_END, head, kind, end(kind)) for head, kind in ending]
 
 
-def _known(column: _Column, rows: Sequence[MethodRow]) -> bool:
-    return any(math.isfinite(column.of(row).mean) for row in rows)
+def _groups(section: Section, columns: Sequence[_Column]) -> list[tuple[str, int]]:
+    """Return the heads over the columns: one over rank to verdict, those of the estimates, one over the rest."""
+    at_end = sum(column.group == AT_END for column in columns)
+    until = [(f"Until {section.target}", 1 + len(columns) - at_end)] if section.target else []  # and "reached"
+    ending = [(AT_END, at_end)] if at_end else []
+    return [("", 5), *until, *ending, ("", 2)]
 
 
-def _head(section: Section, columns: Sequence[_Column], by: Quantity, scale: _Scale) -> Markup:
-    groups = list(dict.fromkeys(column.group for column in columns))
-    names = [("", 5)]
-    for group in groups:
-        reached = bool(section.target) and group != "At the end"
-        names.append((group, sum(column.group == group for column in columns) + reached))
-    if section.target and not any(column.group != "At the end" for column in columns):
-        names.insert(1, (f"Until {section.target}", 1))
-    over = [tag("th", text, colspan=str(width), scope="colgroup") for text, width in (*names, ("", 2))]
-    heads = [tag("th", text, scope="col", class_=text) for text in ("rank", "method", "n")]
-    heads.append(tag("th", by.kind, tag("small", scale.ends(by.kind)), scope="col", class_="forest"))
-    heads.append(tag("th", "verdict", scope="col"))
-    heads += [tag("th", "reached", scope="col")] if section.target else []
-    heads += [tag("th", column.head, scope="col", class_="number") for column in columns]
-    heads += [tag("th", text, scope="col") for text in ("tuning chose", "seeds")]
-    return tag("thead", tag("tr", *over, class_="groups"), tag("tr", *heads))
+def _row(row: MethodRow, section: Section, columns: Sequence[_Column], mark: ForestMark | None) -> HeadlineRow:
+    reached = f"{row.to_target.reached} of {row.to_target.count}" if row.to_target else DASH
+    estimates = [(column.of(row), column.kind) for column in columns]
+    return HeadlineRow(
+        rank=str(row.rank or DASH),
+        method=row.method.split("+"),
+        every=str(row.every),
+        mark=mark,
+        verdict=re.sub(_UNBROKEN, "\N{NO-BREAK SPACE}", row.verdict),
+        reached=reached if section.target else "",
+        estimates=[(value(estimate.mean, kind), interval(estimate, kind)) for estimate, kind in estimates],
+        chosen=chosen(row),
+        seeds=str(len(row.seeds)),
+        failed=len(row.failed),
+    )
 
 
-def _row(row: MethodRow, section: Section, columns: Sequence[_Column], scale: _Scale) -> Markup:
-    by = ranked_by(section)
-    cells = [
-        tag("td", str(row.rank) if row.rank else DASH, class_="rank"),
-        tag("th", *_breakable(row.method), scope="row", class_="method"),
-        tag("td", str(row.every), class_="number"),
-        tag("td", scale.draw(by.of(row)), class_="forest"),
-        tag("td", tag("span", re.sub(_INSIDE, "\N{NO-BREAK SPACE}", row.verdict)), class_="verdict"),
-    ]
-    if section.target:
-        found = row.to_target
-        text = f"{found.reached} of {found.count}" if found else DASH
-        cells.append(tag("td", text, class_="number"))
-    cells += [tag("td", *_estimate(column.of(row), column.kind), class_="number") for column in columns]
-    cells.append(tag("td", chosen(row), class_="chosen"))
-    failed = [tag("small", f"{len(row.failed)} failed")] if row.failed else []
-    cells.append(tag("td", str(len(row.seeds)), *failed, class_="number"))
-    return tag("tr", *cells, class_="leading" if row.rank == 1 else None)
-
-
-def _breakable(method: str) -> list[str]:
-    """Return a method's name with places where a line may end, before its settings."""
-    first, *rest = method.split("+")
-    return [first, *[part for setting in rest for part in (tag("wbr"), f"+{setting}")]]
-
-
-def _estimate(estimate: Estimate, kind: str) -> list[Markup]:
-    between = interval(estimate, kind)
-    return [join([value(estimate.mean, kind)]), *([tag("small", between)] if between else [])]
-
-
-class _Scale:
-    """Draws estimates on one axis, so that the eye sees which intervals overlap; logarithmic over a wide range."""
+class _Axis:
+    """Places estimates on one axis, so that overlapping intervals are seen; logarithmic over a wide range."""
 
     def __init__(self, estimates: Sequence[Estimate]) -> None:
         ends = [end for estimate in estimates for end in estimate[:3] if math.isfinite(end)]
@@ -114,26 +125,23 @@ class _Scale:
         self._log = self._low > 0 and self._high / self._low > 5
 
     def ends(self, kind: str) -> str:
-        """Return where the axis begins and ends, in words."""
+        """Return where the axis begins and ends."""
         if not self._high > self._low:
             return ""
         return f"{value(self._low, kind)} to {value(self._high, kind)}{', log' if self._log else ''}"
 
-    def draw(self, estimate: Estimate) -> Markup:
-        """Return a dot for the mean on a line for the interval."""
+    def mark(self, estimate: Estimate) -> ForestMark | None:
+        """Return where an estimate is drawn; None if it is not known."""
         if not math.isfinite(estimate.mean):
-            return tag("small", DASH)
-        parts: list[Markup] = []
-        if math.isfinite(estimate.low):
-            ends = {"x1": self._at(estimate.low), "x2": self._at(estimate.high)}
-            parts.append(tag("line", y1="50%", y2="50%", **ends))
-        parts.append(tag("circle", cx=self._at(estimate.mean), cy="50%", r="4"))
-        count = plural(estimate.count, "seed")
-        return tag("svg", *parts, role="img", aria_label=f"mean and interval of {count}")
+            return None
+        known = math.isfinite(estimate.low)
+        low, high = (self._at(estimate.low), self._at(estimate.high)) if known else ("", "")
+        label = f"mean and interval of {plural(estimate.count, 'seed')}"
+        return ForestMark(self._at(estimate.mean), low, high, label)
 
     def _at(self, number: float) -> str:
         if not self._high > self._low:
             return "50%"
-        turn = math.log if self._log else float
-        share = (turn(number) - turn(self._low)) / (turn(self._high) - turn(self._low))
+        scale = math.log if self._log else float
+        share = (scale(number) - scale(self._low)) / (scale(self._high) - scale(self._low))
         return f"{4 + 92 * share:.2f}%"
