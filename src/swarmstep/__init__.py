@@ -48,7 +48,8 @@ if TYPE_CHECKING:
     from swarmstep.strategies.pso_ps import PSOPS
     from swarmstep.strategies.slowmo import SlowMo
     from swarmstep.strategies.trimmed_mean import TrimmedMean
-    from swarmstep.when import Every, GradientChange, Never, QuadraticRule, WarmupThen, When
+    from swarmstep.strategies.warmup import Warmup
+    from swarmstep.when import Every, GradientChange, Never, QuadraticRule, When
 
 __version__ = "0.1.0"
 
@@ -89,7 +90,7 @@ __all__ = [
     "Synchronizer",
     "TopK",
     "TrimmedMean",
-    "WarmupThen",
+    "Warmup",
     "When",
     "average_gradients",
     "simulate",
@@ -132,7 +133,7 @@ _MODULES = {
     "Synchronizer": "swarmstep.runtime.synchronizer",
     "TopK": "swarmstep.comm.codecs",
     "TrimmedMean": "swarmstep.strategies.trimmed_mean",
-    "WarmupThen": "swarmstep.when",
+    "Warmup": "swarmstep.strategies.warmup",
     "When": "swarmstep.when",
     "average_gradients": "swarmstep.runtime.gradients",
     "simulate": "swarmstep.comm.sim",

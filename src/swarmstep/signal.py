@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 
 from torch import Tensor
 
@@ -22,6 +23,13 @@ class Layout:
     sizes: tuple[int, ...]  # elements of each tensor, in the order in which they lie in x
     parameters: int  # the first so many elements of x are parameters, the rest are buffers
 
+    @property
+    def parameter_sizes(self) -> list[int]:
+        """Elements of each parameter tensor."""
+        return [
+            size for size, end in zip(self.sizes, accumulate(self.sizes), strict=True) if end <= self.parameters
+        ]
+
 
 @dataclass(frozen=True, slots=True)
 class Signal:
@@ -38,7 +46,9 @@ class Signal:
     loss: Callable[[], float]
     gradient: Callable[[], Tensor]
     probe: Callable[[Tensor], float] | None
+    layout: Layout
     probe_cost: float = 0.0  # of one call of `probe`, in local steps
+    rank: int = 0  # of this worker, for triggers that differ from rank to rank
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from test_dist import Launched
 from torch import Tensor, nn
 
-from helpers import TRIGGERS, VARIANTS, Run, Trainer, Vote, run, same
+from helpers import VARIANTS, Run, Trainer, Vote, run, same, timed
 from pool import Pool
 from swarmstep import (
     PSOPS,
@@ -35,7 +35,7 @@ from swarmstep import (
     Options,
     Strategy,
     Synchronizer,
-    WarmupThen,
+    Warmup,
     simulate,
 )
 from swarmstep.comm.codecs import Int8
@@ -170,7 +170,7 @@ late = functools.partial(run, delay=3)
 
 
 def chosen(name: str, trigger: str) -> Strategy:
-    return dataclasses.replace(VARIANTS[name], when=TRIGGERS[trigger])
+    return timed(VARIANTS[name], trigger)
 
 
 @functools.cache
@@ -478,7 +478,7 @@ def test_a_checkpoint_stays_as_it_was(pool: Pool) -> None:
 
 def test_a_warm_up_that_votes_and_travels_starts_the_strategy_from_its_end() -> None:
     def train(comm: Comm) -> tuple[Tensor, Tensor]:
-        trainer = Trainer(DiLoCo(when=WarmupThen(9, Vote(0.0))), comm, delay=3)
+        trainer = Trainer(Warmup(DiLoCo(when=Vote(0.0)), 9), comm, delay=3)
         while not (report := trainer.step()) or report.step <= 9:
             pass
         state = trainer.sync.state_dict()["fragments"][0]["state"]

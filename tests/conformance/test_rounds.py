@@ -12,7 +12,7 @@ from torch import Tensor
 
 from helpers import VARIANTS, Trainer, network, options, same
 from pool import Pool
-from swarmstep import Comm, Every, Group, LocalSGD, Never, Strategy, Synchronizer, WarmupThen, simulate
+from swarmstep import Comm, Every, Group, LocalSGD, Never, Strategy, Synchronizer, Warmup, simulate
 from swarmstep.errors import CommError, NotFinite
 from wrapped import Wrapped
 
@@ -105,7 +105,7 @@ def test_a_nan_on_one_rank_raises_on_all_or_is_contained(pool: Pool, variant: st
 
 @every_variant
 def test_a_nan_in_the_warm_up_is_contained_by_nobody(variant: str) -> None:
-    strategy = chosen(variant, when=WarmupThen(4, Never()))
+    strategy = Warmup(chosen(variant, when=Never()), 4)
     for said in simulate(lambda comm: poisoned(comm, strategy), WORKERS):
         assert "step 2: the weights of rank 1 are not finite, or 1000 times" in said
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from helpers import TRIGGERS, VARIANTS, Run, Trainer, options, run, same
+from helpers import TIMINGS, VARIANTS, Run, Trainer, options, run, same, timed
 from pool import Pool
 from swarmstep import STRATEGIES, Comm, Every, Strategy, Synchronizer, simulate
 
@@ -18,12 +18,12 @@ STEPS = 7
 
 every_variant = pytest.mark.parametrize("variant", VARIANTS)
 # Every strategy with every trigger; its options with those that reach most code.
-CASES = [(v, t) for v in VARIANTS for t in (["warm-up", "vote"] if ":" in v else TRIGGERS)]
+CASES = [(v, t) for v in VARIANTS for t in (["warm-up", "vote"] if ":" in v else TIMINGS)]
 every_case = pytest.mark.parametrize(("variant", "trigger"), CASES)
 
 
 def chosen(variant: str, trigger: str) -> Strategy:
-    return dataclasses.replace(VARIANTS[variant], when=TRIGGERS[trigger])
+    return timed(VARIANTS[variant], trigger)
 
 
 @functools.cache
@@ -64,7 +64,7 @@ def test_the_same_again(variant: str) -> None:
 
 @every_variant
 def test_the_rounds_are_where_the_trigger_says(variant: str) -> None:
-    rounds = {name: [found.rounds for found in uninterrupted(variant, name)] for name in TRIGGERS}
+    rounds = {name: [found.rounds for found in uninterrupted(variant, name)] for name in TIMINGS}
     assert rounds["every-1"] == [[1, 2, 3, 4, 5, 6, 7]] * WORKERS
     assert rounds["every-3"] == [[3, 6]] * WORKERS
     assert rounds["warm-up"] == [[1, 2, 3, 4, 6]] * WORKERS

@@ -20,7 +20,7 @@ from swarmstep import (
     InformedSwarm,
     LocalSGD,
     Strategy,
-    WarmupThen,
+    Warmup,
     simulate,
 )
 from swarmstep.comm.codecs import Bfloat16, Codec, Int4, Int8, TopK
@@ -86,7 +86,7 @@ def test_all_have_the_same_weights_after_a_round_of_what_makes_them_equal() -> N
 
 
 def test_a_warm_up_is_coded_too() -> None:
-    found = simulate(lambda comm: run(comm, InformedSwarm(when=Every(2)), 6, codec=Int8(64)), 2)
+    found = simulate(lambda comm: run(comm, Warmup(InformedSwarm(when=Every(2)), 3), 6, codec=Int8(64)), 2)
     assert all(mine.weights[-1].isfinite().all() for mine in found)
 
 
@@ -138,7 +138,7 @@ def one_end(comm: Comm, strategy: Strategy, given: dict[str, Any]) -> torch.Tens
 @pytest.mark.parametrize(
     ("strategy", "given"),
     [
-        (PSOPS(when=WarmupThen(4, Every(4))), {}),
+        (Warmup(PSOPS(when=Every(4)), 4), {}),
         (DiLoCo(when=Every(2)), {"buffers": "local"}),
         (DiLoCo(when=Every(2)), {"buffers": "local", "delay": 1}),
     ],

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from helpers import TRIGGERS, Trainer, run, same
+from helpers import TIMINGS, Trainer, run, same, timed
 from pool import Pool
 from rounds import Array, Game, game, play
 from swarmstep import Comm, Every, Group, Hierarchical, LocalSGD, Strategy, Synchronizer, simulate
@@ -85,7 +85,7 @@ def test_all_workers_are_equal_bitwise_where_the_hosts_meet() -> None:
 @pytest.mark.parametrize("local", [None, WORKERS])
 @pytest.mark.parametrize("trigger", ["every-1", "warm-up", "vote"])
 def test_one_host_is_local_sgd(local: int | None, trigger: str) -> None:
-    one, plain = Hierarchical(local, 2, when=TRIGGERS[trigger]), LocalSGD(when=TRIGGERS[trigger])
+    one, plain = timed(Hierarchical(local, 2), trigger), timed(LocalSGD(), trigger)
     for a, b in zip(*(simulate(lambda c, s=s: run(c, s, STEPS), WORKERS) for s in (one, plain)), strict=True):
         assert same(a.weights, b.weights)
 
@@ -191,11 +191,11 @@ def test_where_the_workers_are_one_group_no_others_are_made(local: int | None) -
     assert all(group == "world" and verb != "split" for calls in simulate(train, 3) for group, verb, _ in calls)
 
 
-@pytest.mark.parametrize("trigger", TRIGGERS)
+@pytest.mark.parametrize("trigger", TIMINGS)
 def test_real_processes_equal_simulation_bitwise_and_so_does_a_run_resumed_at_each_step(
     pool: Pool, trigger: str
 ) -> None:
-    strategy = dataclasses.replace(PAIRS, when=TRIGGERS[trigger])
+    strategy = timed(PAIRS, trigger)
     whole = simulate(lambda comm: run(comm, strategy, STEPS), WORKERS)
     assert same(pool.run(run, strategy, STEPS, workers=WORKERS), whole)
     for mine, expected in zip(simulate(lambda c: run(c, strategy, STEPS, True), WORKERS), whole, strict=True):

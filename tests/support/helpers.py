@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor, nn
 
-from swarmstep import STRATEGIES, Comm, Every, Never, Options, Strategy, Synchronizer, WarmupThen, When
+from swarmstep import STRATEGIES, Comm, Every, Never, Options, Strategy, Synchronizer, Warmup, When
 from swarmstep.runtime.flat import Flat
 from swarmstep.seeding import generator, mix
 from swarmstep.signal import Layout, Signal
@@ -54,7 +54,7 @@ class Count(NamedTuple):
 
 @final
 @dataclasses.dataclass(frozen=True)
-class Vote(When):
+class Vote(When[Count]):
     """A voting trigger for tests: a worker wishes a round when its loss exceeds the mean of what it has seen."""
 
     factor: float = 1.0
@@ -66,8 +66,7 @@ class Vote(When):
     def init(self, layout: Layout, size: int) -> Count:
         return Count(torch.zeros((), dtype=torch.int64), torch.zeros((), dtype=torch.float64))
 
-    def due(self, state: NamedTuple, signal: Signal) -> bool:
-        assert isinstance(state, Count)
+    def due(self, state: Count, signal: Signal) -> bool:
         loss = signal.loss()
         state.asked.add_(1)
         state.total.add_(loss)
@@ -77,10 +76,17 @@ class Vote(When):
 TRIGGERS: dict[str, When] = {
     "every-1": Every(1),
     "every-3": Every(3),
-    "warm-up": WarmupThen(4, Every(3)),
     "never": Never(),
     "vote": Vote(),
 }
+TIMINGS = [*TRIGGERS, "warm-up"]
+
+
+def timed(strategy: Strategy, timing: str) -> Strategy:
+    """Return the strategy with one of the `TRIGGERS`, or behind a warm-up."""
+    if timing == "warm-up":
+        return Warmup(dataclasses.replace(strategy, when=Every(3)), 4)
+    return dataclasses.replace(strategy, when=TRIGGERS[timing])
 
 
 def network(seed: int = 0) -> nn.Module:

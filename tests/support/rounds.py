@@ -84,16 +84,16 @@ def play(strategy: Strategy, game: Game, seed: int = 0, double: bool = True) -> 
                 x += torch.tensor(drift[comm.rank], dtype=dtype)
             losses = torch.tensor(np.where(gone, np.inf, game.losses[r]))
             steps = torch.tensor([0.0 if g else r + 1.0 for g in gone], dtype=torch.float64)
-            reports = world.gather(torch.tensor(strategy.report(x, state), dtype=torch.float64))
+            reports = world.gather(torch.tensor(strategy.report(x, state, layout), dtype=torch.float64))
             roll = Roll(steps, losses, reports)
             rate = None if gone[comm.rank] else game.rates[r]
-            signal = Signal(r + 1, seed, rate, lambda: 0.0, no_gradient, mean_square)
+            signal = Signal(r + 1, seed, rate, lambda: 0.0, no_gradient, mean_square, layout)
             before = [x.clone(), *(t.clone() for t in state)]
             traffic = comm.traffic.sent
             message = strategy.exchange(x, state, signal, roll, comm)
             assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(before, [x, *state], strict=True))
             sent.append(comm.traffic.sent - traffic)
-            strategy.apply(x, state, message)
+            strategy.apply(x, state, message, layout)
             weights.append(x.double().numpy().copy())
         result = strategy.result(x, state, comm).double().numpy().copy()
         return weights, result, {name: t.double().numpy().copy() for name, t in state._asdict().items()}, sent

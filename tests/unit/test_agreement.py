@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from helpers import network, options, probe, same
 from pool import Pool
-from swarmstep import PSOPS, Comm, Every, Independent, LocalSGD, Options, Synchronizer, WarmupThen, simulate
+from swarmstep import PSOPS, Comm, Every, Independent, LocalSGD, Options, Synchronizer, Warmup, simulate
 from swarmstep.errors import Disagreement, NotFinite, UsageError
 from swarmstep.runtime.startup_checks import agree
 
@@ -40,8 +40,8 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "hyper-parameter": ({"strategy": PSOPS(when=Every(4), social=0.7)}, "social: rank 0 has 0.5, rank 1 has 0.7"),
     "trigger": ({"strategy": PSOPS(when=Every(5))}, "when: rank 0 has Every(n=4), rank 1 has Every(n=5)"),
     "warm-up": (
-        {"strategy": PSOPS(when=WarmupThen(2, Every(4)))},
-        "when: rank 0 has Every(n=4), rank 1 has WarmupThen(steps=2, then=Every(n=4))",
+        {"strategy": Warmup(PSOPS(when=Every(4)), 2)},
+        "strategy: rank 0 has PSOPS, rank 1 has Warmup",
     ),
     "seed": ({"seed": 7}, "seed: rank 0 has 0, rank 1 has 7"),
     "buffers": ({"buffers": "first"}, "buffers: rank 0 has local, rank 1 has first"),

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from helpers import Trainer
-from swarmstep import PSOPS, Comm, Every, Independent, LocalSGD, Strategy, WarmupThen, simulate
+from swarmstep import PSOPS, Comm, Every, Independent, LocalSGD, Strategy, Warmup, simulate
 
 FIRST = LocalSGD(when=Every(2))
 
@@ -56,7 +56,7 @@ def test_each_strategy_has_its_default() -> None:
 
 @pytest.mark.parametrize("buffers", ["local", "first"])
 def test_a_warm_up_follows_the_policy_too(buffers: str) -> None:
-    found = simulate(lambda comm: statistics(comm, PSOPS(when=WarmupThen(2, Every(9))), buffers), 2)
+    found = simulate(lambda comm: statistics(comm, Warmup(PSOPS(when=Every(9)), 2), buffers), 2)
     for before, after, _ in found:
         assert torch.equal(after, before if buffers == "local" else found[0][0])
 

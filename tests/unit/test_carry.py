@@ -24,24 +24,23 @@ from swarmstep import (
     GradientChange,
     Hierarchical,
     InformedSwarm,
+    LocalSGD,
     Never,
     QuadraticRule,
     Round,
     Strategy,
-    WarmupThen,
+    Warmup,
     When,
     simulate,
 )
 from swarmstep.comm.codecs import Codec, Int8, TopK
 from swarmstep.comm.coded import CodecState
 from swarmstep.errors import UsageError
-from swarmstep.ownership import Derived, Inherited, Own, PerWorker, Place, Shared
+from swarmstep.ownership import Derived, Inherited, Own, PerWorker, Place, Shared, carry
 from swarmstep.runtime.flat import Flat
 from swarmstep.signal import Layout, Roll, Signal
 from swarmstep.strategies import trust
-from swarmstep.strategies.base import carry
-from swarmstep.strategies.informed_swarm import Flock
-from swarmstep.strategies.pso_ps import Swarm
+from swarmstep.strategies.pso_ps import PSOPSState
 
 WORKERS, STEPS = 4, 6
 LAYOUT = Layout(("a", "b"), (2, 1), 3)
@@ -56,7 +55,7 @@ METHODS: dict[str, Strategy] = {
 TRIGGERS: list[When] = [
     Every(3),
     Never(),
-    WarmupThen(3, QuadraticRule(1, 0.1)),
+    Warmup(LocalSGD(when=QuadraticRule(1, 0.1)), 3).when,
     QuadraticRule(2, 0.1),
     GradientChange(window=4),
 ]
@@ -252,7 +251,7 @@ class Bare(NamedTuple):
 
 
 def test_a_field_that_does_not_say_whose_it_is_is_refused() -> None:
-    with pytest.raises(UsageError, match="expected each field to be Shared, Own, PerWorker"):
+    with pytest.raises(UsageError, match="expected each field to be annotated Shared, Own, PerWorker"):
         carry(Bare(torch.zeros(1)), Bare(torch.zeros(1)), [0], 0)
 
 
@@ -268,7 +267,10 @@ def test_sources_without_a_survivor_or_with_one_twice_are_refused(sources: list[
 
 def test_every_state_says_whose_its_fields_are() -> None:
     """A field without an annotation has no `__metadata__`, and fails here."""
-    assert {type(when).__name__ for when in TRIGGERS} == set(swarmstep.when.__all__) - {"NoState", "When"}
+    assert {type(when).__name__ for when in TRIGGERS} == {*swarmstep.when.__all__, "WarmupTrigger"} - {
+        "NoState",
+        "When",
+    }
     states = [simulate(lambda comm, s=strategy: start(s, comm), 2)[0] for strategy in METHODS.values()]
     for state in [*states, *(when.init(LAYOUT, 3) for when in TRIGGERS)]:
         assert kinds(state).keys() == state._asdict().keys()
@@ -288,7 +290,7 @@ def test_a_trigger_goes_on_from_a_survivors_and_weighs_for_the_new_size() -> Non
     for rank, old in enumerate(olds):
         for step in range(1, 9):
             gradient = torch.full((3,), float(step + rank))
-            when.due(old, Signal(step, 0, 0.1, lambda: 0.0, lambda g=gradient: g, None))
+            when.due(old, Signal(step, 0, 0.1, lambda: 0.0, lambda g=gradient: g, None, LAYOUT))
     sources = [3, 1, None]
     found = [carry(olds[3 if s is None else s], when.init(LAYOUT, 3), sources, i) for i, s in enumerate(sources)]
     for state, source in zip(found, [3, 1, 3], strict=True):
@@ -296,16 +298,16 @@ def test_a_trigger_goes_on_from_a_survivors_and_weighs_for_the_new_size() -> Non
         weights = [0.97**age for age in (3, 2, 1, 0)]  # of 3 workers; 0.96 of 4
         torch.testing.assert_close(state.weights, torch.tensor(weights, dtype=torch.float64) / sum(weights))
         assert int(state.seen) == 8
-        later = Signal(9, 0, 0.1, lambda: 0.0, lambda: torch.ones(3), None)
+        later = Signal(9, 0, 0.1, lambda: 0.0, lambda: torch.ones(3), None, LAYOUT)
         assert not when.due(state, later), "a newcomer's windows are full"
 
 
 @given(changes(), st.integers(1, 9))
 def test_all_ranks_of_a_changed_group_fire_alike(change: tuple[int, list[int | None]], steps: int) -> None:
     size, sources = change
-    for when in (QuadraticRule(2, 0.5), WarmupThen(2, QuadraticRule(3, 0.1)), Every(3)):
+    for when in (QuadraticRule(2, 0.5), Warmup(LocalSGD(when=QuadraticRule(3, 0.1)), 2).when, Every(3)):
         old = when.init(LAYOUT, size)
-        signals = [Signal(n, 0, 0.1 / n, lambda: 0.0, lambda: torch.ones(3), None) for n in range(1, 80)]
+        signals = [Signal(n, 0, 0.1 / n, lambda: 0.0, lambda: torch.ones(3), None, LAYOUT) for n in range(1, 80)]
         for signal in signals[:steps]:
             when.due(old, signal)
         states = [carry(old, when.init(LAYOUT, len(sources)), sources, rank) for rank in range(len(sources))]
@@ -357,12 +359,12 @@ def drawn(draw: st.DrawFn, size: int, pso: PSOPS) -> Particles:
     return Particles([200.0 + i for i in range(size)], best, losses, leader, owner)
 
 
-def of_one(swarm: Particles, rank: int) -> Swarm:
+def of_one(swarm: Particles, rank: int) -> PSOPSState:
     velocity, best, leader = (
         torch.full((3,), values[rank]) for values in (swarm.velocity, swarm.best, swarm.leader)
     )
     losses = torch.tensor(swarm.losses, dtype=torch.float64)
-    return Swarm(velocity, best, losses, leader, torch.tensor(swarm.owner), torch.tensor(LAYOUT.sizes))
+    return PSOPSState(velocity, best, losses, leader, torch.tensor(swarm.owner))
 
 
 def oracle(swarm: Particles, sources: Sequence[int | None], donor: int, pso: PSOPS) -> Particles:
@@ -404,15 +406,15 @@ def test_particles_after_a_change_are_those_of_the_oracle(
             assert same(found, of_one(expected, rank))
 
 
-def round_of(pso: PSOPS, states: list[Swarm], xs: list[float], losses: list[float], step: int) -> list[Any]:
+def round_of(pso: PSOPS, states: list[PSOPSState], xs: list[float], losses: list[float], step: int) -> list[Any]:
     """Run one round and the end; return each worker's state and result."""
 
-    def play(comm: Comm) -> tuple[Swarm, Tensor]:
+    def play(comm: Comm) -> tuple[PSOPSState, Tensor]:
         x, state = torch.full((3,), xs[comm.rank]), states[comm.rank]
         steps = torch.full((comm.size,), float(step), dtype=torch.float64)
         roll = Roll(steps, torch.tensor(losses, dtype=torch.float64), torch.zeros(comm.size, 0))
-        signal = Signal(step, 0, 0.1, lambda: 0.0, lambda: x, None)
-        pso.apply(x, state, pso.exchange(x, state, signal, roll, comm))
+        signal = Signal(step, 0, 0.1, lambda: 0.0, lambda: x, None, LAYOUT)
+        pso.apply(x, state, pso.exchange(x, state, signal, roll, comm), LAYOUT)
         return state, pso.result(x, state, comm)
 
     return simulate(play, len(xs))
@@ -436,7 +438,6 @@ def test_the_best_of_one_that_left_leads_until_a_better_one_is_found() -> None:
 def test_distrust_follows_the_worker_and_not_its_rank() -> None:
     swarm = InformedSwarm()
     old, fresh = (simulate(lambda comm: swarm.init(torch.zeros(3), LAYOUT, comm), w)[0] for w in (4, 4))
-    assert isinstance(old, Flock)
     old.standing[2], old.since[2], old.effect[2] = trust.HARMFUL, 40, -3.0
     old.passing[1], old.step[()] = trust.WILD, 64
     found = swarm.carry(old, fresh, [2, None, 3, 1], 0)
@@ -450,7 +451,6 @@ def test_one_test_does_not_cost_a_new_worker_its_trust() -> None:
     """Its tests vary as one believes before there are any, so that many new ones do not make the test too sure."""
     swarm, sources = InformedSwarm(), [0, None, None, None]
     old, fresh = (simulate(lambda comm: swarm.init(torch.zeros(3), LAYOUT, comm), w)[0] for w in (2, 4))
-    assert isinstance(old, Flock)
     old.variance.fill_(0.5)
     old.tests.fill_(100)
     found = swarm.carry(old, fresh, sources, 3)

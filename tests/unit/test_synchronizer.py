@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from helpers import TRIGGERS, Trainer, Vote, network, options, probe, same
+from helpers import TIMINGS, Trainer, Vote, network, options, probe, same, timed
 from swarmstep import PSOPS, Comm, Every, Independent, LocalSGD, Never, Options, Synchronizer, simulate
 from swarmstep.errors import CollectiveMismatch, UsageError
 from swarmstep.runtime.flat import Flat
@@ -59,8 +59,8 @@ def test_a_vector_of_losses_is_refused_and_the_step_not_counted() -> None:
     assert sync.state_dict()["step"] == 0
 
 
-def uneven(comm: Comm, when: Any, steps: list[int]) -> tuple[list[Any], Tensor, Tensor]:
-    trainer = Trainer(LocalSGD(when=when), comm)
+def uneven(comm: Comm, trigger: str, steps: list[int]) -> tuple[list[Any], Tensor, Tensor]:
+    trainer = Trainer(timed(LocalSGD(), trigger), comm)
     reports = [trainer.step() for _ in range(steps[comm.rank])]
     before = trainer.weights()
     trainer.sync.finish()
@@ -68,9 +68,9 @@ def uneven(comm: Comm, when: Any, steps: list[int]) -> tuple[list[Any], Tensor, 
 
 
 @pytest.mark.parametrize("steps", [[2, 7, 7], [7, 2, 4], [0, 3, 7], [7, 7, 7], [0, 0, 0]])
-@pytest.mark.parametrize("trigger", TRIGGERS)
+@pytest.mark.parametrize("trigger", TIMINGS)
 def test_ranks_may_run_out_of_data_at_different_steps(trigger: str, steps: list[int]) -> None:
-    found = simulate(lambda comm: uneven(comm, TRIGGERS[trigger], steps), 3)
+    found = simulate(lambda comm: uneven(comm, trigger, steps), 3)
     assert same(found[0][2], found[1][2])
     assert same(found[0][2], found[2][2])
     longest = found[steps.index(max(steps))][0]

@@ -16,16 +16,14 @@ from swarmstep.comm.background import Done, Pending
 from swarmstep.comm.base import Comm
 from swarmstep.comm.coded import Coded
 from swarmstep.errors import CheckpointError, NotFinite, SwarmstepError
+from swarmstep.ownership import carry
 from swarmstep.runtime import pending_round
 from swarmstep.runtime.pending_round import Now, PendingRound, RoundContext, RoundResult
 from swarmstep.runtime.probe import Probe
 from swarmstep.runtime.roll_call import GROWTH, RankStatus, RollCall, call_roll, reported_loss
-from swarmstep.signal import Roll, Round, Signal
-from swarmstep.strategies.base import Strategy, carry
-from swarmstep.strategies.local_sgd import LocalSGD
+from swarmstep.signal import Distrust, Roll, Round, Signal
+from swarmstep.strategies.base import Strategy
 from swarmstep.when import NoState
-
-WARM_UP = LocalSGD()  # rounds of a warm-up are plain means, whatever the strategy
 
 
 class Loading(NamedTuple):
@@ -34,6 +32,8 @@ class Loading(NamedTuple):
     pairs: list[tuple[Tensor, Tensor]]  # (tensor, value)
     steps: int  # since the last round
     norm: float  # of the parameters after it
+    phase: int
+    state: NamedTuple
     flight: PendingRound | None
     staged: Mapping[str, Tensor]
 
@@ -58,9 +58,14 @@ class Fragment:
             referenced = strategy.common != "none"
             self._wire = Coded(self._metered, options.codec, x, referenced=referenced, reuse=True)
         self._comm: Comm = self._wire or self._metered
-        self.state = strategy.init(x, self.layout, self._comm)
         self.trigger = strategy.when.init(self.layout, setting.comm.size)
         self._offset = index * strategy.when.period // options.fragments
+        # The step that `strategy.at` was last asked for, and its answer: it runs the rounds, and has a state.
+        self._phase = 1
+        self.strategy = strategy.at(self._phase)
+        self.state = self.strategy.init(x, self.layout, self._comm)
+        # Steps from the start of a round to that of the next, at least: a vote waits until the round has landed.
+        self._apart = max(1, options.delay) if strategy.when.voting else 1
         self._last = x.clone() if options.tamper else None
         self._copies: dict[str, Tensor] = {}
         self._loss = torch.zeros((), device=x.device)
@@ -84,10 +89,6 @@ class Fragment:
         signal = self._signal(step - self._offset, lr, self._loss, self._count)
         return self.setting.strategy.when.due(self.trigger, signal)
 
-    def strategy_at(self, step: int) -> Strategy:
-        """Return what moves the weights in a round of this step."""
-        return WARM_UP if self.setting.strategy.when.warm_up(step) else self.setting.strategy
-
     def open(self, now: Now) -> Tensor:
         """Return the weights a round starts from: the live ones, or a copy that was tampered with."""
         tamper = self.setting.options.tamper
@@ -102,7 +103,7 @@ class Fragment:
         return self._call(x, now, self._loss, self._count)
 
     def _call(self, x: Tensor, now: Now, loss: Tensor, count: int) -> RollCall:
-        reports = self.setting.strategy.report(x, self.state)
+        reports = self.strategy.report(x, self.state, self.layout)
         sight = x, self.layout.parameters, self._norm
         if now.finished:
             answer = RankStatus(0, reported_loss(math.inf, *sight), tuple(0.0 for _ in reports), False, self.index)
@@ -111,7 +112,7 @@ class Fragment:
             answer = RankStatus(now.step, mean, reports, now.wish, self.index)
         comm = self.setting.heard or self._metered
         called = call_roll(answer, comm, self.setting.island, self.setting.options.fragments)
-        _check_finite(called.roll, now.step, self.strategy_at(int(called.roll.steps.max())))
+        _check_finite(called.roll, now.step, self.strategy)
         return called
 
     def start(self, x: Tensor, now: Now, called: RollCall | None = None) -> None:
@@ -147,11 +148,11 @@ class Fragment:
         if not called.due:
             return None
         roll, step = called.roll, int(called.roll.steps.max())
-        strategy, probed = self.strategy_at(step), probe.seconds if probe else 0.0
+        probed = probe.seconds if probe else 0.0
         signal = self._signal(step, now.lr, loss, count)
         buffers = x[self.layout.parameters :].clone()
         with self._metered.counting() as traffic:
-            message = strategy.exchange(x, self.state, signal, roll, self._comm)
+            message = self.strategy.exchange(x, self.state, signal, roll, self._comm)
             if setting.buffers == "first" and len(buffers):
                 buffers = self._metered.broadcast(buffers, int(roll.present.int().argmax()))
         probing = probe.seconds - probed if probe else 0.0
@@ -167,7 +168,9 @@ class Fragment:
             loss=lambda: float(loss) / count if count else math.inf,
             gradient=setting.flat.gradient,
             probe=functools.partial(probe, step=step) if probe else None,
+            layout=self.layout,
             probe_cost=self._probe_cost(probe, count) if probe else 0.0,
+            rank=setting.comm.rank,
         )
 
     def _probe_cost(self, probe: Probe, count: int) -> float:
@@ -190,15 +193,14 @@ class Fragment:
         arrived = under_way.pending.result()
         if arrived is None:
             return None
-        self._write(under_way, arrived, self.strategy_at(arrived.step))
-        left_out = self.setting.strategy.distrusted(self.state)
+        strategy, left_out = self.strategy, self._write(under_way, arrived)
         ended = self.setting.comm.clock()
         if not self.setting.options.delay:
             self._loss.zero_()
             self._count, self._since = 0, ended
         return Round(
             step=arrived.step,
-            strategy=type(self.setting.strategy).__name__,
+            strategy=type(strategy).__name__,
             fragment=self.index,
             participants=len({*arrived.roll.present.nonzero().view(-1).tolist()} - {w.rank for w in left_out}),
             losses=tuple(arrived.roll.losses.tolist()),
@@ -219,19 +221,20 @@ class Fragment:
             self._copies[name] = torch.empty_like(x)
         return self._copies[name].copy_(x)
 
-    def _write(self, under_way: PendingRound, arrived: RoundResult, strategy: Strategy) -> None:
-        """Move the weights and the state by what arrived."""
+    def _write(self, under_way: PendingRound, arrived: RoundResult) -> tuple[Distrust, ...]:
+        """Move the weights and the state by what arrived; return who was left out."""
         flat, options, n = self.setting.flat, self.setting.options, self.layout.parameters
+        strategy = self.strategy
         assigned = not options.delay and options.mix is None
         y = under_way.x if assigned else self._copied(under_way.x, "end")
         agreed = strategy.consensus(y, arrived.message)
         buffers = agreed[n:].clone() if self.setting.buffers == "mean" else arrived.buffers
-        over = options.delay or not self.setting.strategy.when.warm_up(arrived.step + 1)
-        if strategy is WARM_UP and over:  # from what is common to all ranks, buffers included
-            self.state = self.setting.strategy.init(agreed, self.layout, self._comm)
-        strategy.apply(y, self.state, arrived.message)
+        strategy.apply(y, self.state, arrived.message, self.layout)
+        common = agreed if strategy.common == "consensus" else y
         if self._wire:
-            self._wire.commit(agreed if strategy.common == "consensus" else y)
+            self._wire.commit(common)
+        left_out = strategy.distrusted(self.state)
+        self._turn(arrived.step + self._apart, common)
         y[n:] = buffers
         if assigned:
             flat.close(y, self.index)
@@ -239,7 +242,7 @@ class Fragment:
             x = flat.open(self.index)
             if self.setting.buffers != "local":
                 x[n:] = y[n:]
-            if self._astray(arrived.roll):
+            if self._astray(arrived.roll, left_out):
                 x.copy_(y)
             elif options.mix is None:
                 x[:n] += y[:n].sub_(under_way.x[:n])
@@ -249,11 +252,18 @@ class Fragment:
         if self._last is not None:
             self._last.copy_(flat.open(self.index))
         self._norm = float(flat.open(self.index)[:n].norm())
+        return left_out
 
-    def _astray(self, roll: Roll) -> bool:
+    def _turn(self, step: int, common: Tensor) -> None:
+        """Let the strategy of this step take its turn, from the vector that is common to all ranks."""
+        self._phase, before = step, self.strategy
+        self.strategy = self.setting.strategy.at(step)
+        if self.strategy is not before:
+            self.state = self.strategy.init(common, self.layout, self._comm)
+
+    def _astray(self, roll: Roll, left_out: Sequence[Distrust]) -> bool:
         """Return whether this worker was left out: it takes the others' weights, and keeps nothing of its own."""
         rank = self.setting.comm.rank
-        left_out = self.setting.strategy.distrusted(self.state)
         return bool(roll.losses[rank].isnan()) or any(worker.rank == rank for worker in left_out)
 
     def state_dict(self) -> dict[str, Any]:
@@ -263,6 +273,7 @@ class Fragment:
             "loss": self._loss.clone(),
             "count": self._count,
             "norm": self._norm,
+            "phase": self._phase,
             "trigger": fields.tensors(self.trigger),
             "state": fields.tensors(self.state),
             "wire": fields.tensors(self._wire.state) if self._wire else {},
@@ -278,9 +289,11 @@ class Fragment:
             CheckpointError: names the field that differs.
         """
         part = f"fragment {self.index}: " if self.setting.options.fragments > 1 else ""
+        phase = int(fields.field(saved, "phase"))
+        strategy, state = self._state_at(phase)
         mine: dict[str, dict[str, Tensor]] = {
             "trigger": self.trigger._asdict(),
-            "state": self.state._asdict(),
+            "state": state._asdict(),
             "wire": self._wire.state._asdict() if self._wire else {},
             "last": {} if self._last is None else {"x": self._last},
         }
@@ -292,17 +305,24 @@ class Fragment:
         kinds = self._wire.state._asdict() if self._wire else {}
         fields.pairs("staged", {name: kinds[name] for name in staged if name in kinds}, staged)
         flying = fields.field(saved, "flight")
-        under_way = self._checked_flight(flying) if flying else None
-        norm = float(fields.field(saved, "norm"))
-        return Loading(pairs, int(fields.field(saved, "count")), norm, under_way, staged)
+        under_way = self._checked_flight(flying, strategy, state) if flying else None
+        count, norm = int(fields.field(saved, "count")), float(fields.field(saved, "norm"))
+        return Loading(pairs, count, norm, phase, state, under_way, staged)
 
-    def _checked_flight(self, flying: Mapping[str, Any]) -> PendingRound:
+    def _state_at(self, phase: int) -> tuple[Strategy, NamedTuple]:
+        """Return the strategy whose turn it is at a step, with a state to be filled."""
+        strategy = self.setting.strategy.at(phase)
+        if strategy is self.strategy:
+            return strategy, self.state
+        return strategy, strategy.init(self.setting.flat.read(self.index), self.layout, self._comm)
+
+    def _checked_flight(self, flying: Mapping[str, Any], strategy: Strategy, state: NamedTuple) -> PendingRound:
         x, size = self.setting.flat.read(self.index), self.setting.comm.size
-        found = pending_round.loaded(flying, self.strategy_at, x, size, self.layout.parameters)
+        found = pending_round.loaded(flying, strategy, x, size, self.layout.parameters)
         arrived = found.pending.result()
         assert arrived is not None
-        state = self.state._replace(**fields.tensors(self.state))
-        self.strategy_at(arrived.step).apply(x, state, arrived.message)  # on copies: raises if it does not fit
+        state = state._replace(**fields.tensors(state))
+        strategy.apply(x, state, arrived.message, self.layout)  # on copies: raises if it does not fit
         return found
 
     def succeed(self, saved: Mapping[str, Any], sources: Sequence[int | None]) -> None:
@@ -320,11 +340,13 @@ class Fragment:
             raise CheckpointError(
                 "a round was under way when the checkpoint was written; go on with as many workers as it has"
             )
+        self._phase = int(fields.field(saved, "phase"))
+        self.strategy, self.state = self._state_at(self._phase)
         wire = self._wire.state if self._wire else NoState()
         pairs: list[tuple[Tensor, Tensor]] = []
         for name, fresh, rule in (
             ("trigger", self.trigger, carry),
-            ("state", self.state, self.setting.strategy.carry),
+            ("state", self.state, self.strategy.carry),
             ("wire", wire, carry),
         ):
             theirs = fields.field(saved, name)
@@ -344,6 +366,8 @@ class Fragment:
         with contextlib.suppress(SwarmstepError):
             self.settle()
         self._count, self._norm, self.flight = checked.steps, checked.norm, checked.flight
+        self._phase, self.state = checked.phase, checked.state
+        self.strategy = self.setting.strategy.at(self._phase)
         for tensor, value in checked.pairs:
             tensor.copy_(value)
         if self._wire:

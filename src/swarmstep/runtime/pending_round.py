@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple, get_type_hints
 
 import torch
@@ -90,14 +90,12 @@ def saved(flight: PendingRound, arrived: RoundResult) -> dict[str, Any]:
     }
 
 
-def loaded(
-    saved: Mapping[str, Any], strategy_at: Callable[[int], Strategy], like: Tensor, size: int, parameters: int
-) -> PendingRound:
+def loaded(saved: Mapping[str, Any], strategy: Strategy, like: Tensor, size: int, parameters: int) -> PendingRound:
     """Return the round that `saved` describes, as copies; it has arrived.
 
     Args:
         saved: from `saved`.
-        strategy_at: what moves the weights in a round of a step.
+        strategy: whose round it is.
         like: this part of x, which what is saved must fit.
         size: of the group.
         parameters: how many elements of x are parameters.
@@ -113,7 +111,7 @@ def loaded(
     ours = {"x": like, "buffers": like[parameters:]}
     fields.pairs("flight", ours, {name: parts[name] for name in ours})
     roll = Roll(**said)
-    kind = get_type_hints(type(strategy_at(int(roll.steps.max()))).exchange)["return"]
+    kind = get_type_hints(type(strategy).exchange)["return"]
     fields.same("fields of flight.message", sorted(kind._fields), sorted(parts["message"]))
     message = kind(**{name: tensor.clone() for name, tensor in parts["message"].items()})
     for name, tensor in message._asdict().items():  # vectors [P], numbers a worker [W], or single numbers

@@ -334,7 +334,7 @@ class Synchronizer:
 
     def _result(self) -> Tensor:
         parts = [
-            self.strategy.result(self._worker.flat.read(lane.index), lane.state, self._comm)
+            lane.strategy.result(self._worker.flat.read(lane.index), lane.state, self._comm)
             for lane in self._lanes
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts)

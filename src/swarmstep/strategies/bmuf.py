@@ -8,21 +8,21 @@ from typing import ClassVar, NamedTuple, final
 import torch
 from torch import Tensor
 
+from swarmstep.cards import CARDS, Card
 from swarmstep.comm.base import Comm
 from swarmstep.ownership import Shared
 from swarmstep.signal import Layout, Roll, Signal
-from swarmstep.strategies.base import Card, Strategy, check_range
+from swarmstep.strategies.base import Strategy, check_range
 
 
-class Block(NamedTuple):
+class BMUFState(NamedTuple):
     """The common model between two rounds."""
 
     anchor: Shared  # x [P]
     velocity: Shared  # u [P], zero for buffers
-    parameters: Shared  # how many elements of x are parameters
 
 
-class Filtered(NamedTuple):
+class BMUFMessage(NamedTuple):
     """The message: the mean of the workers, and the block momentum for their number."""
 
     mean: Tensor
@@ -31,7 +31,7 @@ class Filtered(NamedTuple):
 
 @final
 @dataclasses.dataclass(frozen=True)
-class BMUF(Strategy):
+class BMUF(Strategy[BMUFState, BMUFMessage]):
     """Move the common model with momentum along the step of the workers' mean (blockwise model-update filtering).
 
     ::
@@ -61,19 +61,7 @@ class BMUF(Strategy):
     inner optimizers keep their state over a round.
     """
 
-    card: ClassVar[Card] = Card(
-        title="the mean's step, with block momentum",
-        traffic="2 (W-1)/W",
-        memory="2",
-        paper="ICASSP 2016",
-        bibtex="""@inproceedings{chen2016bmuf,
-  title     = {Scalable Training of Deep Learning Machines by Incremental Block Training with Intra-Block
-               Parallel Optimization and Blockwise Model-Update Filtering},
-  author    = {Kai Chen and Qiang Huo},
-  booktitle = {IEEE International Conference on Acoustics, Speech and Signal Processing (ICASSP)},
-  year      = {2016}
-}""",
-    )
+    card: ClassVar[Card] = CARDS["bmuf"]
 
     momentum: float | None = None
     block_lr: float = 1.0
@@ -88,18 +76,16 @@ class BMUF(Strategy):
     def common(self) -> str:
         return "weights"
 
-    def init(self, x: Tensor, layout: Layout, comm: Comm) -> Block:
-        return Block(x.clone(), torch.zeros_like(x), torch.tensor(layout.parameters))
+    def init(self, x: Tensor, layout: Layout, comm: Comm) -> BMUFState:
+        return BMUFState(x.clone(), torch.zeros_like(x))
 
-    def exchange(self, x: Tensor, state: NamedTuple, signal: Signal, roll: Roll, comm: Comm) -> Filtered:
+    def exchange(self, x: Tensor, state: BMUFState, signal: Signal, roll: Roll, comm: Comm) -> BMUFMessage:
         mean, _ = comm.mean(x, roll.weight(comm.rank))
         momentum = 1.0 - 1.0 / comm.size if self.momentum is None else self.momentum
-        return Filtered(mean, torch.tensor(momentum, dtype=torch.float64))
+        return BMUFMessage(mean, torch.tensor(momentum, dtype=torch.float64))
 
-    def apply(self, x: Tensor, state: NamedTuple, message: NamedTuple) -> None:
-        assert isinstance(state, Block)
-        assert isinstance(message, Filtered)
-        n, w = int(state.parameters), float(message.momentum)
+    def apply(self, x: Tensor, state: BMUFState, message: BMUFMessage, layout: Layout) -> None:
+        n, w = layout.parameters, float(message.momentum)
         anchor, u = state.anchor[:n], state.velocity[:n]
         sent = anchor.add(u, alpha=w) if self.nesterov else anchor
         found = message.mean[:n] - sent
@@ -110,10 +96,8 @@ class BMUF(Strategy):
         if self.nesterov:
             x[:n].add_(u, alpha=w)
 
-    def consensus(self, x: Tensor, message: NamedTuple) -> Tensor:
-        assert isinstance(message, Filtered)
+    def consensus(self, x: Tensor, message: BMUFMessage) -> Tensor:
         return message.mean
 
-    def result(self, x: Tensor, state: NamedTuple, comm: Comm) -> Tensor:
-        assert isinstance(state, Block)
+    def result(self, x: Tensor, state: BMUFState, comm: Comm) -> Tensor:
         return state.anchor.clone()

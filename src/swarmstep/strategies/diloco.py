@@ -8,23 +8,23 @@ from typing import ClassVar, NamedTuple, final
 import torch
 from torch import Tensor
 
+from swarmstep.cards import CARDS, Card
 from swarmstep.comm.base import Comm
 from swarmstep.ownership import Shared
 from swarmstep.signal import Layout, Roll, Signal
-from swarmstep.strategies.base import Card, Strategy, check_range
+from swarmstep.strategies.base import Strategy, check_range
 from swarmstep.strategies.blocks import blocks
 from swarmstep.when import Every, When
 
 
-class Outer(NamedTuple):
+class DiLoCoState(NamedTuple):
     """The common model between two rounds, and the outer optimizer's state."""
 
     anchor: Shared  # x [P]
     velocity: Shared  # u [P], zero for buffers
-    parameters: Shared  # how many elements of x are parameters
 
 
-class Mean(NamedTuple):
+class DiLoCoMessage(NamedTuple):
     """The message: the mean of the workers' vectors, [P]."""
 
     mean: Tensor
@@ -32,7 +32,7 @@ class Mean(NamedTuple):
 
 @final
 @dataclasses.dataclass(frozen=True)
-class DiLoCo(Strategy):
+class DiLoCo(Strategy[DiLoCoState, DiLoCoMessage]):
     """Take the step of the workers' mean as a gradient for an outer SGD with Nesterov momentum.
 
     ::
@@ -60,20 +60,7 @@ class DiLoCo(Strategy):
     lr 0.7, momentum 0.9, n = 500. The inner optimizers' states stay local, as there.
     """
 
-    card: ClassVar[Card] = Card(
-        title="an outer Nesterov optimizer on the mean's step",
-        traffic="2 (W-1)/W",
-        memory="2",
-        paper="arXiv 2311.08105",
-        bibtex="""@article{douillard2023diloco,
-  title     = {{DiLoCo}: Distributed Low-Communication Training of Language Models},
-  author    = {Arthur Douillard and Qixuan Feng and Andrei A. Rusu and Rachita Chhaparia and Yani Donchev and
-               Adhiguna Kuncoro and Marc'Aurelio Ranzato and Arthur Szlam and Jiajun Shen},
-  year      = {2023},
-  eprint    = {2311.08105},
-  archivePrefix = {arXiv}
-}""",
-    )
+    card: ClassVar[Card] = CARDS["diloco"]
 
     lr: float = 0.7
     momentum: float = 0.9
@@ -87,16 +74,14 @@ class DiLoCo(Strategy):
     def common(self) -> str:
         return "weights"
 
-    def init(self, x: Tensor, layout: Layout, comm: Comm) -> Outer:
-        return Outer(x.clone(), torch.zeros_like(x), torch.tensor(layout.parameters))
+    def init(self, x: Tensor, layout: Layout, comm: Comm) -> DiLoCoState:
+        return DiLoCoState(x.clone(), torch.zeros_like(x))
 
-    def exchange(self, x: Tensor, state: NamedTuple, signal: Signal, roll: Roll, comm: Comm) -> Mean:
-        return Mean(comm.mean(x, roll.weight(comm.rank))[0])
+    def exchange(self, x: Tensor, state: DiLoCoState, signal: Signal, roll: Roll, comm: Comm) -> DiLoCoMessage:
+        return DiLoCoMessage(comm.mean(x, roll.weight(comm.rank))[0])
 
-    def apply(self, x: Tensor, state: NamedTuple, message: NamedTuple) -> None:
-        assert isinstance(state, Outer)
-        assert isinstance(message, Mean)
-        n = int(state.parameters)
+    def apply(self, x: Tensor, state: DiLoCoState, message: DiLoCoMessage, layout: Layout) -> None:
+        n = layout.parameters
         for block in blocks(x[:n]):
             anchor = state.anchor[block]
             g = anchor - message.mean[block]
@@ -105,10 +90,8 @@ class DiLoCo(Strategy):
         state.anchor[n:] = message.mean[n:]
         x[n:] = message.mean[n:]
 
-    def consensus(self, x: Tensor, message: NamedTuple) -> Tensor:
-        assert isinstance(message, Mean)
+    def consensus(self, x: Tensor, message: DiLoCoMessage) -> Tensor:
         return message.mean
 
-    def result(self, x: Tensor, state: NamedTuple, comm: Comm) -> Tensor:
-        assert isinstance(state, Outer)
+    def result(self, x: Tensor, state: DiLoCoState, comm: Comm) -> Tensor:
         return state.anchor.clone()

@@ -8,20 +8,21 @@ from typing import ClassVar, NamedTuple, final
 import torch
 from torch import Tensor
 
+from swarmstep.cards import CARDS, Card
 from swarmstep.comm.base import Comm
 from swarmstep.ownership import Shared
 from swarmstep.signal import Layout, Roll, Signal
-from swarmstep.strategies.base import Card, Strategy, check_range
+from swarmstep.strategies.base import Strategy, check_range
 from swarmstep.when import Every, When
 
 
-class Centre(NamedTuple):
+class EASGDState(NamedTuple):
     """What all workers are tied to."""
 
     centre: Shared  # c [P]
 
 
-class Elastic(NamedTuple):
+class EASGDMessage(NamedTuple):
     """The message: the mean of the workers, and how far they and the centre move."""
 
     mean: Tensor
@@ -31,7 +32,7 @@ class Elastic(NamedTuple):
 
 @final
 @dataclasses.dataclass(frozen=True)
-class EASGD(Strategy):
+class EASGD(Strategy[EASGDState, EASGDMessage]):
     """Pull every worker to a common centre, and the centre to the workers.
 
     ::
@@ -56,20 +57,7 @@ class EASGD(Strategy):
     follows the local steps. The defaults beta = 0.9 and n = 10 are from memory of the paper.
     """
 
-    card: ClassVar[Card] = Card(
-        title="workers on elastic strings around a common centre",
-        traffic="2 (W-1)/W",
-        memory="1",
-        paper="arXiv 1412.6651",
-        bibtex="""@inproceedings{zhang2015easgd,
-  title     = {Deep Learning with Elastic Averaging {SGD}},
-  author    = {Sixin Zhang and Anna Choromanska and Yann LeCun},
-  booktitle = {Advances in Neural Information Processing Systems},
-  year      = {2015},
-  eprint    = {1412.6651},
-  archivePrefix = {arXiv}
-}""",
-    )
+    card: ClassVar[Card] = CARDS["easgd"]
 
     beta: float = 0.9
     when: When = dataclasses.field(default=Every(10), kw_only=True)
@@ -81,24 +69,20 @@ class EASGD(Strategy):
     def common(self) -> str:
         return "consensus"
 
-    def init(self, x: Tensor, layout: Layout, comm: Comm) -> Centre:
-        return Centre(x.clone())
+    def init(self, x: Tensor, layout: Layout, comm: Comm) -> EASGDState:
+        return EASGDState(x.clone())
 
-    def exchange(self, x: Tensor, state: NamedTuple, signal: Signal, roll: Roll, comm: Comm) -> Elastic:
+    def exchange(self, x: Tensor, state: EASGDState, signal: Signal, roll: Roll, comm: Comm) -> EASGDMessage:
         mean, weight = comm.mean(x, roll.weight(comm.rank))
         pull = torch.tensor(self.beta / comm.size, dtype=torch.float64)
-        return Elastic(mean, pull, pull * weight)
+        return EASGDMessage(mean, pull, pull * weight)
 
-    def apply(self, x: Tensor, state: NamedTuple, message: NamedTuple) -> None:
-        assert isinstance(state, Centre)
-        assert isinstance(message, Elastic)
+    def apply(self, x: Tensor, state: EASGDState, message: EASGDMessage, layout: Layout) -> None:
         x.add_(state.centre - x, alpha=float(message.pull))
         state.centre.add_(message.mean - state.centre, alpha=float(message.drift))
 
-    def consensus(self, x: Tensor, message: NamedTuple) -> Tensor:
-        assert isinstance(message, Elastic)
+    def consensus(self, x: Tensor, message: EASGDMessage) -> Tensor:
         return message.mean
 
-    def result(self, x: Tensor, state: NamedTuple, comm: Comm) -> Tensor:
-        assert isinstance(state, Centre)
+    def result(self, x: Tensor, state: EASGDState, comm: Comm) -> Tensor:
         return state.centre.clone()

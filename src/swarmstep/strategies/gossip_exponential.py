@@ -8,19 +8,20 @@ from typing import ClassVar, NamedTuple, final
 import torch
 from torch import Tensor
 
+from swarmstep.cards import CARDS, Card
 from swarmstep.comm.base import Comm
 from swarmstep.ownership import Shared
 from swarmstep.signal import Layout, Roll, Signal
-from swarmstep.strategies.base import Card, Strategy
+from swarmstep.strategies.base import Strategy
 
 
-class Turn(NamedTuple):
+class GossipExponentialState(NamedTuple):
     """Whose turn it is."""
 
     rounds: Shared  # int64 []: rounds so far
 
 
-class Mixed(NamedTuple):
+class GossipExponentialMessage(NamedTuple):
     """The message: this worker's weights after the round, [P]."""
 
     mixed: Tensor
@@ -28,7 +29,7 @@ class Mixed(NamedTuple):
 
 @final
 @dataclasses.dataclass(frozen=True)
-class GossipExponential(Strategy):
+class GossipExponential(Strategy[GossipExponentialState, GossipExponentialMessage]):
     """Average with one peer, at a distance that doubles from round to round.
 
     ::
@@ -51,42 +52,29 @@ class GossipExponential(Strategy):
     finished its data keeps its weights in that round, and the mean of the others then shifts a little.
     """
 
-    card: ClassVar[Card] = Card(
-        title="average with one peer, 1, 2, 4, ... ranks away in turn",
-        traffic="min(1, W-1)",
-        memory="0",
-        paper="arXiv 2110.13363",
-        bibtex="""@inproceedings{ying2021exponential,
-  title     = {Exponential Graph is Provably Efficient for Decentralized Deep Training},
-  author    = {Bicheng Ying and Kun Yuan and Yiming Chen and Hanbin Hu and Pan Pan and Wotao Yin},
-  booktitle = {Advances in Neural Information Processing Systems},
-  year      = {2021},
-  eprint    = {2110.13363},
-  archivePrefix = {arXiv}
-}""",
-    )
+    card: ClassVar[Card] = CARDS["gossip-exponential"]
 
-    def init(self, x: Tensor, layout: Layout, comm: Comm) -> Turn:
-        return Turn(torch.tensor(0))
+    def init(self, x: Tensor, layout: Layout, comm: Comm) -> GossipExponentialState:
+        return GossipExponentialState(torch.tensor(0))
 
-    def exchange(self, x: Tensor, state: NamedTuple, signal: Signal, roll: Roll, comm: Comm) -> Mixed:
-        assert isinstance(state, Turn)
+    def exchange(
+        self, x: Tensor, state: GossipExponentialState, signal: Signal, roll: Roll, comm: Comm
+    ) -> GossipExponentialMessage:
         if comm.size == 1:
-            return Mixed(x.clone())
+            return GossipExponentialMessage(x.clone())
         distance = 2 ** (int(state.rounds) % (comm.size - 1).bit_length())
         theirs = comm.permute(x, [(i - distance) % comm.size for i in range(comm.size)])
         if not roll.weight((comm.rank - distance) % comm.size):
-            return Mixed(x.clone())
+            return GossipExponentialMessage(x.clone())
         if not roll.weight(comm.rank):
-            return Mixed(theirs)
-        return Mixed(theirs.add_(x).mul_(0.5))
+            return GossipExponentialMessage(theirs)
+        return GossipExponentialMessage(theirs.add_(x).mul_(0.5))
 
-    def apply(self, x: Tensor, state: NamedTuple, message: NamedTuple) -> None:
-        assert isinstance(state, Turn)
-        assert isinstance(message, Mixed)
+    def apply(
+        self, x: Tensor, state: GossipExponentialState, message: GossipExponentialMessage, layout: Layout
+    ) -> None:
         x.copy_(message.mixed)
         state.rounds.add_(1)
 
-    def consensus(self, x: Tensor, message: NamedTuple) -> Tensor:
-        assert isinstance(message, Mixed)
+    def consensus(self, x: Tensor, message: GossipExponentialMessage) -> Tensor:
         return message.mixed

@@ -7,14 +7,15 @@ from typing import ClassVar, NamedTuple, final
 
 from torch import Tensor
 
+from swarmstep.cards import CARDS, Card
 from swarmstep.comm.base import Comm
 from swarmstep.errors import UsageError
 from swarmstep.signal import Layout, Roll, Signal
-from swarmstep.strategies.base import Card, Strategy
+from swarmstep.strategies.base import Strategy
 from swarmstep.when import NoState
 
 
-class Mixed(NamedTuple):
+class GossipRingMessage(NamedTuple):
     """The message: this worker's weights after the round, [P]."""
 
     mixed: Tensor
@@ -22,7 +23,7 @@ class Mixed(NamedTuple):
 
 @final
 @dataclasses.dataclass(frozen=True)
-class GossipRing(Strategy):
+class GossipRing(Strategy[NoState, GossipRingMessage]):
     """Replace every worker's weights by the average over itself and its neighbours on a ring.
 
     ::
@@ -49,21 +50,7 @@ class GossipRing(Strategy):
     the worker itself.
     """
 
-    card: ClassVar[Card] = Card(
-        title="average with the two neighbours on a ring",
-        traffic="min(2, W-1)",
-        memory="0",
-        paper="arXiv 1705.09056",
-        bibtex="""@inproceedings{lian2017dpsgd,
-  title     = {Can Decentralized Algorithms Outperform Centralized Algorithms? {A} Case Study for
-               Decentralized Parallel Stochastic Gradient Descent},
-  author    = {Xiangru Lian and Ce Zhang and Huan Zhang and Cho-Jui Hsieh and Wei Zhang and Ji Liu},
-  booktitle = {Advances in Neural Information Processing Systems},
-  year      = {2017},
-  eprint    = {1705.09056},
-  archivePrefix = {arXiv}
-}""",
-    )
+    card: ClassVar[Card] = CARDS["gossip-ring"]
 
     reach: int = 1
 
@@ -74,7 +61,7 @@ class GossipRing(Strategy):
     def init(self, x: Tensor, layout: Layout, comm: Comm) -> NoState:
         return NoState()
 
-    def exchange(self, x: Tensor, state: NamedTuple, signal: Signal, roll: Roll, comm: Comm) -> Mixed:
+    def exchange(self, x: Tensor, state: NoState, signal: Signal, roll: Roll, comm: Comm) -> GossipRingMessage:
         rank, size = comm.rank, comm.size
         offsets = range(1, size) if 2 * self.reach >= size else [*range(1, self.reach + 1), *range(-self.reach, 0)]
         mixed, answering = x.clone(), not roll.weight(rank)
@@ -87,12 +74,10 @@ class GossipRing(Strategy):
             # One that only answers takes the running mean of those it hears, and gives nothing of its own.
             share = 1.0 / heard if answering else 1.0 / (len(offsets) + 1)
             mixed.add_(theirs - (mixed if answering else x), alpha=share)
-        return Mixed(mixed)
+        return GossipRingMessage(mixed)
 
-    def apply(self, x: Tensor, state: NamedTuple, message: NamedTuple) -> None:
-        assert isinstance(message, Mixed)
+    def apply(self, x: Tensor, state: NoState, message: GossipRingMessage, layout: Layout) -> None:
         x.copy_(message.mixed)
 
-    def consensus(self, x: Tensor, message: NamedTuple) -> Tensor:
-        assert isinstance(message, Mixed)
+    def consensus(self, x: Tensor, message: GossipRingMessage) -> Tensor:
         return message.mixed

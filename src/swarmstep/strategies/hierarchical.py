@@ -8,20 +8,21 @@ from typing import ClassVar, NamedTuple, final
 import torch
 from torch import Tensor
 
+from swarmstep.cards import CARDS, Card
 from swarmstep.comm.base import Comm, rank_ordered_sum
 from swarmstep.errors import UsageError
 from swarmstep.ownership import Shared
 from swarmstep.signal import Layout, Roll, Signal
-from swarmstep.strategies.base import Card, Strategy
+from swarmstep.strategies.base import Strategy
 
 
-class Turn(NamedTuple):
+class HierarchicalState(NamedTuple):
     """Whether the hosts meet."""
 
     rounds: Shared  # int64 []: rounds so far
 
 
-class Mean(NamedTuple):
+class HierarchicalMessage(NamedTuple):
     """The message: the mean of the host, or of all workers where the hosts meet, [P]."""
 
     mean: Tensor
@@ -29,7 +30,7 @@ class Mean(NamedTuple):
 
 @final
 @dataclasses.dataclass(frozen=True)
-class Hierarchical(Strategy):
+class Hierarchical(Strategy[HierarchicalState, HierarchicalMessage]):
     """Average inside each host at every round, and all workers at each k-th: where links between hosts are slow.
 
     ::
@@ -61,20 +62,7 @@ class Hierarchical(Strategy):
     any trigger; the slices are not from the paper.
     """
 
-    card: ClassVar[Card] = Card(
-        title="averaged inside a host, at each k-th round between hosts",
-        traffic="2 (W-1)/W",
-        memory="0",
-        paper="arXiv 1808.07217",
-        bibtex="""@inproceedings{lin2020dont,
-  title     = {Don't Use Large Mini-batches, Use Local {SGD}},
-  author    = {Tao Lin and Sebastian U. Stich and Kumar Kshitij Patel and Martin Jaggi},
-  booktitle = {International Conference on Learning Representations},
-  year      = {2020},
-  eprint    = {1808.07217},
-  archivePrefix = {arXiv}
-}""",
-    )
+    card: ClassVar[Card] = CARDS["hierarchical"]
 
     local_size: int | None = None
     outer_every: int = 4
@@ -85,7 +73,7 @@ class Hierarchical(Strategy):
         if self.outer_every < 1:
             raise UsageError(f"outer_every: expected at least 1, found {self.outer_every}")
 
-    def init(self, x: Tensor, layout: Layout, comm: Comm) -> Turn:
+    def init(self, x: Tensor, layout: Layout, comm: Comm) -> HierarchicalState:
         local = self.local_size or comm.size
         if comm.size % local:
             raise UsageError(
@@ -94,30 +82,28 @@ class Hierarchical(Strategy):
             )
         if 1 < local < comm.size:
             _groups(comm, local)
-        return Turn(torch.tensor(0))
+        return HierarchicalState(torch.tensor(0))
 
-    def exchange(self, x: Tensor, state: NamedTuple, signal: Signal, roll: Roll, comm: Comm) -> Mean:
-        assert isinstance(state, Turn)
+    def exchange(
+        self, x: Tensor, state: HierarchicalState, signal: Signal, roll: Roll, comm: Comm
+    ) -> HierarchicalMessage:
         local = self.local_size or comm.size
         meet = (int(state.rounds) + 1) % self.outer_every == 0
         if local == comm.size or (meet and local == 1):
-            return Mean(comm.mean(x, roll.weight(comm.rank))[0])
+            return HierarchicalMessage(comm.mean(x, roll.weight(comm.rank))[0])
         present = roll.present.view(-1, local)[comm.rank // local].tolist()
         if meet:
-            return Mean(_mean_of_all(x, present, *_groups(comm, local)))
+            return HierarchicalMessage(_mean_of_all(x, present, *_groups(comm, local)))
         if local == 1 or not any(present):
-            return Mean(x.clone())
+            return HierarchicalMessage(x.clone())
         inside, _ = _groups(comm, local)
-        return Mean(inside.mean(x, float(present[inside.rank]))[0])
+        return HierarchicalMessage(inside.mean(x, float(present[inside.rank]))[0])
 
-    def apply(self, x: Tensor, state: NamedTuple, message: NamedTuple) -> None:
-        assert isinstance(state, Turn)
-        assert isinstance(message, Mean)
+    def apply(self, x: Tensor, state: HierarchicalState, message: HierarchicalMessage, layout: Layout) -> None:
         x.copy_(message.mean)
         state.rounds.add_(1)
 
-    def consensus(self, x: Tensor, message: NamedTuple) -> Tensor:
-        assert isinstance(message, Mean)
+    def consensus(self, x: Tensor, message: HierarchicalMessage) -> Tensor:
         return message.mean
 
 

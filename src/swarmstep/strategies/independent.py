@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, NamedTuple, final
+from typing import ClassVar, final
 
 from torch import Tensor
 
+from swarmstep.cards import CARDS, Card
 from swarmstep.comm.base import Comm
 from swarmstep.signal import Layout, Roll, Signal
-from swarmstep.strategies.base import Card, Strategy
+from swarmstep.strategies.base import Strategy
 from swarmstep.when import Never, NoState, When
 
 
 @final
 @dataclasses.dataclass(frozen=True)
-class Independent(Strategy):
+class Independent(Strategy[NoState, NoState]):
     """Every worker trains alone: x_i = x_i.
 
     A round, should a trigger start one, only calls the roll. The model at the end is each worker's own, so
@@ -24,26 +25,33 @@ class Independent(Strategy):
     Cost: nothing a round; no memory.
     """
 
-    card: ClassVar[Card] = Card(
-        title="every worker trains alone", traffic="0", memory="0", paper="baseline", bibtex=""
-    )
-    buffers: ClassVar[tuple[str, ...]] = ("local",)
-    contains_not_finite: ClassVar[bool] = True
-    one_result: ClassVar[bool] = False
+    card: ClassVar[Card] = CARDS["independent"]
 
     when: When = dataclasses.field(default=Never(), kw_only=True)
+
+    @property
+    def buffers(self) -> tuple[str, ...]:
+        return ("local",)
+
+    @property
+    def contains_not_finite(self) -> bool:
+        return True
+
+    @property
+    def one_result(self) -> bool:
+        return False
 
     def init(self, x: Tensor, layout: Layout, comm: Comm) -> NoState:
         return NoState()
 
-    def exchange(self, x: Tensor, state: NamedTuple, signal: Signal, roll: Roll, comm: Comm) -> NoState:
+    def exchange(self, x: Tensor, state: NoState, signal: Signal, roll: Roll, comm: Comm) -> NoState:
         return NoState()
 
-    def apply(self, x: Tensor, state: NamedTuple, message: NamedTuple) -> None:
+    def apply(self, x: Tensor, state: NoState, message: NoState, layout: Layout) -> None:
         pass
 
-    def consensus(self, x: Tensor, message: NamedTuple) -> Tensor:
+    def consensus(self, x: Tensor, message: NoState) -> Tensor:
         return x
 
-    def result(self, x: Tensor, state: NamedTuple, comm: Comm) -> Tensor:
+    def result(self, x: Tensor, state: NoState, comm: Comm) -> Tensor:
         return x

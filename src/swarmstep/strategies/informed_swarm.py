@@ -10,21 +10,21 @@ from typing import ClassVar, NamedTuple, final
 import torch
 from torch import Tensor
 
+from swarmstep.cards import CARDS, Card
 from swarmstep.comm.base import Comm
 from swarmstep.errors import NotFinite, UsageError
 from swarmstep.ownership import PerWorker, Shared
 from swarmstep.signal import Distrust, Layout, Roll, Signal
 from swarmstep.strategies import trust
-from swarmstep.strategies.base import Card, S, Strategy, check_choice, check_range
+from swarmstep.strategies.base import Strategy, check_choice, check_range
 from swarmstep.strategies.blocks import blocks, squared_distance
 
 
-class Flock(NamedTuple):
+class InformedSwarmState(NamedTuple):
     """What the swarm shares: where it is, where it is going, and whom it trusts."""
 
     anchor: Shared  # x after the last round [P]
     velocity: Shared  # u [P]
-    parameters: Shared  # how many of the first elements of x are parameters, int64
     effect: PerWorker  # e [W] float64: what the swarm gains by each worker, in typical gains
     variance: PerWorker  # [W] float64, of one test's outcome
     standing: PerWorker  # [W] int64: what the tests say, an index of trust.REASONS
@@ -36,7 +36,7 @@ class Flock(NamedTuple):
     cost: Shared  # of one probe, in local steps, float64; -1 before the first round
 
 
-class Found(NamedTuple):
+class InformedSwarmMessage(NamedTuple):
     """The message: the swarm's new consensus and standing."""
 
     consensus: Tensor  # c [P]
@@ -53,7 +53,7 @@ class Found(NamedTuple):
 
 @final
 @dataclasses.dataclass(frozen=True)
-class InformedSwarm(Strategy):
+class InformedSwarm(Strategy[InformedSwarmState, InformedSwarmMessage]):
     """Move the whole swarm by what all trusted workers found, with the round's displacement as velocity.
 
     ::
@@ -101,22 +101,7 @@ class InformedSwarm(Strategy):
     leave-one-out trust and the defaults are ours.
     """
 
-    card: ClassVar[Card] = Card(
-        title="informed swarm: drawn to all trusted workers, with momentum",
-        traffic="2 (W-1)/W",
-        memory="2",
-        paper="Mendes et al. 2004",
-        bibtex="""@article{mendes2004fully,
-  title   = {The Fully Informed Particle Swarm: Simpler, Maybe Better},
-  author  = {Rui Mendes and James Kennedy and Jos{\\'e} Neves},
-  journal = {IEEE Transactions on Evolutionary Computation},
-  volume  = {8},
-  number  = {3},
-  pages   = {204--210},
-  year    = {2004}
-}""",
-    )
-    contains_not_finite: ClassVar[bool] = True
+    card: ClassVar[Card] = CARDS["swarm"]
 
     trust: str = "auto"
     social: float = 0.7
@@ -145,16 +130,19 @@ class InformedSwarm(Strategy):
         return self.trust == "leave_one_out"
 
     @property
+    def contains_not_finite(self) -> bool:
+        return True
+
+    @property
     def common(self) -> str:
         return "weights"
 
-    def init(self, x: Tensor, layout: Layout, comm: Comm) -> Flock:
+    def init(self, x: Tensor, layout: Layout, comm: Comm) -> InformedSwarmState:
         each = torch.zeros(comm.size, dtype=torch.float64)
         whole = torch.zeros(comm.size, dtype=torch.int64)
-        return Flock(
+        return InformedSwarmState(
             anchor=x.clone(),
             velocity=torch.zeros_like(x),
-            parameters=torch.tensor(layout.parameters),
             effect=each.clone(),
             variance=each.clone(),
             standing=whole.clone(),
@@ -166,21 +154,22 @@ class InformedSwarm(Strategy):
             cost=torch.tensor(-1.0, dtype=torch.float64),
         )
 
-    def carry(self, state: S, fresh: S, sources: Sequence[int | None], rank: int) -> S:
+    def carry(
+        self, state: InformedSwarmState, fresh: InformedSwarmState, sources: Sequence[int | None], rank: int
+    ) -> InformedSwarmState:
         """Return the state in a changed group: one that joins is trusted, its tests believed to vary by PRIOR."""
         moved = super().carry(state, fresh, sources, rank)
-        assert isinstance(moved, Flock)
         moved.variance[torch.tensor([source is None for source in sources])] = trust.PRIOR**2
         return moved
 
-    def report(self, x: Tensor, state: NamedTuple) -> tuple[float, ...]:
+    def report(self, x: Tensor, state: InformedSwarmState, layout: Layout) -> tuple[float, ...]:
         """Return the squared length of this worker's step since the last round."""
-        assert isinstance(state, Flock)
-        n = int(state.parameters)
+        n = layout.parameters
         return (squared_distance(x[:n], state.anchor[:n]),)
 
-    def exchange(self, x: Tensor, state: NamedTuple, signal: Signal, roll: Roll, comm: Comm) -> Found:
-        assert isinstance(state, Flock)
+    def exchange(
+        self, x: Tensor, state: InformedSwarmState, signal: Signal, roll: Roll, comm: Comm
+    ) -> InformedSwarmMessage:
         probes = self.trust in ("auto", "leave_one_out") and signal.probe is not None and comm.size > 1
         untested = probes and int(state.tests) < trust.FIRST
         doubtful = (state.effect < 0) | untested if probes else torch.zeros_like(state.standing, dtype=torch.bool)
@@ -200,7 +189,7 @@ class InformedSwarm(Strategy):
             now = _included(verdict.standing, passing, roll)
             if not torch.equal(now, included):
                 mean, _ = comm.mean(x, self._weight(now, roll, comm.rank))
-        return Found(
+        return InformedSwarmMessage(
             consensus=mean,
             effect=verdict.effect,
             variance=verdict.variance,
@@ -222,7 +211,7 @@ class InformedSwarm(Strategy):
         least = (losses.min() / losses.median() - 1.0) / self.temperature
         return math.exp(-float(excess - least)) if math.isfinite(excess - least) else 1.0
 
-    def _cost(self, state: Flock, signal: Signal, comm: Comm) -> float:
+    def _cost(self, state: InformedSwarmState, signal: Signal, comm: Comm) -> float:
         """Return the cost of one probe in local steps: of the slowest worker, measured once."""
         if float(state.cost) >= 0:
             return float(state.cost)
@@ -254,16 +243,14 @@ class InformedSwarm(Strategy):
         assert signal.probe is not None
         return float(comm.gather(torch.tensor(signal.probe(x), dtype=torch.float64)).median())
 
-    def apply(self, x: Tensor, state: NamedTuple, message: NamedTuple) -> None:
-        assert isinstance(state, Flock)
-        assert isinstance(message, Found)
+    def apply(self, x: Tensor, state: InformedSwarmState, message: InformedSwarmMessage, layout: Layout) -> None:
         for block in blocks(x):
             anchor = state.anchor[block]
             found = message.consensus[block] - anchor
             u = state.velocity[block].mul_(self.inertia).add_(found)
             move = found.add_(u, alpha=self.inertia) if self.look_ahead else u
             x[block].copy_(anchor.add_(move, alpha=self.social))
-        n = int(state.parameters)
+        n = layout.parameters
         state.anchor[n:] = message.consensus[n:]  # buffers get no momentum
         x[n:] = message.consensus[n:]
         state.effect.copy_(message.effect)
@@ -276,12 +263,10 @@ class InformedSwarm(Strategy):
         state.spent.copy_(message.spent)
         state.cost.copy_(message.cost)
 
-    def consensus(self, x: Tensor, message: NamedTuple) -> Tensor:
-        assert isinstance(message, Found)
+    def consensus(self, x: Tensor, message: InformedSwarmMessage) -> Tensor:
         return message.consensus
 
-    def distrusted(self, state: NamedTuple) -> tuple[Distrust, ...]:
-        assert isinstance(state, Flock)
+    def distrusted(self, state: InformedSwarmState) -> tuple[Distrust, ...]:
         found: list[Distrust] = []
         for rank in range(len(state.standing)):
             lasting, passing = int(state.standing[rank]), int(state.passing[rank])
@@ -290,8 +275,7 @@ class InformedSwarm(Strategy):
                 found.append(Distrust(rank, since, trust.explain(lasting or passing, float(state.effect[rank]))))
         return tuple(found)
 
-    def result(self, x: Tensor, state: NamedTuple, comm: Comm) -> Tensor:
-        assert isinstance(state, Flock)
+    def result(self, x: Tensor, state: InformedSwarmState, comm: Comm) -> Tensor:
         return state.anchor.clone()
 
 

@@ -7,13 +7,14 @@ from typing import ClassVar, NamedTuple, final
 
 from torch import Tensor
 
+from swarmstep.cards import CARDS, Card
 from swarmstep.comm.base import Comm
 from swarmstep.signal import Layout, Roll, Signal
-from swarmstep.strategies.base import Card, Strategy
+from swarmstep.strategies.base import Strategy
 from swarmstep.when import NoState
 
 
-class Mean(NamedTuple):
+class LocalSGDMessage(NamedTuple):
     """The message: the mean of the workers' vectors, [P]."""
 
     mean: Tensor
@@ -21,7 +22,7 @@ class Mean(NamedTuple):
 
 @final
 @dataclasses.dataclass(frozen=True)
-class LocalSGD(Strategy):
+class LocalSGD(Strategy[NoState, LocalSGDMessage]):
     """Replace every worker's weights by the mean of all: x_i = mean_j x_j.
 
     The inner optimizers' states (momentum) stay local. The model at the end is the mean.
@@ -34,20 +35,7 @@ class LocalSGD(Strategy):
     Source: Stich, Local SGD Converges Fast and Communicates Little, arXiv 1805.09767, Algorithm 1.
     """
 
-    card: ClassVar[Card] = Card(
-        title="weights averaged every n steps",
-        traffic="2 (W-1)/W",
-        memory="0",
-        paper="arXiv 1805.09767",
-        bibtex="""@inproceedings{stich2019local,
-  title     = {Local {SGD} Converges Fast and Communicates Little},
-  author    = {Sebastian U. Stich},
-  booktitle = {International Conference on Learning Representations},
-  year      = {2019},
-  eprint    = {1805.09767},
-  archivePrefix = {arXiv}
-}""",
-    )
+    card: ClassVar[Card] = CARDS["local-sgd"]
 
     @property
     def common(self) -> str:
@@ -56,13 +44,11 @@ class LocalSGD(Strategy):
     def init(self, x: Tensor, layout: Layout, comm: Comm) -> NoState:
         return NoState()
 
-    def exchange(self, x: Tensor, state: NamedTuple, signal: Signal, roll: Roll, comm: Comm) -> Mean:
-        return Mean(comm.mean(x, roll.weight(comm.rank))[0])
+    def exchange(self, x: Tensor, state: NoState, signal: Signal, roll: Roll, comm: Comm) -> LocalSGDMessage:
+        return LocalSGDMessage(comm.mean(x, roll.weight(comm.rank))[0])
 
-    def apply(self, x: Tensor, state: NamedTuple, message: NamedTuple) -> None:
-        assert isinstance(message, Mean)
+    def apply(self, x: Tensor, state: NoState, message: LocalSGDMessage, layout: Layout) -> None:
         x.copy_(message.mean)
 
-    def consensus(self, x: Tensor, message: NamedTuple) -> Tensor:
-        assert isinstance(message, Mean)
+    def consensus(self, x: Tensor, message: LocalSGDMessage) -> Tensor:
         return message.mean

@@ -8,13 +8,14 @@ from typing import ClassVar, NamedTuple, final
 import torch
 from torch import Tensor
 
+from swarmstep.cards import CARDS, Card
 from swarmstep.comm.base import Comm
 from swarmstep.signal import Layout, Roll, Signal
-from swarmstep.strategies.base import Card, Strategy
+from swarmstep.strategies.base import Strategy
 from swarmstep.when import NoState
 
 
-class Middle(NamedTuple):
+class CoordinateMedianMessage(NamedTuple):
     """The message: the median of the workers' vectors, [P]."""
 
     median: Tensor
@@ -22,7 +23,7 @@ class Middle(NamedTuple):
 
 @final
 @dataclasses.dataclass(frozen=True)
-class CoordinateMedian(Strategy):
+class CoordinateMedian(Strategy[NoState, CoordinateMedianMessage]):
     """Replace every worker's weights by the median of all, coordinate by coordinate.
 
     ::
@@ -43,21 +44,11 @@ class CoordinateMedian(Strategy):
     step; here of weights after local steps.
     """
 
-    card: ClassVar[Card] = Card(
-        title="coordinate-wise median of the weights, robust to a minority",
-        traffic="W-1",
-        memory="0",
-        paper="arXiv 1803.01498",
-        bibtex="""@inproceedings{yin2018byzantine,
-  title     = {Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates},
-  author    = {Dong Yin and Yudong Chen and Kannan Ramchandran and Peter Bartlett},
-  booktitle = {International Conference on Machine Learning},
-  year      = {2018},
-  eprint    = {1803.01498},
-  archivePrefix = {arXiv}
-}""",
-    )
-    contains_not_finite: ClassVar[bool] = True
+    card: ClassVar[Card] = CARDS["median"]
+
+    @property
+    def contains_not_finite(self) -> bool:
+        return True
 
     @property
     def common(self) -> str:
@@ -66,19 +57,19 @@ class CoordinateMedian(Strategy):
     def init(self, x: Tensor, layout: Layout, comm: Comm) -> NoState:
         return NoState()
 
-    def exchange(self, x: Tensor, state: NamedTuple, signal: Signal, roll: Roll, comm: Comm) -> Middle:
+    def exchange(
+        self, x: Tensor, state: NoState, signal: Signal, roll: Roll, comm: Comm
+    ) -> CoordinateMedianMessage:
         rows = comm.gather(x)
-        return Middle(median(rows[roll.present.to(rows.device)]))
+        return CoordinateMedianMessage(median(rows[roll.present.to(rows.device)]))
 
-    def apply(self, x: Tensor, state: NamedTuple, message: NamedTuple) -> None:
-        assert isinstance(message, Middle)
+    def apply(self, x: Tensor, state: NoState, message: CoordinateMedianMessage, layout: Layout) -> None:
         x.copy_(message.median)
 
-    def consensus(self, x: Tensor, message: NamedTuple) -> Tensor:
-        assert isinstance(message, Middle)
+    def consensus(self, x: Tensor, message: CoordinateMedianMessage) -> Tensor:
         return message.median
 
-    def result(self, x: Tensor, state: NamedTuple, comm: Comm) -> Tensor:
+    def result(self, x: Tensor, state: NoState, comm: Comm) -> Tensor:
         rows = comm.gather(x)
         finite = rows.isfinite().all(dim=1)
         return median(rows[finite]) if finite.any() else x.clone()

@@ -8,23 +8,23 @@ from typing import ClassVar, NamedTuple, final
 import torch
 from torch import Tensor
 
+from swarmstep.cards import CARDS, Card
 from swarmstep.comm.base import Comm
-from swarmstep.ownership import Own, Shared
+from swarmstep.ownership import Own
 from swarmstep.seeding import generator
 from swarmstep.signal import Layout, Roll, Signal
-from swarmstep.strategies.base import Card, Strategy, check_range
+from swarmstep.strategies.base import Strategy, check_range
 from swarmstep.when import Every, When
 
 
-class Outer(NamedTuple):
+class NoLoCoState(NamedTuple):
     """A worker's own common model, and its outer optimizer's state."""
 
     anchor: Own  # z_i [P]
     velocity: Own  # u_i [P], zero for buffers
-    parameters: Shared  # how many elements of x are parameters
 
 
-class Pair(NamedTuple):
+class NoLoCoMessage(NamedTuple):
     """The message: the pair's mean of x + (g/a - 1) z, and of the buffers."""
 
     mean: Tensor
@@ -32,7 +32,7 @@ class Pair(NamedTuple):
 
 @final
 @dataclasses.dataclass(frozen=True)
-class NoLoCo(Strategy):
+class NoLoCo(Strategy[NoLoCoState, NoLoCoMessage]):
     """Average with one random partner, and let an outer optimizer with momentum follow.
 
     ::
@@ -62,20 +62,7 @@ class NoLoCo(Strategy):
     finished its data goes on alone in that round.
     """
 
-    card: ClassVar[Card] = Card(
-        title="random pairs with an outer momentum, no all-reduce",
-        traffic="(W - W%2)/W",
-        memory="2",
-        paper="arXiv 2506.10911",
-        bibtex="""@article{kolehmainen2025noloco,
-  title     = {{NoLoCo}: No-all-reduce Low Communication Training Method for Large Models},
-  author    = {Jari Kolehmainen and Nikolay Blagoev and John Donaghy and O{\\u{g}}uzhan Ersoy and
-               Christopher Nies},
-  year      = {2025},
-  eprint    = {2506.10911},
-  archivePrefix = {arXiv}
-}""",
-    )
+    card: ClassVar[Card] = CARDS["noloco"]
 
     lr: float = 0.7
     momentum: float = 0.5
@@ -93,34 +80,30 @@ class NoLoCo(Strategy):
         """g/a, how much of the partner's anchor counts."""
         return 1.0 if self.gossip is None else self.gossip / self.lr
 
-    def init(self, x: Tensor, layout: Layout, comm: Comm) -> Outer:
-        return Outer(x.clone(), torch.zeros_like(x), torch.tensor(layout.parameters))
+    def init(self, x: Tensor, layout: Layout, comm: Comm) -> NoLoCoState:
+        return NoLoCoState(x.clone(), torch.zeros_like(x))
 
-    def exchange(self, x: Tensor, state: NamedTuple, signal: Signal, roll: Roll, comm: Comm) -> Pair:
-        assert isinstance(state, Outer)
-        n = int(state.parameters)
+    def exchange(self, x: Tensor, state: NoLoCoState, signal: Signal, roll: Roll, comm: Comm) -> NoLoCoMessage:
+        n = signal.layout.parameters
         sent = x.clone()
         sent[:n].add_(state.anchor[:n], alpha=self._ratio - 1.0)
         partners = pairs(signal.seed, signal.step, comm.size)
         theirs = comm.permute(sent, partners)
         if not roll.weight(partners[comm.rank]):
-            return Pair(sent)
+            return NoLoCoMessage(sent)
         if not roll.weight(comm.rank):
-            return Pair(theirs)
-        return Pair(sent.add_(theirs).mul_(0.5))
+            return NoLoCoMessage(theirs)
+        return NoLoCoMessage(sent.add_(theirs).mul_(0.5))
 
-    def apply(self, x: Tensor, state: NamedTuple, message: NamedTuple) -> None:
-        assert isinstance(state, Outer)
-        assert isinstance(message, Pair)
-        n = int(state.parameters)
+    def apply(self, x: Tensor, state: NoLoCoState, message: NoLoCoMessage, layout: Layout) -> None:
+        n = layout.parameters
         anchor, u = state.anchor[:n], state.velocity[:n]
         u.mul_(self.momentum).add_(message.mean[:n] - self._ratio * anchor, alpha=self.lr)
         anchor.add_(u)
         state.anchor[n:] = message.mean[n:]
         x.copy_(state.anchor)
 
-    def consensus(self, x: Tensor, message: NamedTuple) -> Tensor:
-        assert isinstance(message, Pair)
+    def consensus(self, x: Tensor, message: NoLoCoMessage) -> Tensor:
         return message.mean
 
 

@@ -8,21 +8,22 @@ from typing import ClassVar, NamedTuple, final
 import torch
 from torch import Tensor
 
+from swarmstep.cards import CARDS, Card
 from swarmstep.comm.base import Comm
 from swarmstep.ownership import Shared
 from swarmstep.signal import Layout, Roll, Signal
-from swarmstep.strategies.base import Card, Strategy, check_range
+from swarmstep.strategies.base import Strategy, check_range
 from swarmstep.strategies.rate import common_rate
 from swarmstep.when import Every, When
 
 
-class Highest(NamedTuple):
+class PAPAState(NamedTuple):
     """What the scaling of the push is relative to."""
 
     rate: Shared  # lr_0, float64 []: the highest learning rate of any round so far, 0 before the first
 
 
-class Push(NamedTuple):
+class PAPAMessage(NamedTuple):
     """The message: the mean of the workers, and how far they go to it."""
 
     mean: Tensor
@@ -32,7 +33,7 @@ class Push(NamedTuple):
 
 @final
 @dataclasses.dataclass(frozen=True)
-class PAPA(Strategy):
+class PAPA(Strategy[PAPAState, PAPAMessage]):
     """Push every worker a little toward the mean of all.
 
     ::
@@ -59,21 +60,7 @@ class PAPA(Strategy):
     the networks of the population differ in augmentation and regularization, which is the caller's matter.
     """
 
-    card: ClassVar[Card] = Card(
-        title="a population pushed slowly toward its mean",
-        traffic="2 (W-1)/W",
-        memory="0",
-        paper="arXiv 2304.03094",
-        bibtex="""@article{jolicoeur2024papa,
-  title     = {{PopulAtion Parameter Averaging (PAPA)}},
-  author    = {Alexia Jolicoeur-Martineau and Emy Gervais and Kilian Fatras and Yan Zhang and
-               Simon Lacoste-Julien},
-  journal   = {Transactions on Machine Learning Research},
-  year      = {2024},
-  eprint    = {2304.03094},
-  archivePrefix = {arXiv}
-}""",
-    )
+    card: ClassVar[Card] = CARDS["papa"]
 
     a: float = 0.99
     when: When = dataclasses.field(default=Every(10), kw_only=True)
@@ -85,23 +72,19 @@ class PAPA(Strategy):
     def common(self) -> str:
         return "consensus"
 
-    def init(self, x: Tensor, layout: Layout, comm: Comm) -> Highest:
-        return Highest(torch.tensor(0.0, dtype=torch.float64))
+    def init(self, x: Tensor, layout: Layout, comm: Comm) -> PAPAState:
+        return PAPAState(torch.tensor(0.0, dtype=torch.float64))
 
-    def exchange(self, x: Tensor, state: NamedTuple, signal: Signal, roll: Roll, comm: Comm) -> Push:
-        assert isinstance(state, Highest)
+    def exchange(self, x: Tensor, state: PAPAState, signal: Signal, roll: Roll, comm: Comm) -> PAPAMessage:
         rate = common_rate(signal, roll, comm) or 0.0
         highest = max(rate, float(state.rate))
         share = (1.0 - self.a) * (rate / highest if highest else 1.0)
         mean, _ = comm.mean(x, roll.weight(comm.rank))
-        return Push(mean, *torch.tensor([share, highest], dtype=torch.float64))
+        return PAPAMessage(mean, *torch.tensor([share, highest], dtype=torch.float64))
 
-    def apply(self, x: Tensor, state: NamedTuple, message: NamedTuple) -> None:
-        assert isinstance(state, Highest)
-        assert isinstance(message, Push)
+    def apply(self, x: Tensor, state: PAPAState, message: PAPAMessage, layout: Layout) -> None:
         x.lerp_(message.mean, float(message.share))
         state.rate.copy_(message.rate)
 
-    def consensus(self, x: Tensor, message: NamedTuple) -> Tensor:
-        assert isinstance(message, Push)
+    def consensus(self, x: Tensor, message: PAPAMessage) -> Tensor:
         return message.mean

@@ -5,22 +5,23 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
-from typing import ClassVar, NamedTuple, final
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from swarmstep.cards import CARDS, Card
 from swarmstep.comm.base import Comm
 from swarmstep.errors import UsageError
 from swarmstep.ownership import Own, PerWorker, Shared
 from swarmstep.seeding import generator, mix
 from swarmstep.signal import Layout, Roll, Signal
-from swarmstep.strategies.base import Card, S, Strategy, check_choice, check_range
+from swarmstep.strategies.base import Strategy, check_choice, check_range
 from swarmstep.strategies.blocks import blocks
 from swarmstep.strategies.neighbours import fetch, ring_leaders
 
 
-class Swarm(NamedTuple):
+class PSOPSState(NamedTuple):
     """What a particle remembers, and what all know of the swarm."""
 
     velocity: Own  # v_i [P]
@@ -28,10 +29,9 @@ class Swarm(NamedTuple):
     best_losses: PerWorker  # best_loss_j [W] float64, +inf before the first round
     leader: Own  # g [P], with its buffers; the same on all ranks unless neighbours="ring"
     owner: Shared  # the worker the best g of all came from, int64; -1 before the first round
-    sizes: Shared  # elements of each tensor of x, for one random number a tensor
 
 
-class Moves(NamedTuple):
+class PSOPSMessage(NamedTuple):
     """The message: what the round found."""
 
     leader: Tensor
@@ -41,9 +41,8 @@ class Moves(NamedTuple):
     seed: Tensor  # int64 []: of this particle's r1, r2
 
 
-@final
 @dataclasses.dataclass(frozen=True)
-class PSOPS(Strategy):
+class PSOPS(Strategy[PSOPSState, PSOPSMessage]):
     """Move every particle by particle swarm optimization (PSO-PS).
 
     ::
@@ -91,22 +90,7 @@ class PSOPS(Strategy):
     randomness for each tensor, `best="round"` and every option beyond are our decisions, not the paper's.
     """
 
-    card: ClassVar[Card] = Card(
-        title="particle swarm: pulled to the best worker and to one's own best",
-        traffic="(W-1)/W",
-        memory="3",
-        paper="arXiv 2009.03816",
-        bibtex="""@inproceedings{ye2020psops,
-  title     = {{PSO-PS}: Parameter Synchronization with Particle Swarm Optimization for Distributed Training
-               of Deep Neural Networks},
-  author    = {Qing Ye and Yuxuan Han and Yanan Sun and Jiancheng Lv},
-  booktitle = {International Joint Conference on Neural Networks (IJCNN)},
-  year      = {2020},
-  eprint    = {2009.03816},
-  archivePrefix = {arXiv}
-}""",
-    )
-    buffers: ClassVar[tuple[str, ...]] = ("local", "first")
+    card: ClassVar[Card] = CARDS["pso-ps"]
 
     inertia: float = 0.3
     cognitive: float = 0.08
@@ -138,6 +122,10 @@ class PSOPS(Strategy):
             )
 
     @property
+    def buffers(self) -> tuple[str, ...]:
+        return ("local", "first")
+
+    @property
     def common(self) -> str:
         return "consensus" if self.neighbours == "all" else "none"
 
@@ -145,17 +133,16 @@ class PSOPS(Strategy):
     def needs_probe(self) -> bool:
         return self.fitness == "probe"
 
-    def init(self, x: Tensor, layout: Layout, comm: Comm) -> Swarm:
-        return Swarm(
+    def init(self, x: Tensor, layout: Layout, comm: Comm) -> PSOPSState:
+        return PSOPSState(
             velocity=torch.zeros_like(x),
             best=x.clone(),
             best_losses=torch.full((comm.size,), math.inf, dtype=torch.float64),
             leader=x.clone(),
             owner=torch.tensor(-1),
-            sizes=torch.tensor(layout.sizes),
         )
 
-    def carry(self, state: S, fresh: S, sources: Sequence[int | None], rank: int) -> S:
+    def carry(self, state: PSOPSState, fresh: PSOPSState, sources: Sequence[int | None], rank: int) -> PSOPSState:
         """Return the state in a changed group.
 
         A particle that joins has velocity 0 and a survivor's leader as its own best, with the leader's loss. If
@@ -169,8 +156,6 @@ class PSOPS(Strategy):
         best of one that has left, until it hears of a better one from its new neighbours.
         """
         moved = super().carry(state, fresh, sources, rank)
-        assert isinstance(state, Swarm)
-        assert isinstance(moved, Swarm)
         joins = [source is None for source in sources]
         if joins[rank]:
             moved.leader.copy_(state.leader)
@@ -191,8 +176,7 @@ class PSOPS(Strategy):
         moved.owner.fill_(heir)
         return moved
 
-    def exchange(self, x: Tensor, state: NamedTuple, signal: Signal, roll: Roll, comm: Comm) -> Moves:
-        assert isinstance(state, Swarm)
+    def exchange(self, x: Tensor, state: PSOPSState, signal: Signal, roll: Roll, comm: Comm) -> PSOPSMessage:
         losses = self._fitness(x, signal, roll, comm)
         remembered = state.best_losses * (1.0 + self.best_decay)
         refreshed = losses < remembered
@@ -207,7 +191,7 @@ class PSOPS(Strategy):
         elif self.best == "round" or owner != int(state.owner) or refreshed[owner]:
             leader = comm.broadcast(brought, owner)
         seed = mix(signal.seed, signal.step, comm.rank, "pso")
-        return Moves(leader, torch.tensor(owner), best_losses, torch.tensor(mine), torch.tensor(seed))
+        return PSOPSMessage(leader, torch.tensor(owner), best_losses, torch.tensor(mine), torch.tensor(seed))
 
     def _fitness(self, x: Tensor, signal: Signal, roll: Roll, comm: Comm) -> Tensor:
         """Return f [W] float64, +inf for workers that do not take part."""
@@ -218,7 +202,9 @@ class PSOPS(Strategy):
         losses = comm.gather(torch.tensor(mine, dtype=torch.float64))
         return losses.where(losses.isfinite(), math.inf)
 
-    def _ring_leader(self, brought: Tensor, state: Swarm, scores: Tensor, refreshed: Tensor, comm: Comm) -> Tensor:
+    def _ring_leader(
+        self, brought: Tensor, state: PSOPSState, scores: Tensor, refreshed: Tensor, comm: Comm
+    ) -> Tensor:
         """Return the best among what this rank and its neighbours bring; only what is new travels.
 
         With historical bests a rank's leader changes only to one that has just refreshed its best.
@@ -231,14 +217,12 @@ class PSOPS(Strategy):
             return found
         return brought.clone() if leaders[comm.rank] == comm.rank else state.leader
 
-    def apply(self, x: Tensor, state: NamedTuple, message: NamedTuple) -> None:
-        assert isinstance(state, Swarm)
-        assert isinstance(message, Moves)
+    def apply(self, x: Tensor, state: PSOPSState, message: PSOPSMessage, layout: Layout) -> None:
         state.best_losses.copy_(message.best_losses)
         state.owner.copy_(message.owner)
         refreshed = bool(message.refreshed)
         factor, inertia = self._constriction(), 1.0 if self.constriction else self.inertia
-        for block, r1, r2 in self._random(x, state.sizes.tolist(), int(message.seed)):
+        for block, r1, r2 in self._random(x, layout.sizes, int(message.seed)):
             here, v = x[block], state.velocity[block]
             leader = state.leader[block].copy_(message.leader[block])
             v.mul_(inertia)
@@ -254,7 +238,7 @@ class PSOPS(Strategy):
             here.add_(v)
 
     def _random(
-        self, x: Tensor, sizes: list[int], seed: int
+        self, x: Tensor, sizes: tuple[int, ...], seed: int
     ) -> Iterator[tuple[slice, Tensor | float, Tensor | float]]:
         """Yield the pieces of x, each with its r1 and r2."""
         if self.random == "weight":
@@ -281,12 +265,10 @@ class PSOPS(Strategy):
         phi = self.cognitive + self.social
         return 2.0 / abs(2.0 - phi - math.sqrt(phi * phi - 4.0 * phi))
 
-    def consensus(self, x: Tensor, message: NamedTuple) -> Tensor:
-        assert isinstance(message, Moves)
+    def consensus(self, x: Tensor, message: PSOPSMessage) -> Tensor:
         return message.leader
 
-    def result(self, x: Tensor, state: NamedTuple, comm: Comm) -> Tensor:
-        assert isinstance(state, Swarm)
+    def result(self, x: Tensor, state: PSOPSState, comm: Comm) -> Tensor:
         if self.outcome == "mean" or int(state.owner) < 0:
             return comm.mean(x)[0]
         if self.neighbours == "ring":

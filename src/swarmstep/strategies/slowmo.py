@@ -8,23 +8,23 @@ from typing import ClassVar, NamedTuple, final
 import torch
 from torch import Tensor
 
+from swarmstep.cards import CARDS, Card
 from swarmstep.comm.base import Comm
 from swarmstep.errors import UsageError
 from swarmstep.ownership import Shared
 from swarmstep.signal import Layout, Roll, Signal
-from swarmstep.strategies.base import Card, Strategy, check_range
+from swarmstep.strategies.base import Strategy, check_range
 from swarmstep.strategies.rate import common_rate
 
 
-class Slow(NamedTuple):
+class SlowMoState(NamedTuple):
     """The common model between two rounds."""
 
     anchor: Shared  # x [P]
     velocity: Shared  # u [P], in units of a gradient, zero for buffers
-    parameters: Shared  # how many elements of x are parameters
 
 
-class Averaged(NamedTuple):
+class SlowMoMessage(NamedTuple):
     """The message: the mean of the workers, and the inner learning rate."""
 
     mean: Tensor
@@ -33,7 +33,7 @@ class Averaged(NamedTuple):
 
 @final
 @dataclasses.dataclass(frozen=True)
-class SlowMo(Strategy):
+class SlowMo(Strategy[SlowMoState, SlowMoMessage]):
     """Move the common model by a slow momentum, kept in units of a gradient.
 
     ::
@@ -61,20 +61,7 @@ class SlowMo(Strategy):
     state over a round.
     """
 
-    card: ClassVar[Card] = Card(
-        title="the mean's step, with slow momentum in units of a gradient",
-        traffic="2 (W-1)/W",
-        memory="2",
-        paper="arXiv 1910.00643",
-        bibtex="""@inproceedings{wang2020slowmo,
-  title     = {{SlowMo}: Improving Communication-Efficient Distributed {SGD} with Slow Momentum},
-  author    = {Jianyu Wang and Vinayak Tantia and Nicolas Ballas and Michael Rabbat},
-  booktitle = {International Conference on Learning Representations},
-  year      = {2020},
-  eprint    = {1910.00643},
-  archivePrefix = {arXiv}
-}""",
-    )
+    card: ClassVar[Card] = CARDS["slowmo"]
 
     slow_lr: float = 1.0
     momentum: float = 0.5
@@ -87,10 +74,10 @@ class SlowMo(Strategy):
     def common(self) -> str:
         return "weights"
 
-    def init(self, x: Tensor, layout: Layout, comm: Comm) -> Slow:
-        return Slow(x.clone(), torch.zeros_like(x), torch.tensor(layout.parameters))
+    def init(self, x: Tensor, layout: Layout, comm: Comm) -> SlowMoState:
+        return SlowMoState(x.clone(), torch.zeros_like(x))
 
-    def exchange(self, x: Tensor, state: NamedTuple, signal: Signal, roll: Roll, comm: Comm) -> Averaged:
+    def exchange(self, x: Tensor, state: SlowMoState, signal: Signal, roll: Roll, comm: Comm) -> SlowMoMessage:
         rate = common_rate(signal, roll, comm)
         if not rate or not rate > 0:
             raise UsageError(
@@ -98,22 +85,18 @@ class SlowMo(Strategy):
                 "call Synchronizer.step(loss, lr)"
             )
         mean, _ = comm.mean(x, roll.weight(comm.rank))
-        return Averaged(mean, torch.tensor(rate, dtype=torch.float64))
+        return SlowMoMessage(mean, torch.tensor(rate, dtype=torch.float64))
 
-    def apply(self, x: Tensor, state: NamedTuple, message: NamedTuple) -> None:
-        assert isinstance(state, Slow)
-        assert isinstance(message, Averaged)
-        n, rate = int(state.parameters), float(message.rate)
+    def apply(self, x: Tensor, state: SlowMoState, message: SlowMoMessage, layout: Layout) -> None:
+        n, rate = layout.parameters, float(message.rate)
         anchor, u = state.anchor[:n], state.velocity[:n]
         u.mul_(self.momentum).add_(anchor - message.mean[:n], alpha=1.0 / rate)
         anchor.add_(u, alpha=-self.slow_lr * rate)
         state.anchor[n:] = message.mean[n:]
         x.copy_(state.anchor)
 
-    def consensus(self, x: Tensor, message: NamedTuple) -> Tensor:
-        assert isinstance(message, Averaged)
+    def consensus(self, x: Tensor, message: SlowMoMessage) -> Tensor:
         return message.mean
 
-    def result(self, x: Tensor, state: NamedTuple, comm: Comm) -> Tensor:
-        assert isinstance(state, Slow)
+    def result(self, x: Tensor, state: SlowMoState, comm: Comm) -> Tensor:
         return state.anchor.clone()

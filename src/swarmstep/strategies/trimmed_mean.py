@@ -9,13 +9,14 @@ from typing import ClassVar, NamedTuple, final
 import torch
 from torch import Tensor
 
+from swarmstep.cards import CARDS, Card
 from swarmstep.comm.base import Comm
 from swarmstep.signal import Layout, Roll, Signal
-from swarmstep.strategies.base import Card, Strategy, check_range
+from swarmstep.strategies.base import Strategy, check_range
 from swarmstep.when import NoState
 
 
-class Trimmed(NamedTuple):
+class TrimmedMeanMessage(NamedTuple):
     """The message: the trimmed mean of the workers' vectors, [P]."""
 
     mean: Tensor
@@ -23,7 +24,7 @@ class Trimmed(NamedTuple):
 
 @final
 @dataclasses.dataclass(frozen=True)
-class TrimmedMean(Strategy):
+class TrimmedMean(Strategy[NoState, TrimmedMeanMessage]):
     """Replace every worker's weights by the mean of all without the extremes, coordinate by coordinate.
 
     ::
@@ -50,26 +51,16 @@ class TrimmedMean(Strategy):
     not left without protection, are ours.
     """
 
-    card: ClassVar[Card] = Card(
-        title="coordinate-wise mean of the weights without the extremes",
-        traffic="W-1",
-        memory="0",
-        paper="arXiv 1803.01498",
-        bibtex="""@inproceedings{yin2018byzantine,
-  title     = {Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates},
-  author    = {Dong Yin and Yudong Chen and Kannan Ramchandran and Peter Bartlett},
-  booktitle = {International Conference on Machine Learning},
-  year      = {2018},
-  eprint    = {1803.01498},
-  archivePrefix = {arXiv}
-}""",
-    )
-    contains_not_finite: ClassVar[bool] = True
+    card: ClassVar[Card] = CARDS["trimmed-mean"]
 
     trim: float = 0.25
 
     def __post_init__(self) -> None:
         check_range("trim", self.trim, 0.0, 0.5)
+
+    @property
+    def contains_not_finite(self) -> bool:
+        return True
 
     @property
     def common(self) -> str:
@@ -78,19 +69,17 @@ class TrimmedMean(Strategy):
     def init(self, x: Tensor, layout: Layout, comm: Comm) -> NoState:
         return NoState()
 
-    def exchange(self, x: Tensor, state: NamedTuple, signal: Signal, roll: Roll, comm: Comm) -> Trimmed:
+    def exchange(self, x: Tensor, state: NoState, signal: Signal, roll: Roll, comm: Comm) -> TrimmedMeanMessage:
         rows = comm.gather(x)
-        return Trimmed(trimmed_mean(rows[roll.present.to(rows.device)], self.trim))
+        return TrimmedMeanMessage(trimmed_mean(rows[roll.present.to(rows.device)], self.trim))
 
-    def apply(self, x: Tensor, state: NamedTuple, message: NamedTuple) -> None:
-        assert isinstance(message, Trimmed)
+    def apply(self, x: Tensor, state: NoState, message: TrimmedMeanMessage, layout: Layout) -> None:
         x.copy_(message.mean)
 
-    def consensus(self, x: Tensor, message: NamedTuple) -> Tensor:
-        assert isinstance(message, Trimmed)
+    def consensus(self, x: Tensor, message: TrimmedMeanMessage) -> Tensor:
         return message.mean
 
-    def result(self, x: Tensor, state: NamedTuple, comm: Comm) -> Tensor:
+    def result(self, x: Tensor, state: NoState, comm: Comm) -> Tensor:
         rows = comm.gather(x)
         finite = rows.isfinite().all(dim=1)
         return trimmed_mean(rows[finite], self.trim) if finite.any() else x.clone()

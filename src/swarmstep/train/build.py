@@ -16,9 +16,10 @@ from swarmstep.errors import UsageError
 from swarmstep.runtime.options import Options
 from swarmstep.strategies import STRATEGIES, Strategy
 from swarmstep.strategies.base import check_choice
+from swarmstep.strategies.warmup import Warmup
 from swarmstep.train import faults
 from swarmstep.train.config import BACKENDS, BASELINES, DDP, ELASTIC, SYNCHRONOUS, Config
-from swarmstep.when import Every, GradientChange, Never, QuadraticRule, WarmupThen, When
+from swarmstep.when import Every, GradientChange, Never, QuadraticRule, When
 from swarmstep.workloads import Workload
 from swarmstep.workloads.defaults import Defaults
 
@@ -121,7 +122,19 @@ def build_strategy(config: Config) -> Strategy:
         if config.when is not None or config.settings:
             raise UsageError(f"{config.strategy} takes neither --when nor --set")
         return kind()
-    return kind(when=parse_when(config.when, config.every or 1), **_settings(kind, config.settings))
+    steps, spec = _warmup(config.when)
+    strategy = kind(when=parse_when(spec, config.every or 1), **_settings(kind, config.settings))
+    return strategy if steps is None else Warmup(strategy, steps)
+
+
+def _warmup(spec: str | None) -> tuple[int | None, str | None]:
+    """Return the steps of a warm-up, None without one, and the trigger that follows it."""
+    if spec is None or not spec.startswith("warmup:"):
+        return None, spec
+    steps, _, rest = spec.removeprefix("warmup:").partition(",")
+    if not steps.isdecimal():
+        raise UsageError(f"unknown trigger {spec!r}; expected {specs.TRIGGERS}")
+    return int(steps), rest or None
 
 
 def parse_when(spec: str | None, every: int) -> When:
@@ -135,7 +148,6 @@ def parse_when(spec: str | None, every: int) -> When:
     name, _, rest = spec.partition(":")
     forms: dict[str, Callable[[str], When]] = {
         "every": lambda text: Every(int(text)),
-        "warmup": lambda text: WarmupThen(int(_first(text)), parse_when(_rest(text) or None, every)),
         "change": lambda text: GradientChange(float(text)),
         "qsr": lambda text: QuadraticRule(int(_first(text)), float(_rest(text))),
     }

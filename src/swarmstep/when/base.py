@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple
+
+from typing_extensions import TypeVar
 
 from swarmstep.signal import Layout, Signal
 
+TriggerState = TypeVar("TriggerState", bound=NamedTuple, default=Any)
+
 
 class NoState(NamedTuple):
-    """The state of what remembers nothing."""
+    """The state of a trigger or strategy that remembers nothing."""
 
 
-class When(ABC):
-    """Decides whether a round starts after this step.
+class When(ABC, Generic[TriggerState]):
+    """Decides whether a round starts after a local step.
 
-    Concrete triggers are final frozen dataclasses of hyper-parameters; what they remember is a NamedTuple of
-    tensors that the Synchronizer keeps. A trigger never communicates: where `voting` is False the answer must
-    follow from what all ranks share (the step, the learning rate); where it is True each rank answers for
-    itself, the Synchronizer calls the roll at every step, and one wish makes all synchronize.
+    Concrete triggers are final frozen dataclasses of hyper-parameters. What a trigger remembers is a NamedTuple
+    of tensors, its `TriggerState`, which the Synchronizer keeps and saves. A trigger never communicates. Where
+    `voting` is False, its answer must follow from what all ranks share (step counts, the learning rate). Where it
+    is True, each rank answers for itself: the Synchronizer then calls the roll at every step, and a round starts
+    if any rank asks for one.
     """
 
     @property
@@ -28,23 +33,20 @@ class When(ABC):
 
     @property
     def period(self) -> int:
-        """Steps between rounds where that is fixed, else 0."""
+        """The number of steps between rounds if it is fixed and the same on all ranks, else 0."""
         return 0
 
-    def init(self, layout: Layout, size: int) -> NamedTuple:
+    @abstractmethod
+    def init(self, layout: Layout, size: int) -> TriggerState:
         """Return the state before step 1, for a group of `size` workers.
 
-        Each field is annotated as in `swarmstep.signal`: a change of membership carries it over by that.
+        Each field is annotated as in `swarmstep.ownership`, so that it can be carried over when the membership
+        of the group changes.
         """
-        return NoState()
 
     @abstractmethod
-    def due(self, state: NamedTuple, signal: Signal) -> bool:
-        """Return whether (this rank wishes that) a round starts now; called exactly once a step.
+    def due(self, state: TriggerState, signal: Signal) -> bool:
+        """Return whether a round starts now or, if voting, whether this rank asks for one.
 
-        May change the tensors of `state` in place.
+        Called exactly once a step. May change the tensors of `state` in place.
         """
-
-    def warm_up(self, step: int) -> bool:
-        """Return whether a round at this step is a plain mean, whatever the strategy."""
-        return False

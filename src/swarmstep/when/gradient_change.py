@@ -14,19 +14,18 @@ from swarmstep.signal import Layout, Signal
 from swarmstep.when.base import When
 
 
-class Changes(NamedTuple):
-    """What `GradientChange` remembers, newest last."""
+class GradientChangeState(NamedTuple):
+    """Two windows of recent values, newest last."""
 
-    norms: Inherited  # float64 [window]: sums over the tensors of the gradient's norm
+    norms: Inherited  # float64 [window]: sums over the parameter tensors of the gradient's norm
     changes: Inherited  # float64 [window]: relative changes of their weighted mean
     seen: Shared  # int64 []: steps so far
-    weights: Derived  # float64 [window]: (1 - smoothing) ** age, with sum 1
-    sizes: Shared  # int64: elements of each parameter tensor
+    weights: Derived  # float64 [window]: (1 - smoothing) ** age, normalized to sum 1
 
 
 @final
 @dataclass(frozen=True)
-class GradientChange(When):
+class GradientChange(When[GradientChangeState]):
     """A round when some worker's gradient changes much: the trigger of SelSync.
 
     ::
@@ -72,21 +71,18 @@ class GradientChange(When):
     def voting(self) -> bool:
         return True
 
-    def init(self, layout: Layout, size: int) -> Changes:
+    def init(self, layout: Layout, size: int) -> GradientChangeState:
         smoothing = min(1.0, size / 100) if self.smoothing is None else self.smoothing
         weights = (1.0 - smoothing) ** torch.arange(self.window - 1, -1, -1, dtype=torch.float64)
-        sizes = torch.tensor(layout.sizes)
-        return Changes(
+        return GradientChangeState(
             norms=torch.zeros(self.window, dtype=torch.float64),
             changes=torch.zeros(self.window, dtype=torch.float64),
             seen=torch.tensor(0),
             weights=weights / weights.sum(),
-            sizes=sizes[sizes.cumsum(0) <= layout.parameters],
         )
 
-    def due(self, state: NamedTuple, signal: Signal) -> bool:
-        assert isinstance(state, Changes)
-        pieces = signal.gradient().split(state.sizes.tolist())
+    def due(self, state: GradientChangeState, signal: Signal) -> bool:
+        pieces = signal.gradient().split(signal.layout.parameter_sizes)
         before = state.weights.dot(state.norms)
         _push(state.norms, torch.stack([piece.norm() for piece in pieces]).sum())
         state.seen.add_(1)

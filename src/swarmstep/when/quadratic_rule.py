@@ -14,15 +14,15 @@ from swarmstep.signal import Layout, Signal
 from swarmstep.when.base import When
 
 
-class Due(NamedTuple):
-    """What `QuadraticRule` remembers."""
+class QuadraticRuleState(NamedTuple):
+    """When the next round is due."""
 
-    step: Shared  # int64 []: of the next round; 0 before step 1
+    step: Shared  # int64 []: the step of the next round; 0 before step 1
 
 
 @final
 @dataclass(frozen=True)
-class QuadraticRule(When):
+class QuadraticRule(When[QuadraticRuleState]):
     """Rounds further and further apart as the learning rate falls: the Quadratic Synchronization Rule.
 
     ::
@@ -51,11 +51,10 @@ class QuadraticRule(When):
         if not 0 < self.alpha < math.inf:
             raise UsageError(f"QuadraticRule: expected a finite alpha > 0, found {self.alpha}")
 
-    def init(self, layout: Layout, size: int) -> Due:
-        return Due(torch.tensor(0))
+    def init(self, layout: Layout, size: int) -> QuadraticRuleState:
+        return QuadraticRuleState(torch.tensor(0))
 
-    def due(self, state: NamedTuple, signal: Signal) -> bool:
-        assert isinstance(state, Due)
+    def due(self, state: QuadraticRuleState, signal: Signal) -> bool:
         if not int(state.step):
             state.step.fill_(signal.step - 1 + self._interval(signal))
         if signal.step < state.step:

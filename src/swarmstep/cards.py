@@ -1,0 +1,224 @@
+"""What each method is, in a line: its traffic, memory and paper. Knows nothing of torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """What tables and the command line show of a method.
+
+    Args:
+        name: as on the command line.
+        title: what it does, in a few words.
+        traffic: what a round costs each worker, sent, as a mean over the W workers, in units of P vector elements
+            (the vector holds parameters and averaged buffers), without the roll call.
+        memory: what it keeps between rounds, in units of P.
+        paper: where it was published, or "baseline".
+        weighted: whether the workers' weights in the roll call (`Synchronizer.step(loss, weight=...)`) count;
+            otherwise all that take part count the same.
+        key: of the paper's entry in `papers.bib`; empty where there is no paper.
+    """
+
+    name: str
+    title: str
+    traffic: str
+    memory: str
+    paper: str
+    weighted: bool
+    key: str = ""
+
+    @property
+    def bibtex(self) -> str:
+        """The paper's BibTeX entry; empty where there is no paper."""
+        return bibtex(self.key) if self.key else ""
+
+
+def bibtex(key: str) -> str:
+    """Return the entry of `papers.bib` with this key.
+
+    Raises:
+        KeyError: there is none.
+    """
+    for entry in Path(__file__).with_name("papers.bib").read_text(encoding="utf-8").split("\n\n"):
+        if entry.partition("{")[2].partition(",")[0] == key:
+            return entry.strip()
+    raise KeyError(key)
+
+
+ALL_REDUCE = "2 (W-1)/W"
+BASELINE = "baseline"
+
+_ALL = (
+    Card(
+        name="bmuf",
+        title="the mean's step, with block momentum",
+        traffic=ALL_REDUCE,
+        memory="2",
+        paper="ICASSP 2016",
+        weighted=True,
+        key="chen2016bmuf",
+    ),
+    Card(
+        name="ddp",
+        title="gradients averaged by torch's DistributedDataParallel, real processes only",
+        traffic=ALL_REDUCE,
+        memory="1",
+        paper=BASELINE,
+        weighted=False,
+    ),
+    Card(
+        name="diloco",
+        title="an outer Nesterov optimizer on the mean's step",
+        traffic=ALL_REDUCE,
+        memory="2",
+        paper="arXiv 2311.08105",
+        weighted=True,
+        key="douillard2023diloco",
+    ),
+    Card(
+        name="easgd",
+        title="workers on elastic strings around a common centre",
+        traffic=ALL_REDUCE,
+        memory="1",
+        paper="arXiv 1412.6651",
+        weighted=True,
+        key="zhang2015easgd",
+    ),
+    Card(
+        name="fedpso",
+        title="PSO-PS with the probe as fitness and a strong leader",
+        traffic="(W-1)/W",
+        memory="3",
+        paper="Sensors 21(2) 2021",
+        weighted=False,
+        key="park2021fedpso",
+    ),
+    Card(
+        name="gossip-exponential",
+        title="average with one peer, 1, 2, 4, ... ranks away in turn",
+        traffic="min(1, W-1)",
+        memory="0",
+        paper="arXiv 2110.13363",
+        weighted=False,
+        key="ying2021exponential",
+    ),
+    Card(
+        name="gossip-ring",
+        title="average with the two neighbours on a ring",
+        traffic="min(2, W-1)",
+        memory="0",
+        paper="arXiv 1705.09056",
+        weighted=False,
+        key="lian2017dpsgd",
+    ),
+    Card(
+        name="hierarchical",
+        title="averaged inside a host, at each k-th round between hosts",
+        traffic=ALL_REDUCE,
+        memory="0",
+        paper="arXiv 1808.07217",
+        weighted=True,
+        key="lin2020dont",
+    ),
+    Card(
+        name="independent",
+        title="every worker trains alone",
+        traffic="0",
+        memory="0",
+        paper=BASELINE,
+        weighted=False,
+    ),
+    Card(
+        name="local-sgd",
+        title="weights averaged every n steps",
+        traffic=ALL_REDUCE,
+        memory="0",
+        paper="arXiv 1805.09767",
+        weighted=True,
+        key="stich2019local",
+    ),
+    Card(
+        name="median",
+        title="coordinate-wise median of the weights, robust to a minority",
+        traffic="W-1",
+        memory="0",
+        paper="arXiv 1803.01498",
+        weighted=False,
+        key="yin2018byzantine",
+    ),
+    Card(
+        name="noloco",
+        title="random pairs with an outer momentum, no all-reduce",
+        traffic="(W - W%2)/W",
+        memory="2",
+        paper="arXiv 2506.10911",
+        weighted=True,
+        key="kolehmainen2025noloco",
+    ),
+    Card(
+        name="papa",
+        title="a population pushed slowly toward its mean",
+        traffic=ALL_REDUCE,
+        memory="0",
+        paper="arXiv 2304.03094",
+        weighted=True,
+        key="jolicoeur2024papa",
+    ),
+    Card(
+        name="pso-ps",
+        title="particle swarm: pulled to the best worker and to one's own best",
+        traffic="(W-1)/W",
+        memory="3",
+        paper="arXiv 2009.03816",
+        weighted=False,
+        key="ye2020psops",
+    ),
+    Card(
+        name="slowmo",
+        title="the mean's step, with slow momentum in units of a gradient",
+        traffic=ALL_REDUCE,
+        memory="2",
+        paper="arXiv 1910.00643",
+        weighted=True,
+        key="wang2020slowmo",
+    ),
+    Card(
+        name="swarm",
+        title="informed swarm: drawn to all trusted workers, with momentum",
+        traffic=ALL_REDUCE,
+        memory="2",
+        paper="Mendes et al. 2004",
+        weighted=True,
+        key="mendes2004fully",
+    ),
+    Card(
+        name="synchronous",
+        title="gradients averaged at every step",
+        traffic=ALL_REDUCE,
+        memory="0",
+        paper=BASELINE,
+        weighted=True,
+    ),
+    Card(
+        name="trimmed-mean",
+        title="coordinate-wise mean of the weights without the extremes",
+        traffic="W-1",
+        memory="0",
+        paper="arXiv 1803.01498",
+        weighted=False,
+        key="yin2018byzantine",
+    ),
+)
+
+# Every method by its name on the command line, in alphabetical order.
+CARDS: dict[str, Card] = {card.name: card for card in _ALL}
+
+# What can be cited: the methods with a paper, and papers of the runtime's options and codecs.
+CITATIONS: dict[str, str] = {
+    **{card.name: card.key for card in _ALL if card.key},
+    "sparseloco": "sarfi2025sparseloco",
+    "streaming-diloco": "douillard2025streaming",
+}
