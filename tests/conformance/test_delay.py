@@ -39,7 +39,7 @@ from swarmstep import (
     simulate,
 )
 from swarmstep.comm.codecs import Int8
-from swarmstep.comm.dist import serve_store
+from swarmstep.comm.process_groups import serve_store
 from swarmstep.errors import CheckpointError, CommError, NotFinite, PeerLost, UsageError
 
 WORKERS = 3

@@ -21,8 +21,9 @@ import torch.distributed as dist
 from helpers import Trainer, same
 from pool import CONTEXT, Pool
 from swarmstep import PSOPS, Comm, DistComm, Every, simulate
-from swarmstep.comm.dist import ENVIRONMENT, serve_store
 from swarmstep.comm.heartbeat import PERIOD, Heartbeat
+from swarmstep.comm.process_groups import serve_store
+from swarmstep.comm.rendezvous import VARIABLES
 from swarmstep.errors import CommError, PeerLost, UsageError
 
 SOON = 60.0  # seconds; far beyond what any wait here should take, and far below patience
@@ -103,9 +104,7 @@ def test_a_killed_peer_is_named_by_all_others_whose_weights_stay() -> None:
         for rank in (0, 2):
             kind, said, kept = world.hears(rank)
             assert kind == "PeerLost"
-            assert re.match(
-                rf"step \d+: rank {rank}: lost rank 1 while in \w+ \(.+\); look at that rank's own", said
-            )
+            assert re.match(rf"step \d+: rank {rank}: lost rank 1 while in \w+ \(.+\); see that rank's own", said)
             assert kept
         assert [world.ends(rank) for rank in (0, 2)] == [0, 0]
 
@@ -118,14 +117,14 @@ def test_a_stopped_peer_is_named_after_silence_and_learns_it_later() -> None:
         for rank in (0, 1):
             kind, said, kept = world.hears(rank)
             assert kind == "PeerLost"
-            assert f"rank {rank}: no sign of life for 3 s from rank 2 while in" in said
+            assert f"rank {rank}: no heartbeat for 3 s from rank 2 while in" in said
             assert kept
         # The operation under way would hold them for as long as patience.
         assert [world.ends(rank) for rank in (0, 1)] == [0, 0]
         world.signals(2, signal.SIGCONT)
         kind, said, kept = world.hears(2)
         assert kind == "PeerLost"
-        assert "rank 2: the other ranks gave this one up" in said
+        assert "rank 2: the other ranks gave up on this one" in said
         assert world.ends(2) == 0
 
 
@@ -147,7 +146,7 @@ def test_a_peer_that_is_alive_but_slow_is_waited_for_up_to_patience() -> None:
         kind, said, waited = world.hears(0)
         assert kind == "CommError"
         assert re.match(
-            r"rank 0: waited \d+ s in gather for peers that are alive; a longer wait is set with pat", said
+            r"rank 0: waited \d+ s in gather for peers that are alive; to wait longer, raise pat", said
         )
         assert waited >= 3.0  # not the 1 s after which a silent peer is lost
         assert world.ends(0) == 0
@@ -187,7 +186,7 @@ def store_elsewhere() -> Iterator[tuple[Any, int]]:
 
 
 @pytest.mark.parametrize(
-    ("number", "said"), [(signal.SIGKILL, "the store is gone while in"), (signal.SIGSTOP, "no answer for 3 s")]
+    ("number", "said"), [(signal.SIGKILL, "lost the store while in"), (signal.SIGSTOP, "no answer for 3 s")]
 )
 def test_a_store_that_is_gone_or_stopped_is_named_and_no_peer(number: int, said: str) -> None:
     with store_elsewhere() as (process, port), Launched(wait_without_store, 2, port=port) as world:
@@ -195,13 +194,13 @@ def test_a_store_that_is_gone_or_stopped_is_named_and_no_peer(number: int, said:
         os.kill(process.pid, number)
         kind, text = world.hears(0)
         assert kind == "PeerLost"
-        assert text.startswith("rank 0: the store is gone while in gather (")
+        assert text.startswith("rank 0: lost the store while in gather (")
         assert said in text
 
 
-@pytest.mark.parametrize("missing", ENVIRONMENT)
+@pytest.mark.parametrize("missing", VARIABLES)
 def test_from_env_names_what_is_missing(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ENVIRONMENT:
+    for name in VARIABLES:
         monkeypatch.setenv(name, "1")
     monkeypatch.delenv(missing)
     with pytest.raises(UsageError, match=f"from_env: {missing} not set in the environment; start the"):
@@ -209,7 +208,7 @@ def test_from_env_names_what_is_missing(missing: str, monkeypatch: pytest.Monkey
 
 
 def test_from_env_names_everything_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ENVIRONMENT:
+    for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UsageError, match="RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT not set"):
         DistComm.from_env()
@@ -223,7 +222,7 @@ def join_nobody(end: Any) -> None:
 
 def test_a_group_that_nobody_serves_is_named() -> None:
     with Launched(join_nobody, 2, port=1) as world:
-        assert world.hears(1).startswith("rank 1: the group at 127.0.0.1:1 did not come together: ")
+        assert world.hears(1).startswith("rank 1: the group at 127.0.0.1:1 could not be formed: ")
 
 
 def join_again(comm: Comm) -> str:
@@ -272,7 +271,7 @@ def test_a_heartbeat_knows_nobody_is_silent_before_it_has_listened() -> None:
     assert hearts[0].silent(0.0) == []
     for heart in hearts:
         heart.start()
-    until(lambda: hearts[0]._heard > hearts[0]._seen[1] - 1 and hearts[0]._counts[1] != b"")
+    until(lambda: hearts[0]._answered > hearts[0]._seen[1] - 1 and hearts[0]._counts[1] != b"")
     assert hearts[0].silent(5.0) == []
     hearts[1].stop()
     until(lambda: hearts[0].silent(2 * PERIOD) == [1])

@@ -521,7 +521,7 @@ def test_one_that_hangs_with_its_heart_beating_is_waited_for_up_to_patience() ->
         for name in ("0.0", "2.0"):
             kind, said, _ = world.told[name].error
             assert kind == "CommError"
-            assert "for peers that are alive; a longer wait is set with patience" in said or "no group was" in said
+            assert "for peers that are alive; to wait longer, raise patience" in said or "no group was" in said
 
 
 def concluding(membership: Membership) -> str | None:
@@ -584,9 +584,9 @@ def test_a_watch_keeps_what_is_known_of_a_name(store: tuple[Any, int]) -> None:
     assert heart.silent(0.2) == [0]
     dies(store, "b")
     store[0].add("flag", 1)
-    until(lambda: heart.raised() and heart.dead() == {"b"})
+    until(lambda: heart.flagged() and heart.dead() == {"b"})
     heart.watch(["a"])
-    assert (heart.silent(0.0), heart.dead(), heart.raised()) == ([], set(), False)
+    assert (heart.silent(0.0), heart.dead(), heart.flagged()) == ([], set(), False)
     heart.stop()
 
 
@@ -594,11 +594,11 @@ def test_an_answer_about_others_says_nothing_of_those_who_are_watched_by_now(sto
     """One who was stopped would take everybody for silent otherwise, if it goes on in another group."""
     heart = Heartbeat(connect("127.0.0.1", store[1], SOON), "a", ["b"])
     asked = heart._names
-    heart._heard, heart._seen = heart._heard - 1.0, [heart._seen[0] - 1.0]  # it was stopped for a second
+    heart._answered, heart._seen = heart._answered - 1.0, [heart._seen[0] - 1.0]  # it was stopped for a second
     heart.watch(["b", "c"])
-    heart._note(asked, [b"2", b"0"])
+    heart._record(asked, [b"2", b"0"])
     assert heart.silent(0.5) == []
-    heart._note(heart._names, [b"", b"1", b"0", b"0"])
+    heart._record(heart._names, [b"", b"1", b"0", b"0"])
     assert heart.silent(0.5) == [0]
-    heart.met()
+    heart.reset()
     assert heart.silent(0.5) == []

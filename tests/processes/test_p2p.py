@@ -15,7 +15,7 @@ from helpers import same
 from pool import CONTEXT, Pool
 from swarmstep import Comm, DistComm
 from swarmstep.comm import p2p
-from swarmstep.comm.p2p import FLOOR, PIECE, PIECES, Trials
+from swarmstep.comm.p2p import FLOOR, PIECE, PIECES, Route
 from swarmstep.errors import CommError
 
 SHAPES = [(), (0,), (1,), (PIECE // 4,), (PIECE + 1,), (3, 5, 7001)]
@@ -35,7 +35,7 @@ def bits(x: torch.Tensor) -> torch.Tensor:
 def spread(comm: Comm, along_chain: bool) -> int:
     """Broadcast all kinds of tensors from all ranks; return how many."""
     assert isinstance(comm, DistComm)
-    comm._ways["broadcast"].floor, comm._ways["broadcast"].ours = 0, along_chain
+    comm.routes["broadcast"].floor, comm.routes["broadcast"].point_to_point = 0, along_chain
     count = 0
     for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.bool, torch.complex64):
         for shape in SHAPES:
@@ -61,7 +61,7 @@ def test_both_ways_give_the_bits_of_the_source(pool: Pool, workers: int, along_c
 def turned(comm: Comm, by_turns: bool) -> bool:
     """Exchange rows of all kinds with all."""
     assert isinstance(comm, DistComm)
-    comm._ways["all_to_all"].floor, comm._ways["all_to_all"].ours = 0, by_turns
+    comm.routes["all_to_all"].floor, comm.routes["all_to_all"].point_to_point = 0, by_turns
     for dtype in (torch.float32, torch.bfloat16, torch.bool, torch.int64):
         for shape in SHAPES:
             rows = [made((comm.size, *shape), dtype, rank) for rank in range(comm.size)]
@@ -79,7 +79,7 @@ def test_both_ways_exchange_the_same_rows(pool: Pool, workers: int, by_turns: bo
 
 
 def spread_much(comm: Any) -> bool:
-    comm._ways["broadcast"].ours = True
+    comm.routes["broadcast"].point_to_point = True
     x = torch.arange(PIECE // 4 * (PIECES + 3), dtype=torch.int32)
     return same(comm.broadcast(x * (comm.rank == 2), 2), x)
 
@@ -93,14 +93,14 @@ def choose(comm: Any) -> tuple[Any, ...]:
     x = torch.rand(FLOOR // 4, generator=torch.Generator().manual_seed(comm.rank))
     expected = torch.rand(FLOOR // 4, generator=torch.Generator().manual_seed(1))
     comm.broadcast(x[:-1], 1)
-    said = [(len(comm._ways["broadcast"].costs), comm._ways["broadcast"].ours)]
+    said = [(len(comm.routes["broadcast"].costs), comm.routes["broadcast"].point_to_point)]
     for turn in range(3):
         assert same((comm.reusing() if turn % 2 else comm).broadcast(x, 1), expected)
-        said.append((len(comm._ways["broadcast"].costs), comm._ways["broadcast"].ours))
+        said.append((len(comm.routes["broadcast"].costs), comm.routes["broadcast"].point_to_point))
     part = comm.split(comm.rank % 2)
-    assert part._ways["broadcast"] is not comm._ways["broadcast"]
+    assert part.routes["broadcast"] is not comm.routes["broadcast"]
     assert same(part.broadcast(expected + comm.rank, 1), expected + comm.rank % 2 + 2)
-    assert not part._ways["broadcast"].costs  # nothing to choose between two
+    assert not part.routes["broadcast"].costs  # nothing to choose between two
     return tuple(said)
 
 
@@ -117,13 +117,13 @@ def test_all_ranks_choose_the_same_way_after_one_trial_of_each(pool: Pool) -> No
     [([[2.0, 1.0], [2.0, 1.0]], True), ([[1.0, 2.0], [1.0, 2.0]], False), ([[1.0, 3.0], [5.0, 4.0]], True)],
 )
 def test_the_slowest_rank_counts(costs: list[list[float]], along_chain: bool) -> None:
-    trials = Trials()
+    route = Route()
     x = torch.empty(FLOOR, dtype=torch.uint8)
-    assert trials.way(x, 3) is None
-    trials.settle(torch.tensor(costs, dtype=torch.float64))
-    assert trials.way(x, 3) is along_chain
-    assert trials.way(x[:-1], 3) is False
-    assert trials.way(torch.empty(FLOOR, dtype=torch.uint8, device="meta"), 3) is False  # not gloo's
+    assert route.choice(x, 3) is None
+    route.choose(torch.tensor(costs, dtype=torch.float64))
+    assert route.choice(x, 3) is along_chain
+    assert route.choice(x[:-1], 3) is False
+    assert route.choice(torch.empty(FLOOR, dtype=torch.uint8, device="meta"), 3) is False  # not gloo's
 
 
 STUCK = {"broadcast": (5, "sent 4 pieces"), "all_to_all": (2, "sent 1 pieces")}
@@ -132,7 +132,7 @@ STUCK = {"broadcast": (5, "sent 4 pieces"), "all_to_all": (2, "sent 1 pieces")}
 def stuck_in_the_middle(end: Any, patience: float, verb: str) -> None:
     """Rank 1 sends a few pieces, says so and goes no further; the others go on."""
     comm = DistComm.from_env("gloo", silence=3.0 if patience > 60 else 60.0, patience=patience)
-    comm._ways[verb].ours = True
+    comm.routes[verb].point_to_point = True
     isend, sent = p2p.dist.isend, []
 
     def stops(*arguments: Any, **named: Any) -> Any:
@@ -183,6 +183,6 @@ def test_a_peer_that_is_alive_is_waited_for_up_to_patience() -> None:
         assert world.hears(1) == STUCK["broadcast"][1]
         found = [world.hears(rank) for rank in (0, 2)]
         assert {kind for kind, _, _ in found} <= {"CommError", "PeerLost"}  # one may give up first
-        assert any("s in broadcast for peers that are alive; a longer" in said for _, said, _ in found)
+        assert any("s in broadcast for peers that are alive; to wait longer" in said for _, said, _ in found)
         assert all(kept for _, _, kept in found)
         assert [world.hears(rank) for rank in (0, 2)] == [False] * 2

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pool import Pool
 from swarmstep import Comm, simulate
-from swarmstep.comm.secure.auth import check_door, is_loopback, prove, secret_of
+from swarmstep.comm.secure.auth import check_address, is_loopback, prove, secret_of
 from swarmstep.errors import CommError, UsageError
 
 SECRET = b"correct horse battery staple"
@@ -82,11 +82,13 @@ def test_names_of_loopback() -> None:
         assert not is_loopback(host), host
 
 
-def test_a_door_to_others_needs_a_secret() -> None:
-    check_door("127.0.0.1", None)
-    check_door("10.0.0.1", SECRET)
-    with pytest.raises(UsageError, match=r"^'10.0.0.1' is not on loopback.* SWARMSTEP_SECRET_FILE .*16 bytes"):
-        check_door("10.0.0.1", None)
+def test_an_address_that_others_reach_needs_a_secret() -> None:
+    check_address("127.0.0.1", None)
+    check_address("10.0.0.1", SECRET)
+    with pytest.raises(
+        UsageError, match=r"^'10.0.0.1' is not a loopback address.* SWARMSTEP_SECRET_FILE .*16 bytes"
+    ):
+        check_address("10.0.0.1", None)
 
 
 def proving(comm: Comm, others: list[int]) -> str:
@@ -111,7 +113,9 @@ def test_members_name_those_who_do_not_know_the_secret(size: int, data: st.DataO
 def test_real_processes_prove_it(pool: Pool) -> None:
     assert pool.run(proving, [], workers=3) == [""] * 3
     first, second, third = pool.run(proving, [1], workers=3)
-    assert first.startswith("rank 0: rank 1 did not prove to know the secret of this rank; give all the same")
+    assert first.startswith(
+        "rank 0: rank 1 did not prove to know the secret of this rank; give all machines the same"
+    )
     assert second.startswith("rank 1: ranks 0, 2 did not")
     assert third.startswith("rank 2: rank 1 did not")
     assert "\n" not in first

@@ -15,7 +15,7 @@ import pytest
 from torch.distributed import TCPStore
 
 import swarmstep.launch.fork_server
-from swarmstep.comm.dist import serve_store
+from swarmstep.comm.process_groups import serve_store
 from swarmstep.elastic import supervisor
 from swarmstep.elastic.commit_vote import COMMIT, first_verdict
 from swarmstep.elastic.membership import STOP

@@ -11,20 +11,15 @@ import torch
 import torch.distributed as dist
 
 from pool import CONTEXT, Pool
-from swarmstep import Comm
+from swarmstep import DistComm
 from swarmstep.comm import process_groups, torch_private
 
 SOON = 30.0  # seconds; far beyond what any wait here should take
 
 
-def pair() -> Any:
-    return dist.new_group([0, 1], backend="gloo", use_local_synchronization=True)
-
-
-def timed_out(comm: Comm) -> bool:
+def timed_out(comm: DistComm) -> bool:
     """Wait for a peer that does not come, with a limit set after the group was formed."""
-    group = pair()
-    comm.gather(torch.zeros(1))
+    group = comm.split(0)._control
     torch_private.set_timeout(group, 0.2)
     began = time.monotonic()
     if comm.rank == 0:
@@ -39,9 +34,10 @@ def test_set_timeout_limits_the_operations_that_follow(pool: Pool) -> None:
     assert pool.run(timed_out, workers=2) == [True, True]
 
 
-def counted(comm: Comm) -> list[Any]:
+def counted(comm: DistComm) -> list[Any]:
+    comm.split(0)  # from here on both ranks have made equally many
     before, known = torch_private.groups_made(), torch_private.all_groups()
-    group = pair()
+    group = comm.split(0)._control
     with_it = torch_private.groups_made() - before, group in torch_private.all_groups()
     comm.gather(torch.zeros(1))
     dist.destroy_process_group(group)

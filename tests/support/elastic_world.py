@@ -42,7 +42,8 @@ from swarmstep import (
     Synchronizer,
 )
 from swarmstep.comm.codecs import Int8
-from swarmstep.comm.dist import DistComm, serve_store
+from swarmstep.comm.dist import DistComm
+from swarmstep.comm.process_groups import serve_store
 from swarmstep.comm.torch_private import TCPStore
 from swarmstep.elastic.commit_vote import CommitVote
 from swarmstep.elastic.membership import Membership

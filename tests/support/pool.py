@@ -79,7 +79,7 @@ class Pool:
         return all(answer is True for answer in said)
 
     def _start(self) -> None:
-        from swarmstep.comm.dist import serve_store
+        from swarmstep.comm.process_groups import serve_store
 
         self._store, port = serve_store()
         for rank in range(self.size):

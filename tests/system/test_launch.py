@@ -231,7 +231,7 @@ def test_a_worker_that_stands_still_is_named(place: Path, start: Start) -> None:
     os.kill(workers[1], signal.SIGSTOP)
     (place / "go").touch()
     (line,) = ended(process)
-    assert "no sign of life for 2 s from rank 1 while in gather" in line
+    assert "no heartbeat for 2 s from rank 1 while in gather" in line
     assert process.returncode == 5
     assert alive(workers) == []
 

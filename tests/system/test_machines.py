@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from swarmstep.cli import main
-from swarmstep.comm.dist import DistComm, serve_store
+from swarmstep.comm.dist import DistComm
+from swarmstep.comm.process_groups import serve_store
 from swarmstep.errors import UsageError
 from swarmstep.launch.namespace import inside
 from swarmstep.launch.processes import LOOPBACK, Outcome, Place, run_group
@@ -83,7 +84,7 @@ class Machine:
         lines = (self.folder / "events" / "0.jsonl").read_text().splitlines()[:-1]  # the last may be half there
         return next((e["members"] for e in map(json.loads, reversed(lines)) if e["kind"] == "round"), [])
 
-    def door(self) -> str:
+    def proxy(self) -> str:
         """Return where it listens."""
         self.until(lambda: "--join" in self.said())
         return self.said().split("--join ")[1].split()[0]
@@ -127,7 +128,7 @@ def descendants(pid: int) -> set[int]:
 
 
 def listeners(network: Network, host: int, pid: int) -> set[str]:
-    """Return where a process listens, with the port only where it is the door's."""
+    """Return where a process listens, with the port only where it is the proxy's."""
     command = network.command(host, ["ss", "-Hltnp"])
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     places = [line.split()[3] for line in lines if f"pid={pid}," in line]
@@ -138,17 +139,17 @@ def listeners(network: Network, host: int, pid: int) -> set[str]:
 def test_a_machine_joins_and_another_without_the_secret_does_not(
     network: Network, start: Callable[..., Machine]
 ) -> None:
-    door = f"{network.address(0)}:29500"
-    first = start(network, 0, *ENDLESS, "--workers", "2", "--elastic", "local", "--listen", door)
-    assert first.door() == door
-    stranger = start(network, 1, "--join", door, secret="a secret of somebody else")
+    proxy = f"{network.address(0)}:29500"
+    first = start(network, 0, *ENDLESS, "--workers", "2", "--elastic", "local", "--listen", proxy)
+    assert first.proxy() == proxy
+    stranger = start(network, 1, "--join", proxy, secret="a secret of somebody else")
     code, said = stranger.end()
     assert code == 5
     (line,) = said.splitlines()
-    assert f"the door at {door} refused the secret" in line
-    guest = start(network, 1, "--join", door, "--workers", "1", "--silence", "2")
+    assert f"the proxy at {proxy} refused the secret" in line
+    guest = start(network, 1, "--join", proxy, "--workers", "1", "--silence", "2")
     guest.until(lambda: "2.0" in with_events(first).members())
-    assert listeners(network, 0, first.process.pid) == {"127.0.0.1", door}
+    assert listeners(network, 0, first.process.pid) == {"127.0.0.1", proxy}
     for pid in descendants(first.process.pid):  # gloo
         assert listeners(network, 0, pid) <= {network.address(0)}
     assert f"refused {network.address(1)}" in first.said()
@@ -165,7 +166,7 @@ def test_a_machine_joins_and_another_without_the_secret_does_not(
 def test_a_run_that_stops_on_two_machines_goes_on_where_all_its_files_are(start: Callable[..., Machine]) -> None:
     options = ["--steps", "300", "--every", "4", "--checkpoint-every", "1000", "--elastic", "local"]
     first = start(None, 0, *options, "--pace", "0.2", "--workers", "2", "--listen", "127.0.0.1:0")
-    guest = start(None, 1, "--join", first.door(), "--workers", "1", "--pace", "0.2")
+    guest = start(None, 1, "--join", first.proxy(), "--workers", "1", "--pace", "0.2")
     guest.until(lambda: "2.0" in with_events(first).members())
     assert first.end(signal.SIGINT)[0] == 130
     code, said = guest.end()
@@ -183,32 +184,32 @@ def test_a_run_that_stops_on_two_machines_goes_on_where_all_its_files_are(start:
 @pytest.mark.slow
 def test_a_machine_leaves_and_the_first_one_dies(start: Callable[..., Machine]) -> None:
     first = start(None, 0, *ENDLESS, "--workers", "1", "--elastic", "local", "--listen", "127.0.0.1:0")
-    door = first.door()
-    other = start(None, 1, "--join", door, "--lr", "0.5")
+    proxy = first.proxy()
+    other = start(None, 1, "--join", proxy, "--lr", "0.5")
     assert other.end() == (2, "swarmstep: --lr 0.5: the run to join has 0.02; leave the option out\n")
-    leaves = start(None, 2, "--join", door, "--workers", "1")
+    leaves = start(None, 2, "--join", proxy, "--workers", "1")
     leaves.until(lambda: "1.0" in with_events(first).members())
     code, said = leaves.end(signal.SIGINT)
     assert code == 130
     assert said == "swarmstep: left the run on request; it goes on elsewhere\n"
     first.until(lambda: first.members() == ["0.0"])
-    stays = start(None, 3, "--join", door, "--workers", "1")
+    stays = start(None, 3, "--join", proxy, "--workers", "1")
     stays.until(lambda: "2.0" in first.members())
     first.end(signal.SIGKILL)
     code, said = stays.end()
     assert code == 5
     last = said.splitlines()[-1]
-    assert last.startswith(f"swarmstep: the run at {door}: the process that started it has ended, or is out of")
+    assert last.startswith(f"swarmstep: the run at {proxy}: the process that started it has ended, or is out of")
 
 
 @pytest.mark.slow
 def test_all_machines_see_the_run_to_its_end(start: Callable[..., Machine]) -> None:
     options = ["--steps", "100", "--every", "4", "--elastic", "local", "--pace", "0.3"]
     first = start(None, 0, *options, "--workers", "2", "--listen", "127.0.0.1:0")
-    guest = start(None, 1, "--join", first.door(), "--workers", "1")
+    guest = start(None, 1, "--join", first.proxy(), "--workers", "1")
     guest.until(lambda: "2.0" in with_events(first).members())
     assert first.end()[0] == 0
-    assert guest.end() == (0, f"swarmstep: the run at {first.door()} is over\n")
+    assert guest.end() == (0, f"swarmstep: the run at {first.proxy()} is over\n")
     assert (first.folder / "model.safetensors").exists()
 
 

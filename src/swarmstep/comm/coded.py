@@ -107,7 +107,7 @@ class Coded(Comm):
         self._state = CodecState(reference, torch.zeros_like(reference), reference.new_zeros(chunk))
         self._staged = _Staged()
         self._room = _Room(like.device)
-        self._memory = BufferPool(reuse=reuse)
+        self._pool = BufferPool(reuse=reuse)
         self._parts: dict[str, Coded] = {}
 
     @property
@@ -170,7 +170,7 @@ class Coded(Comm):
         chunk = self._added_up(
             theirs[:, WEIGHT:], weights.tolist(), total, chunk_length(self._codec, n, self.size)
         )
-        result = self._decoded(self._comm.gather(chunk), self._memory.take((n,), x))
+        result = self._decoded(self._comm.gather(chunk), self._pool.take((n,), x))
         self._staged.mean, self._staged.sent = True, n if own else 0
         return result.view(x.shape), total
 
@@ -179,7 +179,7 @@ class Coded(Comm):
         if not n or n != x.numel() or not self._codes(x, n):
             return self._comm.sent(x)
         rows = self._rows(n)[:, WEIGHT:]
-        return self._decoded(rows, self._memory.take((n,), x)).view(x.shape)
+        return self._decoded(rows, self._pool.take((n,), x)).view(x.shape)
 
     def gather(self, x: Tensor) -> Tensor:
         n = x.numel()
@@ -222,16 +222,16 @@ class Coded(Comm):
                 f"{self._codec} needs a reference, which part of a group has not; use bfloat16 or int8"
             )
         part = Coded(self._comm.split(color, name), self._codec, like, referenced=False)
-        part._memory = BufferPool(reuse=self._memory.reuse and bool(name))
+        part._pool = BufferPool(reuse=self._pool.reuse and bool(name))
         if name:
             self._parts[name] = part
         return part
 
     def recycle(self) -> None:
         """Let the memory of everything that the verbs have returned be reused, where `reuse` was asked for."""
-        self._memory.recycle()
+        self._pool.recycle()
         for part in self._parts.values():
-            part._memory.recycle()
+            part._pool.recycle()
 
     def _codes(self, x: Tensor, n: int) -> bool:
         """Whether a tensor with vectors of n elements is coded; the same on all ranks."""
@@ -292,7 +292,7 @@ class Coded(Comm):
 
     def _each_decoded(self, rows: Tensor, like: Tensor, n: int) -> Tensor:
         """Return the vectors [k, n] that rows of bytes stand for."""
-        result = self._memory.take((len(rows), n), like)
+        result = self._pool.take((len(rows), n), like)
         for row, out in zip(rows, result, strict=True):
             self._decoded(row.view(1, -1), out)
         return result

@@ -1,4 +1,4 @@
-"""Signs of life on the store, so that a dead peer can be told from a slow one."""
+"""Heartbeats on the store, so that a dead peer can be told from a slow one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Protocol
 
-PERIOD = 0.5  # seconds between two signs of life
+PERIOD = 0.5  # seconds between two heartbeats
 
 
 class Store(Protocol):
@@ -23,33 +23,39 @@ class Store(Protocol):
 
 
 class Heartbeat:
-    """Beats for this process and watches the beats of all others, in a thread of its own.
+    """Sends this process's heartbeats and watches those of its peers, in a thread of its own.
 
     Args:
         store: a connection that nobody else uses.
         name: of this process.
-        names: of those to watch, in rank order; this one may be among them.
-        period: seconds between two beats.
+        names: of the processes to watch, in rank order; this one may be among them.
+        period: seconds between two heartbeats.
+
+    Attributes:
+        error: why the store cannot be reached any more, or None.
     """
 
     def __init__(self, store: Store, name: str, names: Sequence[str], period: float = PERIOD) -> None:
         self._store = store
         self._name = name
         self.period = period
-        self._heard = time.monotonic()  # when the store answered last
-        self._asked: float | None = None  # when the request was made that the store has not answered yet
+        self._answered = time.monotonic()  # when the store answered last
+        self._asked: float | None = None  # when the request was sent that the store has not answered yet
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="swarmstep-heartbeat", daemon=True)
         self._lock = threading.Lock()
-        self.error: Exception | None = None  # the store is gone
+        self.error: Exception | None = None
         self._names, self._flag = list[str](), ""
         self._counts, self._seen = list[bytes](), list[float]()
-        self._dead, self._raised = set[str](), False
+        self._dead, self._flagged = set[str](), False
         self.watch(names)
-        store.add(_alive(name), 1)
+        store.add(_alive_key(name), 1)
 
     def watch(self, names: Sequence[str], flag: str = "") -> None:
-        """Watch these from now on, in place of those before; and a counter, for `raised`."""
+        """Watch these processes from now on, instead of those before; and a counter in the store, for `flagged`.
+
+        What is known of a name that was watched before is kept.
+        """
         now = time.monotonic()
         with self._lock:
             if (list(names), flag) == (self._names, self._flag):
@@ -59,59 +65,60 @@ class Heartbeat:
             self._names, self._flag = list(names), flag
             self._counts, self._seen = [count for count, _ in pairs], [seen for _, seen in pairs]
             self._dead &= set(names)
-            self._raised = False
+            self._flagged = False
 
-    def met(self) -> None:
-        """Take all who are watched for alive at this moment: they have just been met."""
+    def reset(self) -> None:
+        """Count silence from now on: this process has just met all processes that it watches."""
         now = time.monotonic()
         with self._lock:
-            self._heard, self._seen = now, [now] * len(self._names)
+            self._answered, self._seen = now, [now] * len(self._names)
 
     def start(self) -> None:
-        """Start watching; everybody's Heartbeat has been made by now."""
-        self.met()
+        """Start the thread; by now every process that is watched has made its Heartbeat."""
+        self.reset()
         self._thread.start()
-        atexit.register(self.stop)  # a thread inside the store must not meet the end of the interpreter
+        atexit.register(self.stop)  # no thread may be inside the store while the interpreter ends
 
     def _run(self) -> None:
-        known: set[str] = set()  # keys that exist: `multi_get` would wait for others
+        existing: set[str] = set()  # keys that exist: `multi_get` would wait for others
         try:
             while not self._stop.wait(self.period):
                 self._asked = time.monotonic()
-                self._store.add(_alive(self._name), 1)
+                self._store.add(_alive_key(self._name), 1)
                 with self._lock:
                     names, flag = self._names, self._flag
-                marks = [dead(name) for name in names] + ([flag] if flag else [])
-                for key in set(marks) - known:
+                counters = [dead_key(name) for name in names] + ([flag] if flag else [])
+                for key in set(counters) - existing:
                     self._store.add(key, 0)
-                known |= set(marks)
-                keys = [_alive(name) for name in names] + marks
-                self._note(names, self._store.multi_get(keys) if keys else [])
+                existing |= set(counters)
+                keys = [_alive_key(name) for name in names] + counters
+                self._record(names, self._store.multi_get(keys) if keys else [])
         except Exception as error:
             self.error = error
 
-    def _note(self, names: list[str], found: list[bytes]) -> None:
+    def _record(self, names: list[str], values: list[bytes]) -> None:
+        """Take in what the store answered: a heartbeat count of each name, then `dead` of each, then the flag."""
         now = time.monotonic()
         with self._lock:
             self._asked = None
             if names is not self._names:
-                return  # others are watched by now, of whom nothing was heard
-            self._heard = now
-            for place, count in enumerate(found[: len(names)]):
+                return  # `watch` was called meanwhile, and nothing was learnt about the new names
+            self._answered = now
+            for place, count in enumerate(values[: len(names)]):
                 if count != self._counts[place]:
                     self._counts[place], self._seen[place] = count, now
-            marks = [int(mark) > 0 for mark in found[len(names) :]]
-            self._dead |= {name for name, mark in zip(names, marks, strict=False) if mark}
-            self._raised = len(marks) > len(names) and marks[-1]
+            raised = [int(value) > 0 for value in values[len(names) :]]
+            self._dead |= {name for name, is_dead in zip(names, raised, strict=False) if is_dead}
+            self._flagged = len(raised) > len(names) and raised[-1]
 
     def silent(self, seconds: float) -> list[int]:
-        """Return the ranks that had given no sign of life for so long when the store answered last.
+        """Return the ranks whose last heartbeat was at least so long before the store's last answer.
 
-        Counted to the last answer, not to now: while this process itself is stopped, or the store is, nothing
+        Counted back from that answer, not from now: while this process itself is stopped, or the store is, nothing
         is learnt about the peers.
         """
         with self._lock:
-            limit = self._heard - seconds
+            limit = self._answered - seconds
             return [r for r, seen in enumerate(self._seen) if seen < limit and self._names[r] != self._name]
 
     def name_of(self, rank: int) -> str:
@@ -119,13 +126,13 @@ class Heartbeat:
         return self._names[rank]
 
     def dead(self) -> set[str]:
-        """Return the names of those of whom somebody who knows has said that they are dead."""
+        """Return the names of the processes that were reported dead, such as by the supervisor."""
         with self._lock:
             return set(self._dead)
 
-    def raised(self) -> bool:
+    def flagged(self) -> bool:
         """Return whether the counter to watch was above 0 when the store answered last."""
-        return self._raised
+        return self._flagged
 
     def store_silent(self, seconds: float) -> bool:
         """Return whether the store has left a request unanswered for so long."""
@@ -133,27 +140,27 @@ class Heartbeat:
         return asked is not None and time.monotonic() - asked > seconds
 
     def agree_on_lost(self, ranks: list[int]) -> list[int]:
-        """Say which ranks are lost; return what the first to say so said, so that all name the same."""
-        said = ",".join(map(str, ranks))
-        if self.store_silent(4 * self.period):  # it would not answer this either
+        """Report which ranks are lost; return what the first report says, so that all ranks name the same ones."""
+        agreed = ",".join(map(str, ranks))
+        if self.store_silent(4 * self.period):  # it would not answer this request either
             return ranks
         try:
-            said = self._store.compare_set("swarmstep/lost", "", said).decode()
+            agreed = self._store.compare_set("swarmstep/lost", "", agreed).decode()
         except Exception as error:
             self.error = error
-        return [int(r) for r in said.split(",") if r]
+        return [int(rank) for rank in agreed.split(",") if rank]
 
     def stop(self, wait: float = 5.0) -> None:
-        """Stop beating, and wait at most so many seconds for it; peers will take this one for dead."""
+        """Stop the thread, waiting at most so many seconds for it; peers will then take this process for dead."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(wait)
 
 
-def _alive(name: str) -> str:
+def _alive_key(name: str) -> str:
     return f"swarmstep/alive/{name}"
 
 
-def dead(name: str) -> str:
-    """Return the counter that says, above 0, that the process of this name is dead."""
+def dead_key(name: str) -> str:
+    """Return the key of the counter that is above 0 once the process of this name is known to be dead."""
     return f"swarmstep/dead/{name}"

@@ -1,8 +1,8 @@
-"""Large transfers by single sends and receives, where that keeps the wires fuller than gloo's own collectives do.
+"""Large transfers by point-to-point operations, where they keep the links busier than gloo's own collectives.
 
-Among 4 workers at 100 Mbit/s a broadcast of 10 MB along a chain takes a third of the time of gloo's tree, and an
-all-to-all of 2.5 MB, one partner after the other, 0.7 of gloo's, which sends to all at once. Where no wire limits,
-gloo's are faster: so both are tried, and timed.
+Among 4 workers at 100 Mbit/s, a broadcast of 10 MB along a chain takes a third of the time of gloo's tree, and a
+pairwise all-to-all of 2.5 MB takes 0.7 of the time of gloo's, which sends to all at once. Where no link limits,
+gloo's are faster: so both routes are tried and timed.
 """
 
 from __future__ import annotations
@@ -19,49 +19,49 @@ from torch import Tensor
 
 from swarmstep.comm.process_groups import close_connections
 
-PIECE = 1 << 16  # bytes; the last rank waits for one piece more for every rank before it
-PIECES = 1024  # at most so many; a longer vector has larger pieces
-TAG = 1 << 20  # of the first piece; far from the tags that people use on a group of their own
-THANKS = PIECES  # a tag behind those of the pieces: all has arrived
-FLOOR = 1 << 20  # bytes; what is shorter has little to gain
+PIECE = 1 << 16  # bytes; the last rank waits one piece longer for each rank ahead of it
+PIECES = 1024  # at most; a longer vector has larger pieces
+TAG = 1 << 20  # of the first piece; far from the tags that people use on groups of their own
+RECEIPT = PIECES  # a tag after those of the pieces: everything has arrived
+FLOOR = 1 << 20  # bytes below which there is little to gain
 
 
 @dataclass
-class Trials:
-    """How a verb of one group travels: gloo's way and ours are timed once each, then the faster is kept.
+class Route:
+    """How a verb travels in one group: both routes are timed once, then the faster one is kept.
 
     Attributes:
-        floor: bytes below which gloo's way is taken untried.
-        ours: whether ours is taken; None until both were tried.
-        costs: seconds a byte on this rank, of gloo's way and then of ours.
+        floor: bytes below which gloo's collective is used without a trial.
+        point_to_point: whether the operations of this module are used; None until both routes have been timed.
+        costs: seconds per byte on this rank, of gloo's collective, then of the point-to-point operations.
     """
 
     floor: int = FLOOR
-    ours: bool | None = None
+    point_to_point: bool | None = None
     costs: list[float] = field(default_factory=list[float])
 
-    def way(self, data: Tensor, size: int) -> bool | None:
-        """Return whether `data` goes our way; None if that is to be found out."""
-        # Among two ranks both are the same; nccl has ways of its own.
-        if data.device.type != "cpu" or data.nbytes < self.floor or (self.ours is None and size < 3):
+    def choice(self, data: Tensor, size: int) -> bool | None:
+        """Return whether `data` goes point to point among `size` ranks; None if that is to be found out."""
+        # Between two ranks both routes are the same; nccl has routes of its own.
+        if data.device.type != "cpu" or data.nbytes < self.floor or (self.point_to_point is None and size < 3):
             return False
-        return self.ours
+        return self.point_to_point
 
-    def settle(self, all_costs: Tensor) -> None:
-        """Choose by the costs of all ranks [size, 2], the same on all: the slowest rank counts."""
-        theirs, ours = all_costs.amax(0).tolist()
-        self.ours = ours < theirs
+    def choose(self, all_costs: Tensor) -> None:
+        """Choose by the costs of all ranks [size, 2], the same on all ranks: the slowest one counts."""
+        collective, point_to_point = all_costs.amax(0).tolist()
+        self.point_to_point = point_to_point < collective
 
 
 class Transfer(ABC):
-    """Sends and receives under way, to be polled and waited for like a collective of torch's.
+    """Sends and receives under way, to be polled and waited for like a collective of torch.
 
-    A send or receive of gloo's cannot be polled, so they are waited for in a thread of their own. Whoever gives up
+    Sends and receives of gloo cannot be polled, so they are waited for in a thread of their own. Whoever gives up
     calls `abandon`: the thread must not wake up while the interpreter ends.
 
     Args:
         group: a gloo group.
-        peers: ranks of the world that this one has to do with.
+        peers: the ranks of the world that this one exchanges data with.
     """
 
     def __init__(self, group: Any, peers: Sequence[int]) -> None:
@@ -79,16 +79,16 @@ class Transfer(ABC):
 
     @abstractmethod
     def _move(self) -> None:
-        """Send and receive all there is; in the thread."""
+        """Send and receive everything; runs in the thread."""
 
-    def _receive(self, source: int | None, room: Tensor, k: int) -> list[Any]:
-        return [] if source is None else [dist.irecv(room, source, self._group, tag=TAG + k)]
+    def _receive(self, source: int | None, buffer: Tensor, k: int) -> list[Any]:
+        return [] if source is None else [dist.irecv(buffer, source, self._group, tag=TAG + k)]
 
-    def _send(self, target: int | None, piece: Tensor, k: int) -> list[Any]:
-        return [] if target is None else [dist.isend(piece, target, self._group, tag=TAG + k)]
+    def _send(self, target: int | None, data: Tensor, k: int) -> list[Any]:
+        return [] if target is None else [dist.isend(data, target, self._group, tag=TAG + k)]
 
     def is_completed(self) -> bool:
-        """Return whether there is nothing left to wait for; `wait` then says how it ended."""
+        """Return whether there is nothing left to wait for; `wait` then tells how it ended."""
         return not self._thread.is_alive()
 
     def wait(self) -> None:
@@ -98,59 +98,59 @@ class Transfer(ABC):
             raise self._error
 
     def abandon(self) -> None:
-        """End the thread, and with it all connections of the group; the others learn of it at once."""
+        """End the thread by closing this rank's connections to its peers, which notice it at once."""
         close_connections(self._group, self._peers)
         self._thread.join(1.0)
 
 
-class Chain(Transfer):
+class ChainBroadcast(Transfer):
     """A broadcast along a chain, in pieces that are passed on as they arrive.
 
-    In a tree the vector passes the same wire several times; in a chain each rank sends it once, and all send at
-    the same time.
+    In a tree the vector crosses the same link several times; in a chain each rank sends it once, and all ranks
+    send at the same time.
 
     Args:
-        data: flat bytes on the CPU: what is sent at the start of the chain, elsewhere the room for it.
-        place: this rank's place in the chain; 0 is the source.
+        data: flat bytes on the CPU: what is sent at the start of the chain; elsewhere, where it is received.
+        position: of this rank in the chain; 0 is the source.
         members: the chain, as ranks of the world.
         group: a gloo group of these ranks.
     """
 
-    def __init__(self, data: Tensor, place: int, members: Sequence[int], group: Any) -> None:
+    def __init__(self, data: Tensor, position: int, members: Sequence[int], group: Any) -> None:
         self._pieces = data.split(max(PIECE, -(-data.nbytes // PIECES))) if data.nbytes else ()
-        self._before = members[place - 1] if place else None
-        self._behind = members[place + 1] if place + 1 < len(members) else None
-        super().__init__(group, [peer for peer in (self._before, self._behind) if peer is not None])
+        self._previous = members[position - 1] if position else None
+        self._next = members[position + 1] if position + 1 < len(members) else None
+        super().__init__(group, [peer for peer in (self._previous, self._next) if peer is not None])
 
     def _move(self) -> None:
-        # All receives at once: no piece waits until there is room for it.
-        receives = [self._receive(self._before, piece, k) for k, piece in enumerate(self._pieces)]
-        thanks = self._receive(self._behind, _byte(), THANKS)
+        # All receives at once: no piece waits for a buffer.
+        receives = [self._receive(self._previous, piece, k) for k, piece in enumerate(self._pieces)]
+        receipt = self._receive(self._next, _byte(), RECEIPT)
         sends: list[Any] = []
         for k, (piece, receive) in enumerate(zip(self._pieces, receives, strict=True)):
             _wait_for(receive)
-            sends += self._send(self._behind, piece, k)
-        sends += self._send(self._before, _byte(), THANKS)
-        _wait_for(thanks)  # before the sends: gloo tells a receive of a peer's death, but not always a send
+            sends += self._send(self._next, piece, k)
+        sends += self._send(self._previous, _byte(), RECEIPT)
+        _wait_for(receipt)  # before the sends: gloo fails a receive when the peer dies, but not always a send
         _wait_for(sends)
 
 
-class Turns(Transfer):
-    """An all-to-all, one partner after the other: at step s a rank sends to the s-th after it, and to nobody else.
+class PairwiseAllToAll(Transfer):
+    """An all-to-all, one partner after another: in step s a rank sends only to the s-th rank after it.
 
-    All at once, the rows meet in front of their receivers, and what controls them waits behind them.
+    If all rows were sent at once, they would queue at their receivers, and control messages behind them.
 
     Args:
-        result: flat bytes [size, n] on the CPU, the room for the rows.
+        result: flat bytes [size, n] on the CPU, where the rows are received.
         rows: flat bytes [size, n], what is sent.
-        rank: this rank's place among the members.
-        members: as ranks of the world.
+        rank: of this process in the group.
+        members: the group, as ranks of the world.
         group: a gloo group of these ranks.
     """
 
     def __init__(self, result: Tensor, rows: Tensor, rank: int, members: Sequence[int], group: Any) -> None:
         self._result, self._rows, self._rank, self._members = result, rows, rank, members
-        super().__init__(group, [member for place, member in enumerate(members) if place != rank])
+        super().__init__(group, [member for other, member in enumerate(members) if other != rank])
 
     def _move(self) -> None:
         size, sends = len(self._members), list[Any]()

@@ -1,4 +1,4 @@
-"""The process groups of torch.distributed: formed, ended while operations are under way, and formed again."""
+"""The default process group of torch.distributed: formed, ended with operations under way, and formed again."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ import torch.distributed as dist
 
 from swarmstep.comm.torch_private import PrefixStore, TCPStore, all_groups, reset_group_count, set_timeout
 
-FORMING = 5.0  # seconds that those who have agreed on a group have to connect, at least
-NEVER = (1 << 20) - 1  # tag of what nobody sends; next to those that `p2p` uses
+FORM_TIMEOUT = 5.0  # seconds, at least, that the members of a new group have to connect
+UNUSED_TAG = (1 << 20) - 1  # of a message that nobody sends; next to the tags of `p2p`
 
 
 def serve_store(host: str = "127.0.0.1") -> tuple[TCPStore, int]:
     """Serve a store on a free port, for workers that this process starts.
 
     Args:
-        host: the address to serve it on, of this machine (default: of the loopback interface).
+        host: an address of this machine to serve it on (default: of the loopback interface).
 
     Returns:
-        The store, which lives as long as the object, and its port.
+        The store, which is served as long as the object lives, and its port.
     """
     listener = socket.socket()
     listener.bind((host, 0))
@@ -34,7 +34,7 @@ def serve_store(host: str = "127.0.0.1") -> tuple[TCPStore, int]:
 
 
 def connect(host: str, port: int, patience: float) -> TCPStore:
-    """Return a connection of its own to a store that another process serves.
+    """Return a new connection to a store that another process serves.
 
     Raises:
         RuntimeError: there is none within `patience` seconds.
@@ -43,26 +43,26 @@ def connect(host: str, port: int, patience: float) -> TCPStore:
 
 
 def form(store: TCPStore, name: str, place: tuple[int, int], limit: float, patience: float) -> None:
-    """Form the world of this process, over gloo.
+    """Form the default process group of this process, over gloo.
 
     Args:
         store: where the members meet.
-        name: of this world, in the store.
+        name: of this group in the store.
         place: (rank, size).
-        limit: seconds for all to meet.
+        limit: seconds for all members to meet.
         patience: seconds for each operation afterwards.
 
     Raises:
-        RuntimeError: somebody did not come.
+        RuntimeError: a member did not come.
     """
     rank, size = place
-    within = PrefixStore(name, store)
-    dist.init_process_group("gloo", store=within, rank=rank, world_size=size, timeout=timedelta(seconds=limit))
+    prefixed = PrefixStore(name, store)
+    dist.init_process_group("gloo", store=prefixed, rank=rank, world_size=size, timeout=timedelta(seconds=limit))
     set_timeout(dist.group.WORLD, patience)
 
 
 def dissolve() -> None:
-    """End the world of this process and all its groups at once, whatever is under way in them."""
+    """End the default process group and all others of this process at once, with operations under way."""
     if dist.is_initialized():
         for group in all_groups():
             close_connections(group, dist.get_process_group_ranks(group))
@@ -71,20 +71,20 @@ def dissolve() -> None:
 
 
 def close_connections(group: Any, members: Sequence[int]) -> None:
-    """Close this process's connections to members of a gloo group; the others see it at once.
+    """Close this process's connections to members of a gloo group, who notice it at once.
 
-    gloo closes all of them when a wait exceeds its limit: here one for a byte that nobody sends. Everything that
-    is under way in the group then fails.
+    gloo closes a connection when a wait exceeds its limit: here, one for a byte that nobody sends. Every operation
+    under way in the group then fails.
     """
     for member in members:
         if member != dist.get_rank():
             with contextlib.suppress(RuntimeError, ValueError):
-                nothing = torch.zeros(1, dtype=torch.uint8)
-                work: Any = dist.irecv(nothing, member, group, tag=NEVER)
+                buffer = torch.zeros(1, dtype=torch.uint8)
+                work: Any = dist.irecv(buffer, member, group, tag=UNUSED_TAG)
                 work.wait(timedelta(milliseconds=1))
 
 
 def brief(error: BaseException) -> str:
-    """Return the part of an error's first line that tells people something."""
+    """Return the informative part of the first line of an error of torch."""
     line = str(error).strip().split("\n")[0]
     return line.split("] ", 1)[-1].split(". This is typically")[0]

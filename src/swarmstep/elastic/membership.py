@@ -29,8 +29,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from swarmstep.comm import process_groups
-from swarmstep.comm.dist import DistComm, Epoch
-from swarmstep.comm.heartbeat import Heartbeat, dead
+from swarmstep.comm.dist import DistComm
+from swarmstep.comm.epoch import Epoch
+from swarmstep.comm.heartbeat import Heartbeat, dead_key
 from swarmstep.comm.secure.auth import prove, secret_of
 from swarmstep.comm.torch_private import TCPStore
 from swarmstep.elastic.commit_vote import ABORT, COMMIT, CommitVote, first_verdict
@@ -206,11 +207,11 @@ class Membership:
         following = self._key(number + 1)
         self._store.add(f"{following}/here", 0)
         self._heart.watch(self._members, f"{following}/open")
-        limit = max(process_groups.FORMING, self.silence)
+        limit = max(process_groups.FORM_TIMEOUT, self.silence)
         process_groups.form(
             self._store, f"{self._key(number)}/group", (rank, len(rows)), limit, self.patience + 60
         )
-        self._heart.met()
+        self._heart.reset()
         self._prove(limit)
         begins = all(source is None for _, source in rows)
         return DistComm(
@@ -315,7 +316,7 @@ class Membership:
         return verdict.decode().startswith(COMMIT)
 
     def _all_dead(self, number: int) -> bool:
-        return all(self._store.add(dead(name), 0) for name, _ in self._decided(number))
+        return all(self._store.add(dead_key(name), 0) for name, _ in self._decided(number))
 
     def _lost(self) -> set[str]:
         return self._heart.dead() | {self._heart.name_of(rank) for rank in self._heart.silent(self.silence)}
@@ -326,14 +327,14 @@ class Membership:
         if heart.error or heart.store_silent(self.silence):
             why = process_groups.brief(heart.error) if heart.error else f"no answer for {self.silence:g} s"
             return f"the store is out of reach ({why})"
-        if heart.raised():
+        if heart.flagged():
             return "others have begun to form the next group"
         if heart.dead():
             return f"{_named(heart.dead())} has died"
         silent = {heart.name_of(rank) for rank in heart.silent(self.silence)}
         return f"no sign of life from {_named(silent)} for {self.silence:g} s" if silent else None
 
-    def ballot(self, part: str, size: int, *, first: bool) -> CommitVote:
+    def vote(self, part: str, size: int, *, first: bool) -> CommitVote:
         """Return what decides in the present group, or a part of it.
 
         Args:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from swarmstep.comm.dist import serve_store
+from swarmstep.comm.process_groups import serve_store
 from swarmstep.errors import CommError
 
 GRACE = 10.0  # seconds that workers have to end by themselves once one of them has failed

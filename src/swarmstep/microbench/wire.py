@@ -12,7 +12,7 @@ from swarmstep.comm.codecs import Codec, parse
 from swarmstep.comm.coded import WEIGHT, chunk_length
 from swarmstep.comm.dist import DistComm
 from swarmstep.comm.group import Group
-from swarmstep.comm.p2p import PIECE, Trials
+from swarmstep.comm.p2p import PIECE, Route
 from swarmstep.microbench.cases import Maker
 from swarmstep.microbench.interleaved_timing import Case, barrier, race
 from swarmstep.microbench.options import add_sizes, check_memory, checked
@@ -74,7 +74,7 @@ def work(comm: Group, settings: Mapping[str, Any]) -> Report:
 def _broadcast(make: Maker, comm: DistComm, *, chain: bool) -> Case:
     """Return a broadcast from rank 0 whose way is not left to measurement."""
     way = comm.reusing()
-    way._ways = {"broadcast": Trials(ours=chain)}  # pyright: ignore[reportPrivateUsage]
+    way.routes = {"broadcast": Route(point_to_point=chain)}
     vector = make.vector()
     return Case(way.recycle, lambda: way.broadcast(vector, 0))
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
-from swarmstep.comm.dist import serve_store
+from swarmstep.comm.process_groups import serve_store
 from swarmstep.errors import CommError, UsageError
 from swarmstep.launch.namespace import FOLDER, inside
 from swarmstep.launch.processes import SIGNALS, Place

@@ -1,4 +1,4 @@
-"""Elastic runs across machines: the first one listens, others join it and leave it again, all through a door."""
+"""Elastic runs across machines: the first one listens, others join it and leave it again, all through a proxy."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from collections.abc import Callable, Generator, Mapping
 from typing import Any, NamedTuple
 
 from swarmstep.comm import process_groups
-from swarmstep.comm.heartbeat import Heartbeat, dead
+from swarmstep.comm.heartbeat import Heartbeat, dead_key
 from swarmstep.comm.secure.auth import LEAST, is_loopback, secret_of
-from swarmstep.comm.secure.proxy import enter, serve
+from swarmstep.comm.secure.proxy import Proxy
+from swarmstep.comm.secure.tunnel import open_tunnel
 from swarmstep.elastic.membership import begun
 from swarmstep.elastic.supervisor import LAST_WAIT
 from swarmstep.errors import CommError, UsageError
@@ -66,7 +67,7 @@ def address(option: str, text: str) -> tuple[str, int]:
 
 @contextlib.contextmanager
 def listening(where: tuple[str, int], config: Config, workload: Workload) -> Generator[Place]:
-    """Serve the store of a run, and a door to it on `where`; yield the place of this machine's workers.
+    """Serve the store of a run, and a proxy for it on `where`; yield the place of this machine's workers.
 
     At the end the other machines are waited for, as long as they give signs of life.
 
@@ -76,9 +77,9 @@ def listening(where: tuple[str, int], config: Config, workload: Workload) -> Gen
     secret, interface = needed_secret("--listen"), interface_towards(where[0])
     store, port = process_groups.serve_store()
     store.set(PUBLISHED, json.dumps({"config": dataclasses.asdict(config), "workload": _marks(workload)}))
-    with contextlib.closing(serve(port, secret, where, say)) as door:
-        shown = f"[{door.host}]" if ":" in door.host else door.host
-        join = f"swarmstep train {shlex.quote(config.workload)} --join {shown}:{door.port} --workers N"
+    with contextlib.closing(Proxy(port, secret, where, say)) as proxy:
+        shown = f"[{proxy.host}]" if ":" in proxy.host else proxy.host
+        join = f"swarmstep train {shlex.quote(config.workload)} --join {shown}:{proxy.port} --workers N"
         say(f"on other machines, with the same secret: {join}")
         yield Place(environment={"GLOO_SOCKET_IFNAME": interface}, serve=lambda: (store, port))
         _see_off(port)
@@ -103,7 +104,7 @@ def joined(where: tuple[str, int], patience: float) -> Generator[Guest]:
     """Join the run that listens at `where`, once it has begun.
 
     Args:
-        where: of the door.
+        where: of the proxy.
         patience: seconds that the run has to begin.
 
     Raises:
@@ -113,10 +114,10 @@ def joined(where: tuple[str, int], patience: float) -> Generator[Guest]:
     secret, interface = needed_secret("--join"), interface_towards(where[0])
     at = f"the run at {where[0]}:{where[1]}"
     over = f"{at}: the process that started it has ended, or is out of reach; resume it there, or join it again"
-    with contextlib.closing(enter(where, secret)) as passage:
+    with contextlib.closing(open_tunnel(where, secret)) as tunnel:
         try:
-            store = process_groups.connect(passage.host, passage.port, patience)
-            beats = process_groups.connect(passage.host, passage.port, patience)
+            store = process_groups.connect(tunnel.host, tunnel.port, patience)
+            beats = process_groups.connect(tunnel.host, tunnel.port, patience)
             text = store.get(PUBLISHED).decode()
             config = settings(text)
             _await_begin(store, at, patience)
@@ -130,13 +131,13 @@ def joined(where: tuple[str, int], patience: float) -> Generator[Guest]:
             SETTINGS: text,
             "SWARMSTEP_WORKERS": str(config.workers),
         }
-        place = Place(environment=environment, serve=lambda: (store, passage.port))
+        place = Place(environment=environment, serve=lambda: (store, tunnel.port))
         try:
             yield Guest(config, place, lambda: over if heart.error else None)
         finally:
             heart.stop()
             with contextlib.suppress(RuntimeError):  # the store may have gone meanwhile
-                store.set(dead(name), "1")
+                store.set(dead_key(name), "1")
 
 
 def _await_begin(store: process_groups.TCPStore, at: str, patience: float) -> None:

@@ -1,4 +1,4 @@
-"""The secret that workers on several machines share: where it is given, where it is needed, and proof of it."""
+"""The secret that workers on several machines share: where it is given, where it is required, and proof of it."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from swarmstep.errors import CommError, UsageError
 
 NONCE = MAC = 32  # bytes
 LEAST = 16  # bytes of a secret
-ADVICE = "give all the same secret, with SWARMSTEP_SECRET_FILE"
+ADVICE = "give all machines the same secret, with SWARMSTEP_SECRET_FILE"
 
 
 def mac(key: bytes, label: bytes, data: bytes) -> bytes:
-    """Return HMAC-SHA256 of `data`, which means something else under another label (that holds no zero byte)."""
+    """Return HMAC-SHA256 of `data`, which is different for each label (that holds no zero byte)."""
     return hmac.digest(key, b"\0".join((b"swarmstep", label, data)), "sha256")
 
 
 def checked_secret(secret: bytes, where: str) -> bytes:
-    """Return the secret if it is long enough, else raise UsageError, which says where it is from but not what."""
+    """Return the secret if it is long enough, else raise UsageError, which tells where it is from but not what."""
     if len(secret) < LEAST:
         raise UsageError(
             f"{where}: expected a secret of at least {LEAST} bytes, found {len(secret)}; "
@@ -35,19 +35,19 @@ def checked_secret(secret: bytes, where: str) -> bytes:
 
 
 def secret_of(environ: Mapping[str, str]) -> bytes | None:
-    """Return the secret that the environment gives, without white space around it, or None.
+    """Return the secret that the environment gives, stripped of white space, or None.
 
     Args:
-        environ: SWARMSTEP_SECRET_FILE names a file that only its owner can read; SWARMSTEP_SECRET, which counts
-            without it, is the secret itself (others may see it: in `docker inspect`, in a job's description).
+        environ: SWARMSTEP_SECRET_FILE names a file that only its owner can read. Without it, SWARMSTEP_SECRET is
+            the secret itself, which others may see (in `docker inspect`, in a job's description).
 
     Raises:
-        UsageError: the file cannot be read, or others than its owner may, or the secret is too short.
+        UsageError: the file cannot be read, or is accessible to others than its owner, or the secret is too short.
     """
     path = environ.get("SWARMSTEP_SECRET_FILE")
     if path is None:
-        said = environ.get("SWARMSTEP_SECRET")
-        return None if said is None else checked_secret(said.strip().encode(), "SWARMSTEP_SECRET")
+        value = environ.get("SWARMSTEP_SECRET")
+        return None if value is None else checked_secret(value.strip().encode(), "SWARMSTEP_SECRET")
     try:
         with open(path, "rb") as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
@@ -56,14 +56,14 @@ def secret_of(environ: Mapping[str, str]) -> bytes | None:
         raise UsageError(f"SWARMSTEP_SECRET_FILE: {path}: {error.strerror}") from None
     if mode & 0o077:
         raise UsageError(
-            f"SWARMSTEP_SECRET_FILE: {path} has mode {mode:03o}, so that others than its owner may use it; "
-            "chmod 600 it, and make a new secret if others have had a look"
+            f"SWARMSTEP_SECRET_FILE: {path} has mode {mode:03o}, so others than its owner may use it; "
+            "chmod 600 it, and make a new secret if others may have read it"
         )
     return checked_secret(secret, f"SWARMSTEP_SECRET_FILE: {path}")
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether `host` is this machine, reached by nobody else: localhost, 127.x.x.x or ::1.
+    """Return whether `host` can only be reached from this machine: localhost, 127.x.x.x or ::1.
 
     Other names are not looked up: the answer must be the same on all machines, whatever their name servers say.
     """
@@ -76,27 +76,27 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def check_door(host: str, secret: bytes | None) -> None:
-    """Raise UsageError if workers would meet at `host`, which is not loopback, without a secret."""
+def check_address(host: str, secret: bytes | None) -> None:
+    """Raise UsageError if workers would meet at `host`, which is not a loopback address, without a secret."""
     if secret is None and not is_loopback(host):
         raise UsageError(
-            f"{host!r} is not on loopback and there is no secret: set SWARMSTEP_SECRET_FILE to a file of at least "
-            f"{LEAST} bytes, the same on all machines, that only its owner can read, or use 127.0.0.1"
+            f"{host!r} is not a loopback address and there is no secret: set SWARMSTEP_SECRET_FILE to a file of "
+            f"at least {LEAST} bytes, the same on all machines, that only its owner can read, or use 127.0.0.1"
         )
 
 
 def prove(comm: Comm, secret: bytes) -> None:
     """Prove to all other members of a group that this one knows the secret, and have them prove it. Collective.
 
-    Whoever passes is a member who knows it, or somebody who passes on all that such a member sends: what follows
-    on this group is not protected.
+    A rank that passes is a member that knows the secret, or somebody who relays everything that such a member
+    sends. What follows on this group is not protected.
 
     Args:
         comm: the group.
         secret: at least 16 bytes.
 
     Raises:
-        CommError: some member does not know it.
+        CommError: a member does not know it.
         UsageError: it is too short.
     """
     checked_secret(secret, "prove")
@@ -105,8 +105,8 @@ def prove(comm: Comm, secret: bytes) -> None:
     def proof(rank: int) -> bytes:
         return mac(secret, b"member", rank.to_bytes(8, "big") + nonces)
 
-    theirs = comm.gather(_row(proof(comm.rank)))
-    wrong = [r for r in range(comm.size) if not hmac.compare_digest(theirs[r].numpy().tobytes(), proof(r))]
+    proofs = comm.gather(_row(proof(comm.rank)))
+    wrong = [r for r in range(comm.size) if not hmac.compare_digest(proofs[r].numpy().tobytes(), proof(r))]
     if wrong:
         who = f"rank{'s' if len(wrong) > 1 else ''} {', '.join(map(str, wrong))}"
         raise CommError(f"rank {comm.rank}: {who} did not prove to know the secret of this rank; {ADVICE}")

@@ -1,4 +1,4 @@
-"""The door: who does not know the secret stays out, what is changed on the way does not arrive, nothing hangs."""
+"""The proxy: strangers stay out, what is altered on the way does not arrive, and nothing hangs."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarmstep.comm.secure import proxy as module
-from swarmstep.comm.secure.proxy import KNOCKING, Proxy, enter, serve
+from swarmstep.comm.secure import proxy as proxy_module
+from swarmstep.comm.secure.listener import PENDING
+from swarmstep.comm.secure.proxy import Proxy
+from swarmstep.comm.secure.tunnel import Tunnel, open_tunnel
 from swarmstep.errors import CommError, UsageError
 
 SECRET = b"correct horse battery staple"
 OTHER = b"wrong horse, battery and staple"
 LIMIT = 20.0  # seconds; a hang, not a measurement
 ADDRESS = "127.0.0.1"
-GREETING = b"swarmstep door 1"
+GREETING = b"swarmstep/proxy2"
 
 
 def mac(key: bytes, label: str, data: bytes) -> bytes:
@@ -59,8 +61,8 @@ class Worker:
         greeting = read(self.socket, 48)
         assert greeting[:16] == GREETING
         self.nonces = own + greeting[16:]
-        self.key, self.doors_key = (
-            mac(secret, "to the door", self.nonces),
+        self.key, self.proxys_key = (
+            mac(secret, "to the proxy", self.nonces),
             mac(secret, "to the worker", self.nonces),
         )
         self.socket.sendall(mac(secret, "worker", self.nonces))
@@ -126,15 +128,15 @@ def said() -> Queue[str]:
 
 
 @pytest.fixture
-def door(echo: int, said: Queue[str]) -> Iterator[Proxy]:
-    with contextlib.closing(serve(echo, SECRET, say=said.put)) as door:
-        yield door
+def proxy(echo: int, said: Queue[str]) -> Iterator[Proxy]:
+    with contextlib.closing(Proxy(echo, SECRET, report=said.put)) as proxy:
+        yield proxy
 
 
-def test_bytes_pass_both_ways_as_described(door: Proxy, heard: Queue[bytes]) -> None:
+def test_bytes_pass_both_ways_as_described(proxy: Proxy, heard: Queue[bytes]) -> None:
     sent = [b"a", b"bc" * 30_000, b"d"]
-    with Worker(door.port) as worker:
-        assert worker.proof == mac(SECRET, "door", worker.nonces)
+    with Worker(proxy.port) as worker:
+        assert worker.proof == mac(SECRET, "proxy", worker.nonces)
         answers = 0
         for number, data in enumerate(sent):
             worker.socket.sendall(frame(worker.key, number, data))
@@ -142,7 +144,7 @@ def test_bytes_pass_both_ways_as_described(door: Proxy, heard: Queue[bytes]) -> 
             while len(answer) < len(data):  # it may come in several frames
                 size = read(worker.socket, 4)
                 tag, part = read(worker.socket, 32), read(worker.socket, struct.unpack(">I", size)[0])
-                assert size + tag + part == frame(worker.doors_key, answers, part)
+                assert size + tag + part == frame(worker.proxys_key, answers, part)
                 answer, answers = answer + part, answers + 1
             assert answer == data
     assert heard.get(timeout=LIMIT) == b"".join(sent)
@@ -158,30 +160,32 @@ def test_the_last_words_arrive() -> None:
             count += len(data)
         heard.put(count)
 
-    with listening(attend, window=4096) as store, contextlib.closing(serve(store, SECRET)) as door:
+    with listening(attend, window=4096) as store, contextlib.closing(Proxy(store, SECRET)) as proxy:
         for _ in range(3):
-            with Worker(door.port) as worker:
+            with Worker(proxy.port) as worker:
                 for number in range(160):
                     worker.socket.sendall(frame(worker.key, number, bytes(50_000)))
             assert heard.get(timeout=LIMIT) == 8_000_000
 
 
-def test_a_stranger_learns_nothing_and_reaches_nothing(door: Proxy, heard: Queue[bytes], said: Queue[str]) -> None:
-    with Worker(door.port, OTHER) as stranger:
+def test_a_stranger_learns_nothing_and_reaches_nothing(
+    proxy: Proxy, heard: Queue[bytes], said: Queue[str]
+) -> None:
+    with Worker(proxy.port, OTHER) as stranger:
         assert stranger.proof == bytes(32)
         assert stranger.is_dropped()
     line = said.get(timeout=LIMIT)
-    assert "refused 127.0.0.1: it does not know the secret" in line
+    assert "refused 127.0.0.1, which does not know the secret" in line
     assert "\n" not in line
     assert heard.empty()
-    with Worker(door.port):  # and this is the first that comes to the store
+    with Worker(proxy.port):  # and this is the first that comes to the store
         pass
     assert heard.get(timeout=LIMIT) == b""
     assert heard.empty()
 
 
-def own_words(nonces: bytes) -> bytes:
-    return mac(SECRET, "door", nonces)
+def repeated_proof(nonces: bytes) -> bytes:
+    return mac(SECRET, "proxy", nonces)
 
 
 def other_order(nonces: bytes) -> bytes:
@@ -189,7 +193,7 @@ def other_order(nonces: bytes) -> bytes:
 
 
 def other_key(nonces: bytes) -> bytes:
-    return mac(SECRET, "to the door", nonces)
+    return mac(SECRET, "to the proxy", nonces)
 
 
 def no_label(nonces: bytes) -> bytes:
@@ -200,20 +204,20 @@ def before(_nonces: bytes) -> bytes:
     return mac(SECRET, "worker", bytes(64))
 
 
-@pytest.mark.parametrize("proof", [own_words, other_order, other_key, no_label, before])
-def test_reflection_and_replay_open_no_door(door: Proxy, proof: Callable[[bytes], bytes]) -> None:
-    with connect(door.port) as connection:
+@pytest.mark.parametrize("proof", [repeated_proof, other_order, other_key, no_label, before])
+def test_reflection_and_replay_are_refused(proxy: Proxy, proof: Callable[[bytes], bytes]) -> None:
+    with connect(proxy.port) as connection:
         nonce = bytes(32)
         connection.sendall(GREETING + nonce)
         connection.sendall(proof(nonce + read(connection, 48)[16:]))
         assert read(connection, 33) == bytes(32)
 
 
-def test_a_nonce_sent_back_opens_no_door(door: Proxy) -> None:
-    with connect(door.port) as connection:
+def test_a_reflected_nonce_is_refused(proxy: Proxy) -> None:
+    with connect(proxy.port) as connection:
         greeting = read(connection, 48)
         connection.sendall(greeting)
-        connection.sendall(own_words(2 * greeting[16:]))
+        connection.sendall(repeated_proof(2 * greeting[16:]))
         assert read(connection, 33) == bytes(32)
 
 
@@ -223,12 +227,12 @@ def altered(worker: Worker, how: str) -> bytes:
     return {
         "repeated": frame(worker.key, 0, b"one"),
         "left out": frame(worker.key, 2, b"three"),
-        "reflected": frame(worker.doors_key, 1, b"two"),
+        "reflected": frame(worker.proxys_key, 1, b"two"),
         "other bytes": two[:-1] + b"0",
         "shorter": struct.pack(">I", 2) + two[4:],
         "huge": struct.pack(">I", 2**32 - 1) + two[4:],
         "without mac": two[:4] + bytes(32) + two[36:],
-        "of another connection": frame(mac(SECRET, "to the door", bytes(64)), 1, b"two"),
+        "of another connection": frame(mac(SECRET, "to the proxy", bytes(64)), 1, b"two"),
     }[how]
 
 
@@ -246,20 +250,20 @@ HOW = (
 
 @pytest.mark.parametrize("how", HOW)
 def test_what_is_not_the_next_frame_ends_the_connection(
-    door: Proxy, heard: Queue[bytes], said: Queue[str], how: str
+    proxy: Proxy, heard: Queue[bytes], said: Queue[str], how: str
 ) -> None:
-    with Worker(door.port) as worker:
+    with Worker(proxy.port) as worker:
         worker.socket.sendall(frame(worker.key, 0, b"one"))
         assert read(worker.socket, 4 + 32 + 3)[36:] == b"one"
         worker.socket.sendall(altered(worker, how))
         assert worker.is_dropped()
     assert heard.get(timeout=LIMIT) == b"one"
-    assert "not what the other end has sent" in said.get(timeout=LIMIT)
+    assert "which sent a frame that is not authentic" in said.get(timeout=LIMIT)
 
 
 @contextlib.contextmanager
 def between(port: int, alter: Callable[[int, bytearray], None]) -> Iterator[int]:
-    """Somebody in the middle, who calls alter(first place, bytes) with all that the door sends; yield the port."""
+    """A man in the middle, who calls alter(offset, bytes) with all that the proxy sends; yield its port."""
 
     def attend(connection: socket.socket) -> None:
         with connect(port) as onward:
@@ -289,7 +293,7 @@ def between(port: int, alter: Callable[[int, bytearray], None]) -> Iterator[int]
 
 
 @given(place=st.integers(0, 80 + 36 + 4), bit=st.integers(0, 7))
-def test_no_bit_of_what_the_door_says_can_be_changed(place: int, bit: int) -> None:
+def test_no_bit_of_what_the_proxy_sends_can_be_changed(place: int, bit: int) -> None:
     """80 bytes of greeting and proof, then a frame of 5 bytes: 121 in all."""
 
     def flip(first: int, data: bytearray) -> None:
@@ -304,38 +308,41 @@ def test_no_bit_of_what_the_door_says_can_be_changed(place: int, bit: int) -> No
     lines: list[str] = []
     with (
         listening(attend) as store,
-        contextlib.closing(serve(store, SECRET, say=lines.append)) as door,
-        between(door.port, flip) as middle,
+        contextlib.closing(Proxy(store, SECRET, report=lines.append)) as proxy,
+        between(proxy.port, flip) as middle,
     ):
         if place < 80:  # the handshake itself fails
-            with pytest.raises(CommError, match=f"the door at 127.0.0.1:{middle}"):
-                enter((ADDRESS, middle), SECRET, LIMIT)
+            with pytest.raises(CommError, match=f"the proxy at 127.0.0.1:{middle}"):
+                open_tunnel((ADDRESS, middle), SECRET, LIMIT)
             return
-        passage = module.Passage((ADDRESS, middle), SECRET, LIMIT)
-        with contextlib.closing(passage), connect(passage.port) as connection:
+        tunnel = Tunnel((ADDRESS, middle), SECRET, LIMIT)
+        with contextlib.closing(tunnel), connect(tunnel.port) as connection:
             assert read(connection, 5) == b""
-        assert "not what the other end has sent" in str(passage.error)
+        assert "sent a frame that is not authentic" in str(tunnel.error)
 
 
-def test_enter_names_what_is_wrong(door: Proxy) -> None:
-    where = f"127.0.0.1:{door.port}"
-    with pytest.raises(CommError, match=f"^the door at {where} refused the secret .* SWARMSTEP_SECRET_FILE$"):
-        enter((ADDRESS, door.port), OTHER, LIMIT)
-    door.close()
-    with pytest.raises(CommError, match=f"^no door at {where} within 0.3 s .*refused.*; is the host running"):
-        enter((ADDRESS, door.port), SECRET, 0.3)
-    silent = pytest.raises(CommError, match=r"within 0\.3 s \(whoever is there says nothing\)")
+def test_open_tunnel_names_what_is_wrong(proxy: Proxy) -> None:
+    where = f"127.0.0.1:{proxy.port}"
+    with pytest.raises(CommError, match=f"^the proxy at {where} refused the secret .* SWARMSTEP_SECRET_FILE$"):
+        open_tunnel((ADDRESS, proxy.port), OTHER, LIMIT)
+    proxy.close()
+    with pytest.raises(CommError, match=f"^no proxy at {where} within 0.3 s .*refused.*; is the host running"):
+        open_tunnel((ADDRESS, proxy.port), SECRET, 0.3)
+    silent = pytest.raises(CommError, match=r"within 0\.3 s \(connected, but no greeting\)")
     with socket.create_server((ADDRESS, 0)) as mute, silent:
-        enter((ADDRESS, mute.getsockname()[1]), SECRET, 0.3)
-    with listening(lambda connection: None) as port, pytest.raises(CommError, match=f":{port} hung up"):
-        enter((ADDRESS, port), SECRET, LIMIT)
-    foreign = pytest.raises(CommError, match="does not speak as a swarmstep")
+        open_tunnel((ADDRESS, mute.getsockname()[1]), SECRET, 0.3)
+    with (
+        listening(lambda connection: None) as port,
+        pytest.raises(CommError, match=f":{port} closed the connection"),
+    ):
+        open_tunnel((ADDRESS, port), SECRET, LIMIT)
+    foreign = pytest.raises(CommError, match="does not speak the protocol of this version")
     with listening(lambda connection: connection.sendall(b"HTTP/1.1 400 Bad Request\r\n" * 5)) as port, foreign:
-        enter((ADDRESS, port), SECRET, LIMIT)
-    assert not [thread for thread in threading.enumerate() if thread.name == "swarmstep-door"]
+        open_tunnel((ADDRESS, port), SECRET, LIMIT)
+    assert not [thread for thread in threading.enumerate() if thread.name == "swarmstep-proxy"]
 
 
-def test_a_false_door_is_not_entered() -> None:
+def test_a_false_proxy_is_not_trusted() -> None:
     """It says what it hears: reflection in the other direction."""
 
     def attend(connection: socket.socket) -> None:
@@ -343,22 +350,22 @@ def test_a_false_door_is_not_entered() -> None:
         connection.sendall(read(connection, 32))
 
     with listening(attend) as port, pytest.raises(CommError, match="does not know the secret itself"):
-        enter((ADDRESS, port), SECRET, LIMIT)
+        open_tunnel((ADDRESS, port), SECRET, LIMIT)
 
 
-def test_a_wrong_address_or_secret_for_a_door() -> None:
+def test_a_wrong_address_or_secret_for_a_proxy() -> None:
     with pytest.raises(UsageError, match=r"cannot listen on 192\.0\.2\.77:0: .*give an address of this machine"):
-        serve(1, SECRET, ("192.0.2.77", 0))
-    for short in (lambda: serve(1, b"short"), lambda: enter((ADDRESS, 1), b"short")):
+        Proxy(1, SECRET, ("192.0.2.77", 0))
+    for short in (lambda: Proxy(1, b"short"), lambda: open_tunnel((ADDRESS, 1), b"short")):
         with pytest.raises(UsageError, match="at least 16 bytes, found 5"):
             short()
 
 
-def test_those_who_say_nothing_do_not_keep_others_out(door: Proxy) -> None:
-    idle = [connect(door.port) for _ in range(3 * KNOCKING)]
-    with contextlib.closing(enter((ADDRESS, door.port), SECRET, LIMIT)):
+def test_those_who_say_nothing_do_not_keep_others_out(proxy: Proxy) -> None:
+    idle = [connect(proxy.port) for _ in range(3 * PENDING)]
+    with contextlib.closing(open_tunnel((ADDRESS, proxy.port), SECRET, LIMIT)):
         pass
-    for connection in idle[: 2 * KNOCKING]:  # the oldest were dropped for those who came later
+    for connection in idle[: 2 * PENDING]:  # the oldest were dropped for those who came later
         assert read(connection, 49)[48:] == b""
     idle[-1].settimeout(0.01)
     assert read(idle[-1], 48)[:16] == GREETING
@@ -369,28 +376,28 @@ def test_those_who_say_nothing_do_not_keep_others_out(door: Proxy) -> None:
 
 
 def test_who_does_not_answer_in_time_is_dropped(
-    door: Proxy, said: Queue[str], monkeypatch: pytest.MonkeyPatch
+    proxy: Proxy, said: Queue[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "ANSWER", 0.2)
-    with connect(door.port) as silent:
+    monkeypatch.setattr(proxy_module, "TIMEOUT", 0.2)
+    with connect(proxy.port) as silent:
         assert read(silent, 49)[:16] == GREETING
-        assert "has not proved itself within 0.2 s" in said.get(timeout=LIMIT)
+        assert "did not authenticate within 0.2 s" in said.get(timeout=LIMIT)
 
 
 @given(noise=st.binary(min_size=48, max_size=200))
 def test_noise_is_dropped(noise: bytes) -> None:
     said: Queue[str] = Queue()
-    with contextlib.closing(serve(1, SECRET, say=said.put)) as door, connect(door.port) as connection:
+    with contextlib.closing(Proxy(1, SECRET, report=said.put)) as proxy, connect(proxy.port) as connection:
         connection.sendall(noise)
         connection.shutdown(socket.SHUT_WR)
         assert len(read(connection, 1000)) <= 48 + 32
         assert "refused 127.0.0.1" in said.get(timeout=LIMIT)
 
 
-def test_few_lines_are_said_of_many_knocks(door: Proxy, said: Queue[str]) -> None:
+def test_few_lines_report_many_refusals(proxy: Proxy, said: Queue[str]) -> None:
     for _ in range(9):
-        with Worker(door.port, OTHER) as stranger:
+        with Worker(proxy.port, OTHER) as stranger:
             assert stranger.is_dropped()
-    door.close()
-    assert door.refused == 9
+    proxy.close()
+    assert proxy.refused == 9
     assert [line.rsplit("no. ")[1] for line in list(said.queue)] == ["1)", "2)", "4)", "8)"]

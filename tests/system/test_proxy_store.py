@@ -1,4 +1,4 @@
-"""What torch does behind a door: its store, a group of real processes, and the end of one of the two sides."""
+"""What torch does behind a proxy: its store, a group of real processes, and the end of one of the two sides."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from queue import Queue
 import pytest
 from torch.distributed import TCPStore
 
-from swarmstep.comm.dist import serve_store
-from swarmstep.comm.secure.proxy import Proxy, Tunnel, enter, serve
+from swarmstep.comm.process_groups import serve_store
+from swarmstep.comm.secure.proxy import Proxy
+from swarmstep.comm.secure.tunnel import Tunnel, open_tunnel
 
 SECRET = b"correct horse battery staple"
 LIMIT = 60.0  # seconds; a hang, not a measurement
@@ -25,19 +26,19 @@ JOINS = """
 import os
 import torch
 from swarmstep import DistComm
-from swarmstep.comm.secure.proxy import enter
+from swarmstep.comm.secure.tunnel import open_tunnel
 from swarmstep.comm.secure.auth import prove, secret_of
 
 secret = secret_of(os.environ)
-host, port = os.environ["DOOR"].split(":")
-passage = enter((host, int(port)), secret)
-os.environ.update(MASTER_ADDR=passage.host, MASTER_PORT=str(passage.port))
+host, port = os.environ["PROXY"].split(":")
+tunnel = open_tunnel((host, int(port)), secret)
+os.environ.update(MASTER_ADDR=tunnel.host, MASTER_PORT=str(tunnel.port))
 comm = DistComm.from_env("gloo", patience=60)
 prove(comm, secret)
 mean, weight = comm.mean(torch.tensor([float(comm.rank)]))
 print(mean.item(), weight, comm.split(comm.rank % 2).size)
 comm.close()
-passage.close()
+tunnel.close()
 """
 
 
@@ -50,25 +51,25 @@ def store() -> Iterator[int]:
 
 
 @pytest.fixture
-def door(store: int) -> Iterator[Proxy]:
-    with contextlib.closing(serve(store, SECRET)) as door:
-        yield door
+def proxy(store: int) -> Iterator[Proxy]:
+    with contextlib.closing(Proxy(store, SECRET)) as proxy:
+        yield proxy
 
 
 @pytest.fixture
-def passage(door: Proxy) -> Iterator[Tunnel]:
-    with contextlib.closing(enter((door.host, door.port), SECRET, LIMIT)) as passage:
-        yield passage
+def tunnel(proxy: Proxy) -> Iterator[Tunnel]:
+    with contextlib.closing(open_tunnel((proxy.host, proxy.port), SECRET, LIMIT)) as tunnel:
+        yield tunnel
 
 
-def client(passage: Tunnel, seconds: float = LIMIT) -> TCPStore:
+def client(tunnel: Tunnel, seconds: float = LIMIT) -> TCPStore:
     limit = timedelta(seconds=seconds)
-    return TCPStore(passage.host, passage.port, is_master=False, timeout=limit, wait_for_workers=False)
+    return TCPStore(tunnel.host, tunnel.port, is_master=False, timeout=limit, wait_for_workers=False)
 
 
-def test_every_verb_of_a_store_works_through_the_door(passage: Tunnel, store: int) -> None:
-    """The passage is a thread of the process that waits for the store: none of them may hold the interpreter."""
-    inside, outside = TCPStore("127.0.0.1", store, is_master=False, wait_for_workers=False), client(passage)
+def test_every_verb_of_a_store_works_through_the_proxy(tunnel: Tunnel, store: int) -> None:
+    """The tunnel is a thread of the process that waits for the store: none of them may hold the interpreter."""
+    inside, outside = TCPStore("127.0.0.1", store, is_master=False, wait_for_workers=False), client(tunnel)
     outside.set("key", "value")
     assert inside.get("key") == b"value"
     assert outside.add("count", 2) == 2
@@ -88,7 +89,7 @@ def test_every_verb_of_a_store_works_through_the_door(passage: Tunnel, store: in
     with pytest.raises(RuntimeError):
         outside.wait(["none"], timedelta(seconds=0.1))
     assert outside.clone().get("key") == b"new"
-    assert passage.error is None
+    assert tunnel.error is None
 
 
 def waiting(outside: TCPStore) -> tuple[threading.Thread, Queue[BaseException]]:
@@ -107,34 +108,34 @@ def waiting(outside: TCPStore) -> tuple[threading.Thread, Queue[BaseException]]:
     return thread, raised
 
 
-@pytest.mark.parametrize("end", ["door", "passage"])
-def test_who_waits_for_a_lost_store_hears_of_it(passage: Tunnel, door: Proxy, store: int, end: str) -> None:
-    thread, raised = waiting(client(passage))
+@pytest.mark.parametrize("end", ["proxy", "tunnel"])
+def test_who_waits_for_a_lost_store_hears_of_it(tunnel: Tunnel, proxy: Proxy, store: int, end: str) -> None:
+    thread, raised = waiting(client(tunnel))
     inside = TCPStore("127.0.0.1", store, is_master=False, wait_for_workers=False)
     inside.wait(["waits"], timedelta(seconds=LIMIT))
-    {"door": door, "passage": passage}[end].close()
+    {"proxy": proxy, "tunnel": tunnel}[end].close()
     assert isinstance(raised.get(timeout=LIMIT), RuntimeError)
     thread.join(LIMIT)
     assert not thread.is_alive()
-    passage.close()
-    assert end == "passage" or f"127.0.0.1:{door.port} hung up" in str(passage.error)
+    tunnel.close()
+    assert end == "tunnel" or f"127.0.0.1:{proxy.port} closed the connection" in str(tunnel.error)
 
 
-def test_a_door_without_a_store_hangs_up() -> None:
+def test_a_proxy_without_a_store_closes_the_connection() -> None:
     with (
-        contextlib.closing(serve(1, SECRET)) as door,  # nobody listens on port 1
-        contextlib.closing(enter((door.host, door.port), SECRET, LIMIT)) as passage,
+        contextlib.closing(Proxy(1, SECRET)) as proxy,  # nobody listens on port 1
+        contextlib.closing(open_tunnel((proxy.host, proxy.port), SECRET, LIMIT)) as tunnel,
     ):
         with pytest.raises(RuntimeError):
-            client(passage, 1.0)
-        assert "hung up" in str(passage.error)
+            client(tunnel, 1.0)
+        assert "closed the connection" in str(tunnel.error)
 
 
-def test_a_group_comes_together_through_the_door(door: Proxy, tmp_path: Path) -> None:
+def test_a_group_comes_together_through_the_proxy(proxy: Proxy, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.touch(0o600)
     secret.write_bytes(SECRET + b"\n")
-    shared = {"DOOR": f"{door.host}:{door.port}", "SWARMSTEP_SECRET_FILE": str(secret), "WORLD_SIZE": "2"}
+    shared = {"PROXY": f"{proxy.host}:{proxy.port}", "SWARMSTEP_SECRET_FILE": str(secret), "WORLD_SIZE": "2"}
     shared |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "GLOO_SOCKET_IFNAME": "lo"}
     workers = [
         subprocess.Popen(
@@ -153,4 +154,4 @@ def test_a_group_comes_together_through_the_door(door: Proxy, tmp_path: Path) ->
             worker.kill()
             worker.wait()
     assert outcomes == [("0.5 2.0 1\n", "")] * 2
-    assert door.refused == 0
+    assert proxy.refused == 0
