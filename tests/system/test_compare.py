@@ -20,7 +20,7 @@ from swarmstep.compare import results, run_processes
 from swarmstep.compare.methods import ALTERNATIVES, parse, parse_all
 from swarmstep.compare.plan import TaskGroup, Tuning, next_rate
 from swarmstep.compare.pool import Pool
-from swarmstep.compare.results import Cell, Point
+from swarmstep.compare.results import Cell, Point, Results
 from swarmstep.errors import DataError, UsageError
 from swarmstep.strategies import STRATEGIES
 from swarmstep.train.build import build_strategy, resolve
@@ -377,3 +377,19 @@ def test_no_results(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for source in ("nothing", "."):
         assert main(["report", source]) == 3
         assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("module", "command"), [("scipy", "compare"), ("jinja2", "report")])
+def test_without_the_extra_one_line_names_it(
+    module: str, command: str, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    if command == "compare":
+        assert compare(SHORT) == 2
+        assert not list((place / "found" / "cells").glob("*"))
+    else:
+        (place / "found.json").write_text(results.dumps(Results({}, ())))
+        assert main(["report", "found.json"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert module in line
+    assert line.endswith('pip install "swarmstep[compare]"')

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from swarmstep.compare import results, run_processes
+from swarmstep.compare.extra import library
 from swarmstep.compare.plan import Task, TaskGroup, Untuned
 from swarmstep.compare.pool import Pool
 from swarmstep.compare.results import Cell
@@ -26,10 +27,11 @@ class Runner:
         workload: of all groups.
 
     Raises:
-        UsageError: a group asks for what does not exist.
+        UsageError: a group asks for what does not exist, or SciPy is not installed.
     """
 
     def __init__(self, folder: Path, jobs: int, groups: Sequence[TaskGroup], workload: Workload) -> None:
+        library("scipy")  # which the tables need: better before hours of runs than after them
         self.folder = folder
         self.jobs = jobs
         self._plans = [_Plan(group, workload) for group in groups]

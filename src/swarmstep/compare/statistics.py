@@ -1,4 +1,4 @@
-"""Means over seeds and how far to trust them: 95 % intervals by Student's t."""
+"""Means over seeds and their 95 % confidence intervals by Student's t."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+from swarmstep.compare.extra import library
 
 CONFIDENCE = 0.95
 
@@ -21,34 +23,17 @@ class Estimate(NamedTuple):
     count: int  # pyright: ignore[reportIncompatibleMethodOverride]  # tuple.count, which nobody calls
 
 
-def within(angle: float, freedom: int) -> float:
-    """Return the probability that |T| < sqrt(freedom) tan(angle), for T of Student's t distribution.
-
-    The finite sums of Abramowitz and Stegun, Handbook of Mathematical Functions (1964), 26.7.3 and 26.7.4.
-
-    Args:
-        angle: 0 to pi / 2.
-        freedom: degrees of freedom, at least 1.
-    """
-    odd = freedom % 2
-    term, total = (math.cos(angle), 0.0) if odd else (1.0, 0.0)
-    for power in range(odd, freedom - 1, 2):
-        total += term
-        term *= (power + 1) / (power + 2) * math.cos(angle) ** 2
-    return (angle + math.sin(angle) * total) * 2 / math.pi if odd else math.sin(angle) * total
-
-
 @functools.cache
 def quantile(freedom: int) -> float:
-    """Return the t that a variable of Student's t distribution exceeds in size with probability 5 %.
+    """Return the t that a variable of Student's t distribution exceeds in absolute value with probability 5 %.
 
     Args:
         freedom: degrees of freedom, at least 1: one less than the number of seeds.
+
+    Raises:
+        UsageError: SciPy is not installed.
     """
-    low, high = 0.0, math.pi / 2
-    while low < (middle := (low + high) / 2) < high:
-        low, high = (middle, high) if within(middle, freedom) < CONFIDENCE else (low, middle)
-    return math.sqrt(freedom) * math.tan(low)
+    return float(library("scipy.special").stdtrit(freedom, (1 + CONFIDENCE) / 2))
 
 
 def estimate(values: Sequence[float]) -> Estimate:

@@ -10,6 +10,7 @@ from importlib import resources
 from typing import Any
 
 from swarmstep.compare.analysis import Section
+from swarmstep.compare.extra import library
 from swarmstep.report import figures
 from swarmstep.report.figures import DataTable
 from swarmstep.report.headline import headline
@@ -44,12 +45,11 @@ def page(sections: Sequence[Section], title: str) -> str:
 
 
 def _template() -> Any:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("swarmstep.report", ""),
+    jinja2 = library("jinja2")
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("swarmstep.report", ""),
         autoescape=True,
-        undefined=StrictUndefined,
+        undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )

@@ -1,15 +1,17 @@
-"""Intervals over seeds: against printed tables, numerical integrals and drawn samples."""
+"""Intervals over seeds: against printed tables, values worked out by hand, and drawn samples."""
 
 from __future__ import annotations
 
 import math
+import sys
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarmstep.compare.statistics import Estimate, estimate, paired, quantile, within
+from swarmstep.compare.statistics import Estimate, estimate, paired, quantile
+from swarmstep.errors import UsageError
 
 # Two-sided 95 % points of Student's t, from the tables at the end of any textbook of statistics.
 TABLE = {
@@ -30,17 +32,14 @@ def test_the_quantile_tends_to_that_of_the_normal_distribution() -> None:
     assert quantile(100_000) == pytest.approx(1.959964, abs=1e-4)
 
 
-@given(st.integers(1, 40), st.floats(0.01, 30.0))
-def test_the_probability_is_the_integral_of_the_density(freedom: int, t: float) -> None:
-    x = np.linspace(0.0, t, 20_001)
-    log_scale = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2) - math.log(math.pi * freedom) / 2
-    density = np.exp(log_scale - (freedom + 1) / 2 * np.log1p(x**2 / freedom))
-    integral = 2 * np.sum((density[1:] + density[:-1]) / 2 * np.diff(x))
-    assert within(math.atan(t / math.sqrt(freedom)), freedom) == pytest.approx(integral, abs=1e-5)
+def test_without_scipy_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scipy.special", None)
+    with pytest.raises(UsageError, match=r'^comparisons need scipy, .*: pip install "swarmstep\[compare]"$'):
+        quantile.__wrapped__(3)
 
 
 def test_an_interval_by_hand() -> None:
-    # Deviations -1, 0, 1: variance 1, standard error 1 / sqrt(3), t for two degrees of freedom 4.3027.
+    # Differences to the mean -1, 0, 1: variance 1, standard error 1 / sqrt(3), t for 2 degrees of freedom 4.3027.
     found = estimate([1.0, 2.0, 3.0])
     assert found.mean == 2.0
     assert found.count == 3
