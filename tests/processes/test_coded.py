@@ -18,7 +18,9 @@ from helpers import bits, same
 from pool import Pool
 from swarmstep import Comm, Group, Metered, simulate
 from swarmstep.comm.codecs import Bfloat16, Codec, Int4, Int8, TopK
-from swarmstep.comm.coded import CodecState, Coded, chunk_length
+from swarmstep.comm.coded import Coded
+from swarmstep.comm.error_feedback import CodecState
+from swarmstep.comm.vector_codec import chunk_length
 from swarmstep.errors import CommError, UsageError
 from wrapped import Wrapped
 

@@ -34,7 +34,7 @@ from swarmstep import (
     simulate,
 )
 from swarmstep.comm.codecs import Codec, Int8, TopK
-from swarmstep.comm.coded import CodecState
+from swarmstep.comm.error_feedback import CodecState
 from swarmstep.errors import UsageError
 from swarmstep.ownership import Derived, Inherited, Own, PerWorker, Place, Shared, carry
 from swarmstep.runtime.flat import Flat

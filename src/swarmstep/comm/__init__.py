@@ -1,1 +1,1 @@
-"""How workers reach each other: one contract (`base`), in one process (`sim`) or in many (`dist`)."""
+"""How workers communicate: the verbs (`base`), a group's life (`group`), in one or many processes."""

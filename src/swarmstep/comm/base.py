@@ -1,4 +1,4 @@
-"""The contract between workers: a rank, a size, and a few verbs."""
+"""What a strategy sees of the group: a rank, a size, and the verbs."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from swarmstep.errors import CommError, UsageError
 
 
 class Comm(ABC):
-    """This worker's view of its group.
+    """This worker's view of its group: `rank`, `size` and the verbs. `swarmstep.comm.group.Group` adds its life.
 
     Every verb is collective: all ranks call it, in the same order, with tensors of the same shape and dtype.
-    No verb changes its argument; each returns a new tensor. CPU tensors travel on the control group
-    (losses, votes), others on the group of their device.
+    No verb changes its argument; each returns a new tensor. CPU tensors (losses, votes) travel on the control
+    group, others on the group of their device.
     """
 
     rank: int
@@ -31,7 +31,7 @@ class Comm(ABC):
     def mean(self, x: Tensor, weight: float = 1.0) -> tuple[Tensor, float]:
         """Return (sum_i w_i x_i / sum_i w_i, sum_i w_i), the same on all ranks.
 
-        A rank with weight 0 sends zeros, never 0*x, so that its NaN stays at home.
+        A rank with weight 0 sends zeros, never 0*x, so that its NaN does not spread.
 
         Args:
             x: floating point, any shape.
@@ -47,7 +47,7 @@ class Comm(ABC):
 
     @abstractmethod
     def broadcast(self, x: Tensor, src: int) -> Tensor:
-        """Return the x of rank `src`; the x of the others gives only shape, dtype and device."""
+        """Return the x of rank `src`; the x of the other ranks gives only shape, dtype and device."""
 
     @abstractmethod
     def permute(self, x: Tensor, source: Sequence[int]) -> Tensor:
@@ -59,10 +59,10 @@ class Comm(ABC):
 
     @abstractmethod
     def split(self, color: int, name: str = "") -> Comm:
-        """Return a Comm among the ranks that gave the same color, in the order of their ranks here.
+        """Return a Comm of the ranks that gave the same color, in the order of their ranks here.
 
-        With a name, which must be the same on all ranks, the groups are made once: the next call with this
-        name returns the same Comm, whatever the color.
+        With a name, which must be the same on all ranks, the groups are made once: the next call with this name
+        returns the same Comm, whatever the color.
         """
 
     @abstractmethod
@@ -70,8 +70,8 @@ class Comm(ABC):
         """Return what the others received for this rank's x in the last `mean`: x itself, unless it was coded."""
 
 
-# The arithmetic of `mean`, shared by all ends so that they agree bitwise: the weight rides behind the vector, and
-# both are scaled by a power of two, which rounds nothing and makes the weights of 2^k workers add up to 1.
+# The arithmetic of `mean`, shared by all implementations so that they agree bitwise. The weight is appended to the
+# vector, and both are scaled by a power of two, which is exact and makes the weights of 2^k workers add up to 1.
 
 
 def _scale(size: int) -> float:
@@ -79,7 +79,7 @@ def _scale(size: int) -> float:
 
 
 def weighted(x: Tensor, weight: float, size: int, out: Tensor) -> Tensor:
-    """Fill `out` [P + room] with what a rank adds to the sum: x, then 1, then zeros, all times its weight."""
+    """Fill `out` [P + 1 or more] with what a rank adds to the sum: x, then 1, then zeros, all times its weight."""
     if not (0.0 <= weight < math.inf and x.is_floating_point()):
         raise UsageError(f"mean: expected floating point, 0 <= weight < inf; found {x.dtype} and {weight}")
     if weight:
@@ -92,7 +92,7 @@ def weighted(x: Tensor, weight: float, size: int, out: Tensor) -> Tensor:
 
 
 def rank_ordered_sum(terms: Sequence[Tensor]) -> Tensor:
-    """Return terms[0] + terms[1] + ..., added in this order, so that the rounding is always the same."""
+    """Return terms[0] + terms[1] + ..., added in this order: the rounding is always the same."""
     total = terms[0].clone()
     for term in terms[1:]:
         total += term

@@ -1,8 +1,8 @@
 """Codecs: float32 vectors as fewer bytes, the same bytes on every machine.
 
-Everything is elementwise or a maximum, so the result depends neither on alignment nor on the number of threads.
-Numbers stand in the byte order of the machine. NaN and infinity are not hidden: what shares a scale with them
-decodes to numbers that are not finite either.
+All operations are elementwise or a maximum, so results depend neither on alignment nor on the number of threads.
+Numbers are in the machine's byte order. NaN and infinity are not hidden: what shares a scale with them decodes to
+numbers that are not finite either.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from swarmstep import specs
 from swarmstep.errors import UsageError
 
-PIECE = 1 << 16  # elements coded at a time: with its scratch, it stays in a core's cache
+PIECE = 1 << 16  # elements coded at a time: with their scratch memory they fit into a core's cache
 SCALE = 4  # bytes of a float32 scale
 SMALLEST = torch.finfo(torch.float32).tiny  # below it scales are denormal, and 1 / scale may be infinite
 MAGNITUDE = 0x7FFFFFFF  # all bits of a float32 but its sign
@@ -28,18 +28,18 @@ MAGNITUDE = 0x7FFFFFFF  # all bits of a float32 but its sign
 
 @dataclass(frozen=True)
 class Codec(ABC):
-    """How a float32 vector becomes bytes and comes back; parameters only, every concrete one final and frozen."""
+    """How a float32 vector becomes bytes and back: parameters only, each subclass final and frozen."""
 
-    # Whether what is coded must be small: the difference from a vector that all ranks know.
+    # Whether vectors must be coded as differences from a vector that all ranks know, which are small.
     needs_reference: ClassVar[bool]
 
     @property
     @abstractmethod
     def grain(self) -> int:
-        """How many elements share a scale: a vector is cut at multiples of this."""
+        """How many elements share a scale: vectors are cut at multiples of this."""
 
     def piece(self, n: int) -> int:
-        """Return how many of n elements may be coded at a time, one piece's bytes behind the other's."""
+        """Return how many of n elements may be coded at a time; the bytes of the pieces are concatenated."""
         return min(n, max(1, PIECE // self.grain) * self.grain)
 
     @abstractmethod
@@ -52,15 +52,15 @@ class Codec(ABC):
 
     @abstractmethod
     def decode(self, data: Tensor, out: Tensor) -> None:
-        """Write the elements that `data`, uint8 [size(n)], stands for into `out`, float32 [n]."""
+        """Decode `data`, uint8 [size(n)], into `out`, float32 [n]."""
 
 
 @final
 @dataclass(frozen=True)
 class Bfloat16(Codec):
-    """Each element rounded to bfloat16, the nearest or the even one: 8 bits of precision, the range of float32.
+    """Each element rounded to the nearest bfloat16, ties to even: 8 bits of precision, the range of float32.
 
-    n elements take 2 n bytes. Beyond 3.39e38 they round to infinity.
+    n elements take 2 n bytes. Magnitudes above 3.39e38 round to infinity.
     """
 
     needs_reference: ClassVar[bool] = False
@@ -85,7 +85,7 @@ class Bfloat16(Codec):
 
 @dataclass(frozen=True)
 class _Blocks(Codec):
-    """Blocks with a scale each: the float32 scale, then the block's integers, block behind block."""
+    """Blocks with a scale each: the float32 scale, then the integers of the block, one block after another."""
 
     block: int
 
@@ -120,8 +120,8 @@ class _Blocks(Codec):
 class Int8(_Blocks):
     """Integers -127..127 times the scale of their block, its largest magnitude / 127.
 
-    n elements take n + 4 ceil(n / block) bytes. An element is off by at most half a scale. A block whose scale
-    would be below 1.2e-38 becomes zeros; one beyond 3.4e38 may become infinite.
+    n elements take n + 4 ceil(n / block) bytes. The error of an element is at most half a scale. A block
+    whose scale would be below 1.2e-38 becomes zeros; one above 3.4e38 may become infinite.
     """
 
     needs_reference: ClassVar[bool] = False
@@ -145,11 +145,11 @@ class Int8(_Blocks):
 @final
 @dataclass(frozen=True)
 class Int4(_Blocks):
-    """Integers -7..7, two a byte, times the scale of their block, its largest magnitude / 7.
+    """Integers -7..7, two in each byte, times the scale of their block, its largest magnitude / 7.
 
-    Byte i of a block of m holds element i + 8 in its low half and element i + ceil(m / 2), also + 8, in its high
-    half. n elements take ceil(n / 2) + 4 ceil(n / block) bytes for an even block. An element is off by at most
-    half a scale. A block whose scale would be below 1.2e-38 becomes zeros.
+    Byte i of a block of m elements holds 8 + element i in its low half and 8 + element i + ceil(m / 2) in its high
+    half. n elements take ceil(n / 2) + 4 ceil(n / block) bytes for an even block. The error of an element is at
+    most half a scale. A block whose scale would be below 1.2e-38 becomes zeros.
     """
 
     needs_reference: ClassVar[bool] = True
@@ -183,8 +183,8 @@ class Int4(_Blocks):
 class TopK(Codec):
     """The k = max(1, ceil(fraction n)) largest magnitudes of the n elements; the others become zero.
 
-    One float32 scale (the largest magnitude / 127), k int32 positions, ascending, and k integers -127..127:
-    4 + 5 k bytes. Of equal magnitudes those in front are taken. If the scale would be below 1.2e-38, all are zero.
+    One float32 scale (the largest magnitude / 127), k ascending int32 positions, and k integers -127..127: 4 + 5 k
+    bytes. Of equal magnitudes the first are kept. If the scale would be below 1.2e-38, all elements are zero.
     """
 
     needs_reference: ClassVar[bool] = True
@@ -213,26 +213,26 @@ class TopK(Codec):
         if not k:
             out.zero_()
             return
-        places = _largest(x, k)
-        values = x[places].view(1, k)
+        positions = _largest(x, k)
+        values = x[positions].view(1, k)
         integers, scale = _integers(values, 127, torch.empty_like(values))
         out[:SCALE] = scale.view(torch.uint8).view(-1)
-        out[SCALE : SCALE + 4 * k] = places.to(torch.int32).view(torch.uint8)
+        out[SCALE : SCALE + 4 * k] = positions.to(torch.int32).view(torch.uint8)
         out[SCALE + 4 * k :].view(torch.int8).copy_(integers.view(-1))
 
     def decode(self, data: Tensor, out: Tensor) -> None:
         k = self.kept(len(out))
-        places = data[SCALE : SCALE + 4 * k].clone().view(torch.int32)
+        positions = data[SCALE : SCALE + 4 * k].clone().view(torch.int32)
         scale = data[:SCALE].clone().view(torch.float32)
         out.zero_()
-        out[places.long()] = data[SCALE + 4 * k :].view(torch.int8) * scale
+        out[positions.long()] = data[SCALE + 4 * k :].view(torch.int8) * scale
 
 
 def parse(spec: str) -> Codec:
-    """Return the codec that `spec` names.
+    """Return the codec of a specification such as "int8" or "topk:0.02".
 
     Raises:
-        UsageError: `spec` is not one of the valid forms, which the message lists.
+        UsageError: `spec` is invalid; lists the valid forms.
     """
     plain: dict[str, Codec] = {"bfloat16": Bfloat16(), "int8": Int8(), "int4": Int4()}
     if spec in plain:
@@ -247,43 +247,43 @@ def parse(spec: str) -> Codec:
 
 
 def _integers(blocks: Tensor, top: int, scratch: Tensor) -> tuple[Tensor, Tensor]:
-    """Return blocks [k, m] in units of their scales, rounded, and the scales [k, 1]; the former in `scratch`."""
-    room = scratch.view(-1)[: blocks.numel()].view(blocks.shape)
-    scales = torch.abs(blocks, out=room).amax(1, keepdim=True).div_(top)
+    """Return blocks [k, m] in units of their scales, rounded (in `scratch`), and the scales [k, 1]."""
+    rounded = scratch.view(-1)[: blocks.numel()].view(blocks.shape)
+    scales = torch.abs(blocks, out=rounded).amax(1, keepdim=True).div_(top)
     small = scales < SMALLEST
     scales.masked_fill_(small, 0.0)
-    return torch.mul(blocks, scales.reciprocal().masked_fill_(small, 0.0), out=room).round_(), scales
+    return torch.mul(blocks, scales.reciprocal().masked_fill_(small, 0.0), out=rounded).round_(), scales
 
 
 def _scales(rows: Tensor) -> Tensor:
-    """Return the scales [k, 1] at the front of the rows; copied, as a view would need alignment."""
+    """Return a copy of the scales [k, 1] at the front of the rows; a view would need alignment."""
     return rows[:, :SCALE].clone(memory_format=torch.contiguous_format).view(torch.float32)
 
 
 def _largest(x: Tensor, k: int) -> Tensor:
-    """Return the places of the k largest magnitudes, ascending; of equal ones those in front."""
-    bits = x.view(torch.int32)  # without the sign, ordered like the magnitudes, and NaN above all
-    # To sort all of x is slow: guess from a sample what the k largest exceed, and sort what does.
+    """Return the ascending positions of the k largest magnitudes; of equal ones, the first."""
+    bits = x.view(torch.int32)  # without the sign, ordered like the magnitudes, with NaN above all
+    # Sorting all of x is slow: estimate from a sample what the k largest exceed, and sort what does.
     sample = bits[:: max(1, len(x) // PIECE)] & MAGNITUDE
     few = min(len(sample), int(1.1 * k * len(sample) / len(x)) + 20)
     floor = max(1, int(sample.topk(few, sorted=False).values.min()))
-    places = _not_below(bits, floor)
-    if len(places) < k and floor > 1:
+    positions = _not_below(bits, floor)
+    if len(positions) < k and floor > 1:
         floor = max(1, int((bits & MAGNITUDE).topk(k, sorted=False).values.min()))
-        places = _not_below(bits, floor)
-    if len(places) < k:  # all that are not zero; the zeros in front fill up
+        positions = _not_below(bits, floor)
+    if len(positions) < k:  # all nonzero elements, and the first zeros
         zeros = (bits[:k] & MAGNITUDE == 0).nonzero().view(-1)
-        return torch.cat([places, zeros[: k - len(places)]]).sort().values
-    found = bits[places] & MAGNITUDE
-    least = found.topk(k, sorted=False).values.min()
-    equal = found == least
-    above = found > least
-    return places[above | (equal & (equal.cumsum(0) <= k - above.sum()))]
+        return torch.cat([positions, zeros[: k - len(positions)]]).sort().values
+    magnitudes = bits[positions] & MAGNITUDE
+    least = magnitudes.topk(k, sorted=False).values.min()
+    equal = magnitudes == least
+    above = magnitudes > least
+    return positions[above | (equal & (equal.cumsum(0) <= k - above.sum()))]
 
 
 def _not_below(bits: Tensor, floor: int) -> Tensor:
-    """Return the places, ascending, where the bits without the sign are `floor` or more."""
-    found = [
+    """Return the ascending positions at which the bits without the sign are at least `floor`."""
+    positions = [
         ((bits[a : a + PIECE] & MAGNITUDE) >= floor).nonzero().view(-1).add_(a) for a in range(0, len(bits), PIECE)
     ]
-    return torch.cat(found)
+    return torch.cat(positions)

@@ -1,4 +1,4 @@
-"""torch's DistributedDataParallel, as a baseline, with swarmstep's errors."""
+"""torch's DistributedDataParallel, as a baseline, with the errors of swarmstep."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from swarmstep.errors import CommError
 
 @contextlib.contextmanager
 def limited(what: str) -> Generator[None]:
-    """Turn what torch says of a lost peer into a CommError; `what` was under way."""
+    """Turn torch's error about a lost peer into a CommError that names the operation `what`."""
     try:
         yield
     except RuntimeError as error:
@@ -25,6 +25,6 @@ def data_parallel(module: nn.Module, *, bfloat16: bool = False) -> nn.Module:
     """Return a module wrapped in torch's DistributedDataParallel, its gradients sent as bfloat16 on request."""
     wrapped = DistributedDataParallel(module)
     if bfloat16:
-        # By another name: torch takes the hook itself with NCCL only, though gloo adds bfloat16 as well.
+        # Wrapped: torch accepts the hook itself only with NCCL, though gloo adds bfloat16 as well.
         wrapped.register_comm_hook(None, lambda state, bucket: bf16_compress_hook(state, bucket))
     return wrapped

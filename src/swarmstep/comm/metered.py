@@ -1,4 +1,4 @@
-"""Counts what a worker sends and receives, by the formula of each verb."""
+"""Counts the bytes that a worker sends and receives, by the formula of each verb."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from swarmstep.comm.group import Decision, Group
 
 
 class Call(NamedTuple):
-    """One call of a verb: its name, the bytes of the tensor that this worker gave to it, the size of its group."""
+    """One call of a verb: its name, the bytes of this worker's argument, the size of the group."""
 
     verb: str
     bytes: int
@@ -23,7 +23,7 @@ class Call(NamedTuple):
 
 @dataclass(slots=True)
 class Traffic:
-    """Bytes of payload one worker has sent and received, and by which calls, where those are counted."""
+    """Bytes of payload that one worker has sent and received, and by which calls, where these are recorded."""
 
     sent: int = 0
     received: int = 0
@@ -57,7 +57,7 @@ class Metered(Group):
 
     @contextlib.contextmanager
     def counting(self) -> Generator[Traffic]:
-        """Yield what is sent and received within this block, with the calls."""
+        """Yield the traffic of this block, with its calls."""
         traffic = Traffic()
         self._counting.append(traffic)
         try:
@@ -66,7 +66,7 @@ class Metered(Group):
             self._counting.remove(traffic)
 
     def count(self, call: Call, sent: int, received: int) -> None:
-        """Count a call; also one that something else has made, such as DDP."""
+        """Count a call, which may have been made elsewhere, such as by DDP."""
         for traffic in (self.traffic, *self._counting):
             traffic.sent += sent
             traffic.received += received

@@ -1,8 +1,8 @@
 """Many workers in one process: one thread each, one running at a time, deterministic.
 
-A baton is handed over at each collective, in rank order; torch's random state is swapped with it, so every
-worker has a stream of its own. A breakpoint stops everything, and workers that call different collectives get
-an error that names them instead of waiting for ever.
+A baton is passed on at each collective, in rank order; torch's random state is swapped with it, so each worker
+has a random stream of its own. A breakpoint stops all workers, and workers that call different collectives get an
+error that names them instead of a deadlock.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Call = tuple[Any, ...]  # what must be equal on all ranks of a collective: verb,
 
 @dataclass
 class _Rendezvous:
-    """A group of workers (by world rank) and what they brought to the collective under way."""
+    """A group of workers (by world rank) and their parts of the collective under way."""
 
     members: tuple[int, ...]
     calls: dict[int, Call] = field(default_factory=dict[int, Call])
@@ -35,7 +35,7 @@ class _Rendezvous:
 
 
 class _Stopped(BaseException):
-    """Unwinds the threads of the other workers once one has failed; never seen by the caller."""
+    """Ends the threads of the other workers once one has failed; the caller never sees it."""
 
 
 class _World(Generic[T]):
@@ -58,7 +58,7 @@ class _World(Generic[T]):
             threading.Thread(target=self._worker, args=(SimComm(self, everyone, rank),), daemon=True)
             for rank in range(self.workers)
         ]
-        mine = torch.get_rng_state()
+        callers_state = torch.get_rng_state()
         for thread in threads:
             thread.start()
         self.turns[0].release()
@@ -71,7 +71,7 @@ class _World(Generic[T]):
                 turn.release()
         for thread in threads:
             thread.join()
-        torch.set_rng_state(mine)
+        torch.set_rng_state(callers_state)
         if self.failure:
             raise self.failure
         return [self.returned[rank] for rank in range(self.workers)]
@@ -82,7 +82,7 @@ class _World(Generic[T]):
             self._take_turn(rank)
             self.returned[rank] = self.train(comm)
             self.done.add(rank)
-            self._hand_over(rank)
+            self._pass_on(rank)
         except _Stopped:
             pass
         except BaseException as error:
@@ -96,8 +96,8 @@ class _World(Generic[T]):
             raise _Stopped
         torch.set_rng_state(self.random[rank])
 
-    def _hand_over(self, rank: int) -> None:
-        """Give the baton to the next worker, in rank order, that is neither waiting nor done."""
+    def _pass_on(self, rank: int) -> None:
+        """Pass the baton to the next worker, in rank order, that is neither waiting nor done."""
         for step in range(1, self.workers + 1):
             other = (rank + step) % self.workers
             if other not in self.waits and other not in self.done:
@@ -108,26 +108,35 @@ class _World(Generic[T]):
         self.over.release()
 
     def _positions(self) -> str:
-        said = [f"rank {r} has returned" for r in sorted(self.done)]
-        said += [f"rank {r} called {_spell(w.calls[r])}" for r, w in sorted(self.waits.items())]
-        return ", ".join(said) + "; all ranks of a group must make the same calls in the same order"
+        positions = [f"rank {r} has returned" for r in sorted(self.done)]
+        positions += [f"rank {r} called {_spell(w.calls[r])}" for r, w in sorted(self.waits.items())]
+        return ", ".join(positions) + "; all ranks of a group must make the same calls in the same order"
 
     def meet(self, group: _Rendezvous, rank: int, call: Call, brought: Any, combine: Callable[..., Any]) -> Any:
-        """Bring something to a collective, wait for the others, return this worker's part of the result."""
+        """Take part in a collective: wait for the others, and return this worker's share of the result.
+
+        Args:
+            group: whose collective it is.
+            rank: of this worker in the world.
+            call: what must be the same on all ranks.
+            brought: this worker's argument.
+            combine: returns the results of all members, given their arguments, both in rank order.
+        """
         if self.failure:
             raise _Stopped
-        for other, theirs in group.calls.items():
-            if theirs != call:
+        for other, others_call in group.calls.items():
+            if others_call != call:
                 self.waits[rank] = group
                 group.calls[rank] = call
                 raise CollectiveMismatch(
-                    f"collective mismatch: rank {other} called {_spell(theirs)}, rank {rank} called {_spell(call)}"
+                    f"collective mismatch: rank {other} called {_spell(others_call)}, "
+                    f"rank {rank} called {_spell(call)}"
                 )
         group.calls[rank], group.brought[rank] = call, brought
         if len(group.brought) < len(group.members):
             self.waits[rank] = group
             self.random[rank] = torch.get_rng_state()
-            self._hand_over(rank)
+            self._pass_on(rank)
             self._take_turn(rank)
         else:
             results = combine([group.brought[member] for member in group.members])
@@ -147,7 +156,7 @@ def _spell(call: Call) -> str:
 
 
 class SimComm(Group):
-    """One worker's view of a group inside one process; made by `simulate`."""
+    """One worker's view of a group within one process; made by `simulate`."""
 
     def __init__(self, world: _World[Any], group: _Rendezvous, world_rank: int) -> None:
         self._world = world
@@ -192,7 +201,7 @@ class SimComm(Group):
         """Nothing is reused: all results are new tensors."""
 
     def clock(self) -> float:
-        """Return this worker's own processor time: what the others compute meanwhile is not its delay."""
+        """Return this worker's own processor time: what the others compute meanwhile does not count."""
         return time.thread_time()
 
     def _meet(self, call: Call, brought: Any, combine: Callable[..., Any]) -> Any:
@@ -206,8 +215,8 @@ class SimComm(Group):
             except CommError as error:
                 return [error] * self.size
 
-        room = torch.empty(x.numel() + 1, dtype=x.dtype, device=x.device)
-        return self._meet(("mean", *_kind(x)), weighted(x, weight, self.size, room), combine)
+        term = torch.empty(x.numel() + 1, dtype=x.dtype, device=x.device)
+        return self._meet(("mean", *_kind(x)), weighted(x, weight, self.size, term), combine)
 
     def gather(self, x: Tensor) -> Tensor:
         return self._meet(("gather", *_kind(x)), x, lambda rows: [torch.stack(rows) for _ in rows])
@@ -255,10 +264,10 @@ def _kind(x: Tensor) -> tuple[Any, ...]:
 def simulate(train: Callable[[Group], T], workers: int) -> list[T]:
     """Run `train(comm)` once for each of `workers` workers inside this process, and return what they return.
 
-    Deterministic: the same function gives the same numbers each time, and the same as real processes that add
-    in rank order (`DistComm(exact=True)`). Each worker starts with torch's random state as it is here, has a
-    stream of its own from then on, and leaves the caller's as it was. Python's and NumPy's global random
-    states are not swapped. The first worker's exception is raised here as it is.
+    Deterministic: the same function gives the same numbers each time, and the same as real processes that add in
+    rank order (`DistComm(exact=True)`). Each worker starts with the caller's torch random state and has a stream
+    of its own from then on; the caller's is left as it was. The global random states of Python and NumPy are not
+    swapped. The first exception of a worker is raised here.
 
     Args:
         train: called in a thread for each worker, one running at a time.

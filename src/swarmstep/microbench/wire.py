@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from swarmstep.comm.codecs import Codec, parse
-from swarmstep.comm.coded import WEIGHT, chunk_length
 from swarmstep.comm.dist import DistComm
+from swarmstep.comm.error_feedback import WEIGHT
 from swarmstep.comm.group import Group
 from swarmstep.comm.p2p import PIECE, Route
+from swarmstep.comm.vector_codec import chunk_length
 from swarmstep.microbench.cases import Maker
 from swarmstep.microbench.interleaved_timing import Case, barrier, race
 from swarmstep.microbench.options import add_sizes, check_memory, checked
