@@ -17,10 +17,10 @@ class FedPSO(PSOPS):
     Args:
         cognitive: c1, 0 to 4: the pull to the particle's own best.
         social: c2, 0 to 4: the pull to the best particle of the round.
-        random: as in `PSOPS`.
-        fitness: as in `PSOPS`.
+        random: "vector": one r1 and r2 for each particle.
+        fitness: "probe": the loss on the shared probe batch.
 
-    The other arguments are those of `PSOPS`.
+    All other arguments, and what these may be, are as in `PSOPS`.
 
     Raises:
         UsageError: an argument is out of its range; the Synchronizer has no probe.
