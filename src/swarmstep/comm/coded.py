@@ -19,9 +19,9 @@ from swarmstep.errors import CommError, UsageError
 class Coded(Comm):
     """Any Comm whose float32 vectors travel coded; results are equal bitwise on every implementation.
 
-    With a reference, a common vector that `commit` replaces, vectors [P] are coded as differences from it, and every
-    other tensor passes through unchanged. Without one, every float32 tensor is coded as it is. Float64 and integers
-    (losses, votes) always pass through, and so does everything in a group of one.
+    With a reference, a common vector that `commit` replaces, vectors [P] are coded as differences from it, and
+    every other tensor passes through unchanged. Without one, every float32 tensor is coded as it is. Float64 and
+    integers (losses, votes) always pass through, and so does everything in a group of one.
 
     `mean` codes twice, with error feedback at both places, like DeepSpeed's compressed all-reduce: each rank sends
     its difference plus what coding took from the last one, in chunks, each to the rank that averages it; that rank
