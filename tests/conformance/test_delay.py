@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from test_dist import Launched
 from torch import Tensor, nn
 
-from helpers import VARIANTS, Run, Trainer, Vote, run, same, timed
+from helpers import VARIANTS, Run, Trainer, Vote, before_rounds, run, same, timed
 from pool import Pool
 from swarmstep import (
     PSOPS,
@@ -492,10 +492,10 @@ def struck(comm: Comm, delay: int) -> Tensor:
     """Rank 1 sends its weights plus 1; nobody moves by himself."""
     model = nn.Linear(2, 2)
     nn.init.zeros_(model.weight)
-    strike = (lambda x, last, step: x.add_(1.0)) if comm.rank == 1 else (lambda x, last, step: None)
-    sync = Synchronizer(model, LocalSGD(when=Every(3)), comm, Options(delay=delay, tamper=strike))
-    for _ in range(5):
-        sync.step(1.0)
+    sync = Synchronizer(model, LocalSGD(when=Every(3)), comm, Options(delay=delay))
+    with before_rounds(lambda x, step: x.add_(float(comm.rank))):
+        for _ in range(5):
+            sync.step(1.0)
     return model.weight.detach().clone()
 
 

@@ -20,6 +20,7 @@ from test_checkpoint import Gate
 
 from elastic_world import Fault, Plan, World
 from pool import CONTEXT
+from swarmstep import fault_points
 from swarmstep.checkpoint.saver import Saver
 from swarmstep.comm.background import LAST_WAIT
 from swarmstep.comm.group import Decision
@@ -416,9 +417,11 @@ def test_down_to_one_and_up_again_with_two_who_join_at_once() -> None:
 def test_one_who_has_just_joined_lets_in_the_next_at_the_same_step_as_the_others() -> None:
     with World(Plan("local-sgd", silence=4.0)) as world:
         world.start("0.0", "1.0")
-        world.start("2.0", fault=Fault("vote", 3))
+        world.start("2.0", fault=Fault(fault_points.EXCHANGED, 3))
         world.until(world.ended("2.0"))
-        world.start("2.1", fault=Fault("entering vote", 1, "stop"))  # in time: the others wait for the silent one
+        world.start(
+            "2.1", fault=Fault(fault_points.ENTERING, 1, "stop")
+        )  # in time: the others wait for the silent one
         world.until(lambda: world.told["2.1"].struck)
         world.start("3.0")
         world.until(lambda: world.store.add("swarmstep/epoch/2/here", 0))
@@ -516,7 +519,7 @@ def test_one_who_was_given_up_comes_back_as_a_newcomer() -> None:
 def test_one_that_hangs_with_its_heart_beating_is_waited_for_up_to_patience() -> None:
     with World(Plan("local-sgd", silence=1.0, patience=3.0)) as world:
         world.start("0.0", "2.0")
-        world.start("1.0", fault=Fault("roll", 3, "hang"))
+        world.start("1.0", fault=Fault(fault_points.ROLL_CALL, 3, "hang"))
         world.until(world.ended("0.0", "2.0"))
         for name in ("0.0", "2.0"):
             kind, said, _ = world.told[name].error
@@ -563,8 +566,8 @@ def test_what_is_asked_for_reaches_all_at_the_same_round(what: str) -> None:
 def test_those_who_have_heard_a_roll_to_its_end_wait_for_one_who_has_not() -> None:
     """With a voting trigger the roll is called at each step, and no vote says that all have heard it."""
     with World(Plan("local-sgd:seldom", steps=12, silence=10.0)) as world:
-        world.start("0.0", "2.0", fault=Fault("roll", 9, "tell"))
-        world.start("1.0", fault=Fault("rolled", 8, "deaf"))
+        world.start("0.0", "2.0", fault=Fault(fault_points.ROLL_CALL, 9, "tell"))
+        world.start("1.0", fault=Fault(fault_points.ROLL_CALLED, 8, "deaf"))
         world.until(lambda: all(told.struck for told in world.told.values()))
         world.thaw("1.0")
         world.until(world.ended("0.0", "1.0", "2.0"))

@@ -87,3 +87,9 @@ def test_leak_adds_a_reference_that_nobody_drops() -> None:
 def test_the_stores_are_those_of_torch() -> None:
     assert torch_private.TCPStore is dist.TCPStore
     assert torch_private.PrefixStore is dist.PrefixStore
+
+
+def test_which_buffers_are_not_persistent() -> None:
+    module = torch.nn.BatchNorm1d(2)
+    module.register_buffer("cache", torch.zeros(1), persistent=False)
+    assert torch_private.non_persistent_buffers(module) == {"cache"}

@@ -19,6 +19,7 @@ from elastic_world import (
     LR,
     METHODS,
     PERIOD,
+    STEP,
     WORKERS,
     Fault,
     Plan,
@@ -26,12 +27,18 @@ from elastic_world import (
     World,
 )
 from helpers import same
-from swarmstep import simulate
+from swarmstep import fault_points, simulate
 
 LIMIT = 60.0  # seconds for a whole trial; far beyond what any takes
 SILENCE = 2.0
 AT_A_TIME = 3  # trials: most of their time is silence
-WITH_A_DELAY, NOT_AT_THE_START = ("splitting", "new group"), ("hand_over", "handed", "meeting")
+WITH_A_DELAY = (fault_points.SPLITTING, fault_points.CONNECTING_PART)
+NOT_AT_THE_START = (fault_points.HANDING_OVER, fault_points.HANDED_OVER, fault_points.MEETING)
+OFTEN = {
+    STEP: 16,
+    fault_points.COLLECTIVE: 30,
+    fault_points.COLLECTIVE_STARTED: 30,
+}  # how often a run passes these
 ENOUGH = 60  # rounds after which a fault that has not struck will not
 
 
@@ -59,9 +66,7 @@ def drawn(seed: int) -> Trial:
     points = [p for p in IN_A_CHANGE if p not in WITH_A_DELAY or METHODS[method][1].get("delay")]
     if scene == "round":
         point = rng.choice(IN_A_ROUND)
-        faults = {
-            mine: Fault(point, rng.randint(1, {"step": 16, "collective": 30, "started": 30}.get(point, 5)), kind)
-        }
+        faults = {mine: Fault(point, rng.randint(1, OFTEN.get(point, 5)), kind)}
     elif scene == "change":
         point = rng.choice(points)
         victim = rng.choice([f"{(slot + rng.choice([1, 2])) % WORKERS}.0", f"{slot}.1"])
@@ -327,14 +332,14 @@ NOT_DELAYED = [
 @pytest.mark.parametrize("method", NOT_DELAYED)
 def test_killed_before_the_round_counts_the_survivors_go_on_as_simulated(method: str, victim: int) -> None:
     """The round at STRUCK is made again by those who are left: with them alone, bit for bit."""
-    real = found(method, victim, Fault("vote", STRUCK // PERIOD))
+    real = found(method, victim, Fault(fault_points.EXCHANGED, STRUCK // PERIOD))
     assert same(real, expected(method, victim, STRUCK, lost=False))
 
 
 @pytest.mark.parametrize("method", NOT_DELAYED)
 def test_killed_after_the_round_counts_it_holds_for_the_survivors(method: str) -> None:
     """The round at STRUCK was made with all three; the next one is made by those who are left."""
-    real = found(method, 1, Fault("committed", STRUCK // PERIOD))
+    real = found(method, 1, Fault(fault_points.DECIDED, STRUCK // PERIOD))
     assert same(real, expected(method, 1, STRUCK + PERIOD, lost=False))
 
 
@@ -344,5 +349,5 @@ def test_killed_after_the_round_counts_it_holds_for_the_survivors(method: str) -
 @pytest.mark.parametrize("lost", [True, False])
 def test_killed_while_a_round_travels(method: str, lost: bool) -> None:
     """Noticed where a round would land: the one under way is dropped by all, or the one after it."""
-    real = found(method, 0, Fault("vote" if lost else "landed", STRUCK // PERIOD))
+    real = found(method, 0, Fault(fault_points.EXCHANGED if lost else fault_points.LANDED, STRUCK // PERIOD))
     assert same(real, expected(method, 0, STRUCK + 2 + (0 if lost else PERIOD), lost=True))

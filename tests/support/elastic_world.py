@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import faulthandler
-import functools
 import hashlib
 import os
 import pickle
@@ -21,12 +20,9 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, get_type_hints
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 import swarmstep.elastic.membership as membership_module
-import swarmstep.runtime.fragment as lane_module
-import swarmstep.runtime.synchronizer as synchronizer_module
 from helpers import batch, network, probe
 from pool import CONTEXT
 from swarmstep import (
@@ -40,16 +36,13 @@ from swarmstep import (
     Options,
     Strategy,
     Synchronizer,
+    fault_points,
 )
 from swarmstep.comm.codecs import Int8
-from swarmstep.comm.dist import DistComm
 from swarmstep.comm.process_groups import serve_store
-from swarmstep.comm.torch_private import TCPStore
-from swarmstep.elastic.commit_vote import CommitVote
 from swarmstep.elastic.membership import Membership
 from swarmstep.errors import PeerLost, RunOver
 from swarmstep.runtime.flat import Flat
-from swarmstep.runtime.fragment import Fragment
 from swarmstep.runtime.options import Change
 from swarmstep.seeding import mix
 
@@ -77,25 +70,38 @@ METHODS: dict[str, tuple[Strategy, dict[str, Any]]] = {
     "local-sgd:vote-delay": (LocalSGD(when=GradientChange(threshold=0.05, window=2)), {"delay": 2}),
 }
 
-# Where a worker can be struck: those that each round passes, each change of membership, and the end.
-IN_A_ROUND = ("step", "roll", "collective", "started", "vote", "counting", "voted", "committed", "apply", "landed")
-IN_A_CHANGE = (
-    "renew",
-    "registering",
-    "signing",
-    "registered",
-    "proposing",
-    "forming",
-    "formed",
-    "hand_over",
-    "handed",
-    "meeting",
-    "splitting",
-    "new group",
-    "entering vote",
-    "entered",
+STEP = "step"  # before each `sync.step` of the training loop here
+
+# Where a worker can be struck: in a round, in a change of membership, and at the end.
+IN_A_ROUND = (
+    STEP,
+    fault_points.ROLL_CALL,
+    fault_points.COLLECTIVE,
+    fault_points.COLLECTIVE_STARTED,
+    fault_points.EXCHANGED,
+    fault_points.COUNTED,
+    fault_points.VOTED,
+    fault_points.DECIDED,
+    fault_points.LANDING,
+    fault_points.LANDED,
 )
-AT_THE_END = ("finish", "result")
+IN_A_CHANGE = (
+    fault_points.LEAVING,
+    fault_points.REGISTERING,
+    fault_points.REGISTERED_PLACE,
+    fault_points.REGISTERED,
+    fault_points.CHOOSING,
+    fault_points.FORMING,
+    fault_points.FORMED,
+    fault_points.HANDING_OVER,
+    fault_points.HANDED_OVER,
+    fault_points.MEETING,
+    fault_points.SPLITTING,
+    fault_points.CONNECTING_PART,
+    fault_points.ENTERING,
+    fault_points.ENTERED,
+)
+AT_THE_END = (fault_points.FINISHING, fault_points.RESULT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,8 +199,8 @@ def shared_digest(states: Any) -> str:
 class Reporter:
     """Says what happens in a worker, and strikes it."""
 
-    def __init__(self, end: Connection, fault: Fault | None) -> None:
-        self.end, self.fault = end, fault
+    def __init__(self, end: Connection, fault: Fault | None, loud: bool) -> None:
+        self.end, self.fault, self.loud = end, fault, loud
         self.lock = threading.Lock()
         self.reached: dict[str, int] = {}
 
@@ -220,80 +226,14 @@ class Reporter:
         if kind == "deaf":  # its end of the collective has failed, the others' have not
             raise PeerLost("the connection broke")
 
-    def around(self, owner: Any, name: str, before: str = "", behind: str = "") -> None:
-        """Make a function of the package pass a point before it begins, and one after it has returned."""
-        original = getattr(owner, name)
-
-        @functools.wraps(original)
-        def passing(*args: Any, **kwargs: Any) -> Any:
-            if before:
-                self.at(before)
-            result = original(*args, **kwargs)
-            if behind:
-                self.at(behind)
-            return result
-
-        setattr(owner, name, passing)
-
-    def install(self) -> None:
-        """Put the points into the package, in this process."""
-        self.around(lane_module, "call_roll", before="roll", behind="rolled")
-        self.around(CommitVote, "_commit", before="counting")
-        self.around(CommitVote, "_wait", before="voted")
-        self.around(Fragment, "_write", before="apply")
-        self.around(Membership, "renew", before="renew")
-        self.around(Membership, "_register", before="registering", behind="registered")
-        self.around(membership_module.groups, "form", before="forming", behind="formed")
-        self.around(synchronizer_module, "hand_over", before="hand_over", behind="handed")
-        self.around(synchronizer_module.Worker, "meet", before="meeting")
-        self.around(DistComm, "split", before="splitting")
-        self.around(dist, "new_group", before="new group")
-        self.around(Synchronizer, "_finish_together", before="finish")
-        self.around(Synchronizer, "_result", before="result")
-        self._around_keys()
-        self._around_ballots()
-        self._around_collectives()
-
-    def _around_keys(self) -> None:
-        put, propose = TCPStore.set, TCPStore.compare_set
-
-        def signing(store: TCPStore, key: str, value: str) -> None:
-            if "/here/" in key:
-                self.at("signing")
-            put(store, key, value)
-
-        def proposing(store: TCPStore, key: str, expected: str, desired: str) -> bytes:
-            if key.endswith("/members"):
-                self.at("proposing")
-            return propose(store, key, expected, desired)
-
-        TCPStore.set, TCPStore.compare_set = signing, proposing
-
-    def _around_ballots(self) -> None:
-        decide = CommitVote.decide
-
-        def deciding(ballot: CommitVote, check: Any) -> Any:
-            first = ballot._number == 0 and ballot._key.endswith("/ballot")
-            self.at("entering vote" if first else "vote")
-            fate = decide(ballot, check)
-            self.at("entered" if first else "committed")
-            return fate
-
-        CommitVote.decide = deciding
-
-    def _around_collectives(self) -> None:
-        run = DistComm._run
-
-        def running(comm: DistComm, verb: str, collective: Any, *args: Any, group: Any) -> None:
-            def started(*given: Any, **options: Any) -> Any:
-                work = collective(*given, **options)
-                self.at("started")
-                return work
-
-            self.at("collective")
-            run(comm, verb, started, *args, group=group)
-
-        DistComm._run = running
+    def hook(self, point: str, **what: Any) -> None:
+        """Be called at each fault point: report a round that has landed, and pass the point."""
+        if point == fault_points.LANDED:
+            report, x = what["report"], what["x"].clone()
+            digest = hashlib.sha256(x.numpy().tobytes()).hexdigest()[:16]
+            states = shared_digest([what["state"]])
+            self.say("round", report.number, report.step, report.members, digest, states, x if self.loud else None)
+        self.at(point)
 
 
 def live(end: Connection, port: int, name: str, plan: Plan, fault: Fault | None) -> None:
@@ -301,9 +241,10 @@ def live(end: Connection, port: int, name: str, plan: Plan, fault: Fault | None)
     torch.set_num_threads(1)
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1)  # says on stderr where it is, when the test finds that it hangs
-    reporter = Reporter(end, fault)
+    reporter = Reporter(end, fault, plan.loud)
     try:
-        _train(reporter, port, name, plan)
+        with fault_points.interfering(reporter.hook):
+            _train(reporter, port, name, plan)
     except RunOver as error:
         reporter.say("over", str(error))
     except BaseException as error:
@@ -313,21 +254,6 @@ def live(end: Connection, port: int, name: str, plan: Plan, fault: Fault | None)
 def _train(reporter: Reporter, port: int, name: str, plan: Plan) -> None:
     slot = int(name.split(".")[0])
     membership_module.GATHERING = plan.gathering
-    reporter.install()
-    note = Synchronizer._note
-
-    def noted(sync: Synchronizer, report: Any, landed: list[Any]) -> None:
-        before = sync.rounds
-        note(sync, report, landed)
-        if sync.rounds > before:
-            x = Flat(sync._worker.model, views=False).read()
-            digest = hashlib.sha256(x.numpy().tobytes()).hexdigest()[:16]
-            states = shared_digest([lane.state for lane in sync._lanes])
-            members = report.members
-            reporter.say("round", sync.rounds, report.step, members, digest, states, x if plan.loud else None)
-            reporter.at("landed")
-
-    Synchronizer._note = noted
 
     def changed(change: Change, x: torch.Tensor) -> None:
         reporter.say("change", dataclasses.replace(change, states=()), shared_digest(change.states), x)
@@ -342,7 +268,7 @@ def _train(reporter: Reporter, port: int, name: str, plan: Plan) -> None:
     over = any(report.fate.finish for report in sync._landed)  # which a newcomer's first step reports
     while not over and sync.steps != plan.steps:
         loss = worker.local_step()
-        reporter.at("step")
+        reporter.at(STEP)
         report = sync.step(loss, lr=LR)
         over = any(r.fate.finish or r.fate.stop for r in [report, *sync._landed] if r)
         time.sleep(plan.pace)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
 
-from swarmstep import STRATEGIES, Comm, Every, Never, Options, Strategy, Synchronizer, Warmup, When
+from swarmstep import STRATEGIES, Comm, Every, Never, Options, Strategy, Synchronizer, Warmup, When, fault_points
 from swarmstep.runtime.flat import Flat
 from swarmstep.seeding import generator, mix
 from swarmstep.signal import Layout, Signal
@@ -150,6 +152,16 @@ class Trainer:
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.sync.load_state_dict(saved["sync"])
+
+
+def before_rounds(strike: Callable[[Tensor, int], object]) -> AbstractContextManager[None]:
+    """Call strike(x, step) with this worker's parameters before each of its rounds; it may change them."""
+
+    def hook(point: str, **what: Any) -> None:
+        if point == fault_points.ROUND_OPENED:
+            strike(what["x"], what["step"])
+
+    return fault_points.interfering(hook)
 
 
 class Run(NamedTuple):

@@ -125,21 +125,21 @@ class Kinds(nn.Module):
         self.frozen = nn.Parameter(torch.full((2, 3), float(rank)).t(), requires_grad=False)
         for dtype in (torch.bool, torch.int16, torch.int64, torch.float16, torch.complex64, torch.uint8):
             self.register_buffer(str(dtype).removeprefix("torch."), torch.full((3,), rank).to(dtype))
-        self.register_buffer("cache", torch.tensor(float(rank)), persistent=False)
+        self.register_buffer("cache", torch.zeros(rank, 3), persistent=False)  # stays each rank's own
         self.register_buffer("nothing", torch.zeros(0, 2))
 
 
-def start(comm: Comm) -> list[Tensor]:
+def start(comm: Comm) -> dict[str, Tensor]:
     model = Kinds(comm.rank + 1)
     Synchronizer(model, LocalSGD(), comm)
-    return [*model.parameters(), *model.buffers()]
+    assert model.cache.shape == (comm.rank + 1, 3)
+    return dict(model.state_dict())
 
 
 def test_all_start_from_everything_that_rank_0_holds(pool: Pool) -> None:
     first = Kinds(1)
-    expected = [*first.parameters(), *first.buffers()]
     for found in [*simulate(start, 3), *pool.run(start, workers=3)]:
-        assert same([t.detach() for t in found], [t.detach() for t in expected])
+        assert same(found, dict(first.state_dict()))
 
 
 def test_policies_that_a_strategy_does_not_allow_are_named() -> None:

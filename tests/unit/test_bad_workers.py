@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from helpers import Trainer
+from helpers import Trainer, before_rounds
 from swarmstep import PSOPS, Comm, DiLoCo, Every, GossipRing, InformedSwarm, LocalSGD, Strategy, simulate
 from swarmstep.errors import NotFinite
 from swarmstep.runtime.flat import Flat
@@ -33,17 +34,18 @@ def spoil(how: str, x: Tensor) -> None:
 def train(strategy: Strategy, how: str, comm: Comm, steps: int = 4) -> Any:
     """Train with a rank that is off at step 2; return the weights and reports, or first what was raised."""
 
-    def tamper(x: Tensor, last: Tensor, step: int) -> None:
+    def strike(x: Tensor, step: int) -> None:
         if comm.rank == BAD and step == 2:
             spoil(how, x)
 
-    trainer = Trainer(strategy, comm, tamper=tamper)
+    trainer = Trainer(strategy, comm)
     reports: list[Any] = []
     before = trainer.weights()
     try:
-        for _ in range(steps):
-            before = trainer.weights()
-            reports.append(trainer.step())
+        with before_rounds(strike):
+            for _ in range(steps):
+                before = trainer.weights()
+                reports.append(trainer.step())
     except NotFinite as error:
         return str(error), before, trainer.weights()
     return trainer.weights(), reports
@@ -72,17 +74,14 @@ def test_the_swarm_is_what_it_would_be_without_the_worker_that_is_off() -> None:
     """Where one of four is NaN at the round, the consensus is the mean of the three others."""
 
     def consensus(comm: Comm) -> tuple[Tensor, Tensor]:
-        def tamper(x: Tensor, last: Tensor, step: int) -> None:
-            if comm.rank == BAD:
-                x *= 1e9
-
         swarm = InformedSwarm(when=Every(2), trust="uniform", social=1.0, inertia=0.0)
-        trainer = Trainer(swarm, comm, tamper=tamper, buffers="local")
+        trainer = Trainer(swarm, comm, buffers="local")
         trainer.step()
         loss = trainer.local_step()
         n = Flat(trainer.model).layout.parameters
         own = trainer.weights()[:n]
-        trainer.sync.step(loss)
+        with before_rounds(lambda x, step: x.mul_(1e9)) if comm.rank == BAD else contextlib.nullcontext():
+            trainer.sync.step(loss)
         return own, trainer.weights()[:n]
 
     found = simulate(consensus, 4)

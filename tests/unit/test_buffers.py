@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from helpers import Trainer
-from swarmstep import PSOPS, Comm, Every, Independent, LocalSGD, Strategy, Warmup, simulate
+from swarmstep import (
+    PSOPS,
+    Comm,
+    Every,
+    Independent,
+    LocalSGD,
+    Options,
+    Strategy,
+    Synchronizer,
+    Warmup,
+    simulate,
+)
+from swarmstep.runtime.module_tensors import persistent_buffers
 
 FIRST = LocalSGD(when=Every(2))
 
@@ -71,3 +83,49 @@ def test_a_model_at_the_end_is_whole_and_the_same_for_all() -> None:
 
     found = simulate(train, 3)
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+
+
+class Recurrent(nn.Module):
+    """Keeps its hidden state, whose shape follows the batch, and statistics that a child has under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.GRUCell(3, 2)
+        self.norm = nn.BatchNorm1d(2, affine=False)
+        self.twin = nn.Module()
+        self.twin.register_buffer("mean", self.norm.running_mean)
+        self.twin.register_buffer("kept", torch.zeros(2), persistent=False)
+        self.other = nn.Module()
+        self.other.register_buffer("late", self.twin.kept)  # persistent here, but not where it comes first
+        self.register_buffer("hidden", None, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.hidden = self.cell(x).detach()
+        return self.norm(self.hidden)
+
+
+def test_which_buffers_are_persistent() -> None:
+    model = Recurrent()
+    model(torch.ones(4, 3))
+    names = ["norm.running_mean", "norm.running_var", "norm.num_batches_tracked"]
+    assert list(persistent_buffers(model)) == names
+    assert list(persistent_buffers(nn.Sequential(model, model))) == [f"0.{name}" for name in names]
+
+
+@pytest.mark.parametrize("views", [True, False])
+def test_a_hidden_state_stays_each_workers_own(views: bool) -> None:
+    def train(comm: Comm) -> tuple[Tensor, Tensor]:
+        model = Recurrent()
+        if comm.rank:
+            model(torch.ones(7, 3))  # before the start, too
+        sync = Synchronizer(model, LocalSGD(when=Every(1)), comm, Options(views=views))
+        for size in (4, 3, 2):
+            model(torch.full((size + comm.rank, 3), 1.0 + comm.rank))
+            own = model.hidden.clone()
+            sync.step(1.0)
+            assert torch.equal(model.hidden, own)
+        return model.norm.running_mean.clone(), model.hidden
+
+    (mean, short), (other, long) = simulate(train, 2)
+    assert torch.equal(mean, other)
+    assert (len(short), len(long)) == (2, 3)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
 
-from runs import regression, train
+from runs import regression, train, weights
 from swarmstep import specs
 from swarmstep.data.sampler import Sampler
 from swarmstep.data.sharding import hold_out, shard
@@ -35,7 +35,10 @@ def test_the_last_ranks_are_struck(workers: int, data: st.DataObject) -> None:
         fault = parse(spec, workers, 0)
         assert fault
         assert [fault.strikes(rank) for rank in range(workers)] == [False] * (workers - count) + [True] * count
-        hurt = [fault.tamper(rank) is not None for rank in range(workers)]
+        brought = [torch.ones(1) for _ in range(workers)]
+        for rank, x in enumerate(brought):
+            fault.before_round(x, torch.zeros(1), rank, 1)
+        hurt = [float(x) != 1.0 for x in brought]
         assert hurt == [fault.strikes(rank) and not spec.startswith("nan") for rank in range(workers)]
 
 
@@ -88,12 +91,10 @@ def test_a_step_beyond_the_end_is_refused() -> None:
 
 
 def test_noise_is_gaussian_of_the_given_deviation_and_its_own_each_time() -> None:
-    tamper = bad("noise", 0.25).tamper(2)
-    assert tamper
     drawn: list[np.ndarray[Any, Any]] = []
     for step in (4, 8, 4):
         x = torch.full((40_000,), 3.0)
-        tamper(x, torch.zeros(40_000), step)
+        bad("noise", 0.25).before_round(x, torch.zeros(40_000), 2, step)
         drawn.append(x.numpy() - 3.0)
     first, second, again = drawn
     assert abs(first.mean()) < 4 * 0.25 / 200
@@ -162,3 +163,12 @@ def test_faults_without_rounds_strike_nothing(tmp_path: Path) -> None:
         for fault in (None, "sign:2", "noise:1:5")
     ]
     assert losses[0] == losses[1] == losses[2]
+
+
+@pytest.mark.parametrize("strategy", ["local-sgd", "swarm"])
+def test_a_run_with_a_fault_goes_on_as_if_it_had_not_stopped(strategy: str, tmp_path: Path) -> None:
+    fields = {"strategy": strategy, "fault": "sign:1"}
+    train(fields, tmp_path / "whole")
+    assert "stopped at step 6" in train(fields, tmp_path / "parts", stop_at=6)["interrupted"]
+    train(fields, tmp_path / "parts", resume=True)
+    assert weights(tmp_path / "parts") == weights(tmp_path / "whole")

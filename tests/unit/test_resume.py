@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from helpers import Trainer, same
-from swarmstep import PSOPS, Comm, Every, LocalSGD, Options, Strategy, Synchronizer, simulate
+from swarmstep import PSOPS, Comm, Every, LocalSGD, Strategy, Synchronizer, simulate
 from swarmstep.errors import CheckpointError
 
 STRATEGY = PSOPS(when=Every(2))
@@ -72,7 +72,7 @@ def test_weights_loaded_in_the_wrong_order_are_noticed() -> None:
 
 
 FIELDS = ["rank", "configuration", "weights", "step", "fragments"]
-FIELDS += ["count", "loss", "trigger", "state", "wire", "staged", "last", "flight"]
+FIELDS += ["count", "loss", "trigger", "state", "wire", "staged", "flight"]
 
 
 @pytest.mark.parametrize("field", FIELDS)
@@ -123,16 +123,3 @@ def test_the_loss_window_goes_on_in_the_middle() -> None:
 
     for whole, resumed in simulate(train, 2):
         assert whole.losses == resumed.losses == (3.0, 3.0)
-
-
-def test_the_last_weights_of_a_fault_are_saved_and_asked_for() -> None:
-    def train(comm: Comm, tampered: bool) -> Synchronizer:
-        torch.manual_seed(0)
-        tamper = (lambda x, last, step: None) if tampered else None
-        return Synchronizer(torch.nn.Linear(2, 2), LocalSGD(), comm, Options(tamper=tamper))
-
-    tampered, plain = (alone(lambda comm, t=t: train(comm, t)) for t in (True, False))
-    assert tampered.state_dict()["fragments"][0]["last"]["x"].numel() == 6
-    tampered.load_state_dict(tampered.state_dict())
-    with pytest.raises(CheckpointError, match=r"fields of last: expected \['x'\]"):
-        tampered.load_state_dict(plain.state_dict())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextvars
 import threading
 import time
 import weakref
@@ -55,7 +56,10 @@ class BackgroundTask(Pending[T]):
         self._after = after
         self._returned: list[T] = []
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="swarmstep-background", daemon=True)
+        context = contextvars.copy_context()  # fault points reach the hook of whoever starts the task
+        self._thread = threading.Thread(
+            target=context.run, args=(self._run,), name="swarmstep-background", daemon=True
+        )
         registry.running.add(self)
         self._thread.start()
 

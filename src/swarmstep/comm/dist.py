@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from swarmstep import fault_points
 from swarmstep.comm.background import BackgroundTask, T, TaskQueue, TaskRegistry
 from swarmstep.comm.buffer_pool import BufferPool
 from swarmstep.comm.collectives import Collectives
@@ -155,6 +156,7 @@ class DistComm(Collectives, Group):
     def split(self, color: int, name: str = "") -> DistComm:
         if name in self._parts:
             return self._parts[name]
+        fault_points.reach(fault_points.SPLITTING)
         groups = self._new_groups(color)
         part = DistComm(
             groups[0],
@@ -185,6 +187,7 @@ class DistComm(Collectives, Group):
         for other in sorted(set(colors)) if everyone else [color]:
             members = [self._members[rank] for rank in range(self.size) if colors[rank] == other]
             options: dict[str, Any] = {"timeout": limit, "use_local_synchronization": not everyone}
+            fault_points.reach(fault_points.CONNECTING_PART)
             try:
                 groups = [dist.new_group(members, **options)]
                 if self._control is not self._data:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from swarmstep import fault_points
 from swarmstep.comm.epoch import Epoch
 from swarmstep.comm.heartbeat import PERIOD, Heartbeat
 from swarmstep.comm.process_groups import brief, close_connections
@@ -64,8 +65,10 @@ class PeerWatch:
         started = time.monotonic()
         pause = 2e-5
         shortest, longest, share = (2e-4, 1e-2, 4) if self.background else (1e-3, 5e-3, 50)
+        fault_points.reach(fault_points.COLLECTIVE)
         try:
             work = collective(*args, group=group, async_op=True)
+            fault_points.reach(fault_points.COLLECTIVE_STARTED)
             while not work.is_completed():
                 time.sleep(pause)
                 waited = time.monotonic() - started

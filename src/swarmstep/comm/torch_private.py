@@ -7,12 +7,22 @@ from datetime import timedelta
 from typing import Any
 
 import torch.distributed.distributed_c10d as distributed_c10d
+from torch import nn
 from torch._C._distributed_c10d import (  # public in torch.distributed, but not annotated there
     PrefixStore,
     TCPStore,
 )
 
-__all__ = ["PrefixStore", "TCPStore", "all_groups", "groups_made", "leak", "reset_group_count", "set_timeout"]
+__all__ = [
+    "PrefixStore",
+    "TCPStore",
+    "all_groups",
+    "groups_made",
+    "leak",
+    "non_persistent_buffers",
+    "reset_group_count",
+    "set_timeout",
+]
 
 
 def set_timeout(group: Any, seconds: float) -> None:
@@ -41,6 +51,11 @@ def reset_group_count() -> None:
 def leak(group: Any) -> None:
     """Never destroy a process group: its destructor would wait for the operation under way, up to the timeout."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
+
+
+def non_persistent_buffers(module: nn.Module) -> set[str]:
+    """Return the names of the buffers that this module, not its submodules, registered with persistent=False."""
+    return module._non_persistent_buffers_set  # pyright: ignore[reportPrivateUsage]
 
 
 def _world() -> Any:

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 
+from swarmstep import fault_points
 from swarmstep.comm.group import Decision
 from swarmstep.comm.process_groups import brief
 from swarmstep.comm.torch_private import TCPStore
@@ -61,7 +62,9 @@ class CommitVote:
         try:
             last = store.add(f"{key}/votes", 1) == self._size
             if last:
+                fault_points.reach(fault_points.COUNTED)
                 self._commit(store, key)
+            fault_points.reach(fault_points.VOTED)
             self._wait(store, key, check)
             said = store.get(key).decode().split()
         except (CommError, RuntimeError) as error:

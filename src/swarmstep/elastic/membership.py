@@ -28,6 +28,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from swarmstep import fault_points
 from swarmstep.comm import process_groups
 from swarmstep.comm.dist import DistComm
 from swarmstep.comm.epoch import Epoch
@@ -168,6 +169,7 @@ class Membership:
         Raises:
             CommError, RunOver: as in `join`.
         """
+        fault_points.reach(fault_points.LEAVING)
         deadline = time.monotonic() + self.patience
         ballots, self._ballots = self._ballots, []
         for ballot in ballots:
@@ -208,11 +210,14 @@ class Membership:
         self._store.add(f"{following}/here", 0)
         self._heart.watch(self._members, f"{following}/open")
         limit = max(process_groups.FORM_TIMEOUT, self.silence)
+        fault_points.reach(fault_points.FORMING)
         process_groups.form(
             self._store, f"{self._key(number)}/group", (rank, len(rows)), limit, self.patience + 60
         )
+        fault_points.reach(fault_points.FORMED)
         self._heart.reset()
         self._prove(limit)
+        fault_points.reach(fault_points.PROVEN)
         begins = all(source is None for _, source in rows)
         return DistComm(
             exact=self.exact,
@@ -237,16 +242,19 @@ class Membership:
 
     def _register(self) -> int:
         """Say that this worker wants to be in the next group, and return its number."""
+        fault_points.reach(fault_points.REGISTERING)
         while self._store.check([f"{self._key(self.epoch + 1)}/members"]):
             self.epoch += 1
             self._members = [name for name, _ in self._decided(self.epoch)]
         number = self.epoch + 1
         key = self._key(number)
         place = self._store.add(f"{key}/here", 1)
+        fault_points.reach(fault_points.REGISTERED_PLACE)
         self._store.set(f"{key}/here/{place}", json.dumps([self.name, self._held]))
         if self.name in self._members:
             self._store.add(f"{key}/open", 1)
         self._heart.watch(self._members)
+        fault_points.reach(fault_points.REGISTERED)
         return number
 
     def _decided(self, number: int) -> list[tuple[str, int | None]]:
@@ -263,6 +271,7 @@ class Membership:
                 raise RunOver(f"worker {self.name}: the run is over; nothing is left to do")
             chosen = self._choose(number, time.monotonic() - began)
             if chosen:
+                fault_points.reach(fault_points.CHOOSING)
                 self._store.compare_set(key, "", json.dumps(chosen))
             else:
                 time.sleep(POLL)

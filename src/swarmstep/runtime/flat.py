@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from itertools import accumulate, pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from swarmstep.errors import UsageError
+from swarmstep.runtime.module_tensors import local_shard, module_tensors, persistent_buffers
 from swarmstep.signal import Layout
 
 
@@ -18,8 +17,8 @@ class Flat:
 
     In x: every trainable parameter once (tied parameters count once, those without a gradient count too), in
     the order of `named_parameters`, then every persistent floating-point buffer. Of a sharded parameter
-    (DTensor) this rank's shard. Not in x: frozen parameters, integer buffers and caches; all ranks start with
-    rank 0's.
+    (DTensor) this rank's shard. Not in x: frozen parameters and integer buffers, of which all ranks start with
+    rank 0's; and buffers registered with persistent=False, which stay each worker's own.
 
     x is float32, or float64 if any of its tensors is; on the device of the first parameter, or on `device`.
     Writing rounds to each tensor's own dtype.
@@ -42,8 +41,7 @@ class Flat:
         self, module: nn.Module, *, views: bool = False, fragments: int = 1, device: str | None = None
     ) -> None:
         self._module = module
-        persistent = set(module.state_dict(keep_vars=True))
-        buffers = [n for n, b in module.named_buffers() if n in persistent and b.is_floating_point()]
+        buffers = [name for name, buffer in persistent_buffers(module).items() if buffer.is_floating_point()]
         self._buffers = frozenset(buffers)
         parameters = [name for name, p in module.named_parameters() if p.requires_grad]
         if not parameters:
@@ -71,7 +69,7 @@ class Flat:
     def _tensors(self) -> dict[str, Tensor]:
         """Return what lies in x, in its order, as the module has it now."""
         tensors: dict[str, Tensor] = {n: p for n, p in self._module.named_parameters() if p.requires_grad}
-        tensors |= {n: b for n, b in self._module.named_buffers() if n in self._buffers}
+        tensors |= {n: b for n, b in persistent_buffers(self._module).items() if n in self._buffers}
         expected = [name for names in self._names for name in names]
         odd = sorted(tensors.keys() ^ set(expected))
         if odd:
@@ -206,20 +204,12 @@ class Flat:
             offset += grad.numel()
 
     def describe(self) -> dict[str, str]:
-        """Return name -> dtype and shape of every parameter and buffer, to compare between ranks."""
-        tensors = {**dict(self._module.named_parameters()), **dict(self._module.named_buffers())}
+        """Return name -> dtype and shape of every parameter and persistent buffer, to compare between ranks."""
         return {
             name: f"{str(tensor.dtype).removeprefix('torch.')} {list(local_shard(tensor).shape)}"
             + ("" if name in self.layout.names else ", not trained")
-            for name, tensor in tensors.items()
+            for name, tensor in module_tensors(self._module).items()
         }
-
-
-def local_shard(x: Tensor) -> Tensor:
-    """Return this rank's shard of a sharded tensor (DTensor, as FSDP2 makes them); any other as it is."""
-    module: Any = sys.modules.get("torch.distributed.tensor")  # not loaded: there are none
-    sharded: Any = x
-    return sharded.to_local() if module and isinstance(x, module.DTensor) else x
 
 
 def _dealt(parameters: list[str], buffers: list[str], fragments: int) -> list[list[str]]:

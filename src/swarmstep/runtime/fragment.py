@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from swarmstep import fault_points
 from swarmstep.checkpoint import fields
 from swarmstep.comm.background import Done, Pending
 from swarmstep.comm.base import Comm
@@ -66,13 +67,14 @@ class Fragment:
         self.state = self.strategy.init(x, self.layout, self._comm)
         # Steps from the start of a round to that of the next, at least: a vote waits until the round has landed.
         self._apart = max(1, options.delay) if strategy.when.voting else 1
-        self._last = x.clone() if options.tamper else None
         self._copies: dict[str, Tensor] = {}
         self._loss = torch.zeros((), device=x.device)
         self._count = 0
         self._since = setting.comm.clock()  # when the count began
         self._norm = float(x[: self.layout.parameters].norm())  # of the parameters after the last round
         self.flight: PendingRound | None = None
+        started = {"target": "weights", "fragment": index, "x": x}
+        fault_points.reach(fault_points.STARTED, **started)
 
     def note(self, loss: Tensor | float) -> None:
         """Count a local step."""
@@ -90,17 +92,20 @@ class Fragment:
         return self.setting.strategy.when.due(self.trigger, signal)
 
     def open(self, now: Now) -> Tensor:
-        """Return the weights a round starts from: the live ones, or a copy that was tampered with."""
-        tamper = self.setting.options.tamper
-        if tamper is None or self._last is None or now.finished:
-            return self.setting.flat.open(self.index)
-        x, n = self.setting.flat.read(self.index), self.layout.parameters
-        tamper(x[:n], self._last[:n], now.step)
+        """Return the weights a round starts from: the live ones, or a copy where a fault may change them."""
+        flat = self.setting.flat
+        if now.finished or not fault_points.watched():
+            return flat.open(self.index)
+        x = flat.read(self.index)
+        own = x[: self.layout.parameters]
+        fault_points.reach(fault_points.ROUND_OPENED, target="weights", fragment=self.index, step=now.step, x=own)
+        if self.setting.options.delay:  # this worker goes on from what it has sent
+            flat.close(x, self.index)
         return x
 
-    def call(self, x: Tensor, now: Now) -> RollCall:
+    def call(self, now: Now) -> RollCall:
         """Call the roll before a round that may not be due, or not be of this fragment."""
-        return self._call(x, now, self._loss, self._count)
+        return self._call(self.setting.flat.open(self.index), now, self._loss, self._count)
 
     def _call(self, x: Tensor, now: Now, loss: Tensor, count: int) -> RollCall:
         reports = self.strategy.report(x, self.state, self.layout)
@@ -111,7 +116,9 @@ class Fragment:
             mean = reported_loss(float(loss) / count if count else math.inf, *sight)
             answer = RankStatus(now.step, mean, reports, now.wish, self.index)
         comm = self.setting.heard or self._metered
+        fault_points.reach(fault_points.ROLL_CALL)
         called = call_roll(answer, comm, self.setting.island, self.setting.options.fragments)
+        fault_points.reach(fault_points.ROLL_CALLED)
         _check_finite(called.roll, now.step, self.strategy)
         return called
 
@@ -127,8 +134,6 @@ class Fragment:
         delay = 0 if now.finished else self.setting.options.delay
         loss, count = self._loss, self._count
         if delay:
-            if self._last is not None:  # what was tampered with is what this worker has
-                self.setting.flat.close(x, self.index)
             x = self._copied(x, "start")
             self._loss, self._count, self._since = torch.zeros_like(loss), 0, began  # of the next round
         task = functools.partial(self._travel, x, now, loss, count, called)
@@ -156,7 +161,10 @@ class Fragment:
             if setting.buffers == "first" and len(buffers):
                 buffers = self._metered.broadcast(buffers, int(roll.present.int().argmax()))
         probing = probe.seconds - probed if probe else 0.0
-        return RoundResult(roll, message, buffers, called.traffic + traffic, probing, setting.comm.decide())
+        fault_points.reach(fault_points.EXCHANGED)
+        fate = setting.comm.decide()
+        fault_points.reach(fault_points.DECIDED)
+        return RoundResult(roll, message, buffers, called.traffic + traffic, probing, fate)
 
     def _signal(self, step: int, lr: float | None, loss: Tensor, count: int) -> Signal:
         setting = self.setting
@@ -223,6 +231,7 @@ class Fragment:
 
     def _write(self, under_way: PendingRound, arrived: RoundResult) -> tuple[Distrust, ...]:
         """Move the weights and the state by what arrived; return who was left out."""
+        fault_points.reach(fault_points.LANDING)
         flat, options, n = self.setting.flat, self.setting.options, self.layout.parameters
         strategy = self.strategy
         assigned = not options.delay and options.mix is None
@@ -249,8 +258,6 @@ class Fragment:
             else:
                 x[:n].mul_(options.mix).add_(y[:n], alpha=1.0 - options.mix)
             flat.close(x, self.index)
-        if self._last is not None:
-            self._last.copy_(flat.open(self.index))
         self._norm = float(flat.open(self.index)[:n].norm())
         return left_out
 
@@ -278,7 +285,6 @@ class Fragment:
             "state": fields.tensors(self.state),
             "wire": fields.tensors(self._wire.state) if self._wire else {},
             "staged": self._wire.staged() if self._wire and self.flight else {},
-            "last": {} if self._last is None else {"x": self._last.clone()},
             "flight": pending_round.saved(self.flight, arrived) if self.flight and arrived else {},
         }
 
@@ -295,7 +301,6 @@ class Fragment:
             "trigger": self.trigger._asdict(),
             "state": state._asdict(),
             "wire": self._wire.state._asdict() if self._wire else {},
-            "last": {} if self._last is None else {"x": self._last},
         }
         pairs = [
             pair for name in mine for pair in fields.pairs(part + name, mine[name], fields.field(saved, name))
@@ -358,8 +363,6 @@ class Fragment:
         if sources[rank] is not None:
             self._loss = fields.field(saved, "loss").to(self._loss)
             self._count, self._norm = int(fields.field(saved, "count")), float(fields.field(saved, "norm"))
-            if self._last is not None:
-                self._last.copy_(fields.field(saved, "last")["x"])
 
     def load(self, checked: Loading) -> None:
         """Go on from what `checked` returned; what is under way is given up."""

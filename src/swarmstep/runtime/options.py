@@ -57,8 +57,6 @@ class Options:
             beside the training and must not draw from torch's global generator.
         probe_cost: of one probe, in local steps; strategies keep its share of the time small by it. None:
             measured, and then which rounds probe depends on the machine.
-        tamper: called as tamper(x, last, step) with this worker's parameters before a round; may change x in
-            place. For fault injection. `last` holds the parameters after the last round.
         delay: local steps that are computed while a round travels, at least 0. A round lands this many steps
             after it started, or when the next one starts. What it found is added as a correction, so that the
             steps made meanwhile are kept.
@@ -84,7 +82,6 @@ class Options:
     buffers: str | None = None
     probe: Callable[[nn.Module, int], Tensor | float] | None = None
     probe_cost: float | None = None
-    tamper: Callable[[Tensor, Tensor, int], None] | None = None
     delay: int = 0
     mix: float | None = None
     fragments: int = 1

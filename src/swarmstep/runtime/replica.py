@@ -11,6 +11,7 @@ from swarmstep.comm.metered import Metered
 from swarmstep.errors import UsageError
 from swarmstep.runtime.flat import Flat
 from swarmstep.runtime.fragment import Fragment
+from swarmstep.runtime.module_tensors import module_tensors
 from swarmstep.runtime.options import Options
 from swarmstep.runtime.pending_round import RoundContext
 from swarmstep.runtime.probe import Probe
@@ -83,7 +84,7 @@ class Replica:
     @property
     def sound(self) -> bool:
         """Whether what a newcomer would take of this worker is finite."""
-        return finite([*self.model.parameters(), *self.model.buffers(), self._stateful()])
+        return finite([*module_tensors(self.model).values(), self._stateful()])
 
     def possessions(self) -> dict[str, Any]:
         """Return what a newcomer takes of this worker, beside the swarm's state."""

@@ -8,11 +8,11 @@ import math
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from swarmstep.comm.base import Comm
 from swarmstep.errors import Disagreement, NotFinite
-from swarmstep.runtime.flat import local_shard
+from swarmstep.runtime.module_tensors import local_shard, module_tensors
 
 
 def agree(description: Mapping[str, str], comm: Comm) -> None:
@@ -68,9 +68,8 @@ def agree_on_loss(loss: float, comm: Comm) -> None:
 
 @torch.no_grad()
 def start_alike(module: nn.Module, comm: Comm) -> None:
-    """Give all ranks rank 0's parameters and buffers: those that are trained and all others."""
-    tensors: list[Tensor] = [*module.parameters(), *module.buffers()]
-    for tensor in tensors:
+    """Give all ranks rank 0's parameters, trained or not, and its persistent buffers."""
+    for tensor in module_tensors(module).values():
         if local_shard(tensor).numel():
             mine = local_shard(tensor.detach())
             mine.copy_(comm.broadcast(mine, 0))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from swarmstep.comm.base import Comm
 from swarmstep.errors import CommError
-from swarmstep.runtime.flat import local_shard
+from swarmstep.runtime.module_tensors import local_shard, module_tensors
 
 
 def hand_over(make: Callable[[], dict[str, Any]], comm: Comm, donor: int) -> dict[str, Any]:
@@ -51,16 +51,12 @@ def finite(value: Any) -> bool:
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    """Return copies of a module's parameters and buffers, trained or not, kept in checkpoints or not."""
-    return {name: local_shard(tensor.detach()).clone() for name, tensor in _named(module).items()}
+    """Return copies of a module's parameters, trained or not, and of its persistent buffers."""
+    return {name: local_shard(tensor.detach()).clone() for name, tensor in module_tensors(module).items()}
 
 
 @torch.no_grad()
 def take_over(module: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Copy what `tensors_of` returned into a module of the same kind."""
-    for name, tensor in _named(module).items():
+    for name, tensor in module_tensors(module).items():
         local_shard(tensor.detach()).copy_(tensors[name])
-
-
-def _named(module: nn.Module) -> dict[str, Tensor]:
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}

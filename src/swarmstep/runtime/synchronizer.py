@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from swarmstep import fault_points
 from swarmstep.checkpoint import fields
 from swarmstep.comm.group import Group
 from swarmstep.comm.metered import Metered, Traffic
@@ -114,7 +115,10 @@ class Synchronizer:
         elif None in sources:
             whole = metered.gather(torch.tensor(not newcomer and self._worker.sound))
             donor = int(whole.int().argmax())  # the first that is whole; the first of all if nobody is
+            fault_points.reach(fault_points.HANDING_OVER)
             parcel = hand_over(lambda: self._parcel(attempt), metered, donor)
+            fault_points.reach(fault_points.HANDED_OVER)
+            fault_points.reach(fault_points.MEETING)
             self._worker.meet(metered, parcel if newcomer else None)
         lanes, level = self._worker.lanes(metered), 0
         if sources:
@@ -122,7 +126,9 @@ class Synchronizer:
             saved = parcel["fragments"] if newcomer else [lane.state_dict() for lane in self._lanes]
             for lane, part in zip(lanes, saved, strict=True):
                 lane.succeed(part, sources)
+        fault_points.reach(fault_points.ENTERING)
         comm.decide()
+        fault_points.reach(fault_points.ENTERED)
         self._comm, self._lanes, self._level, self._renew = metered, lanes, level, False
         self._counted += {id(t): t for t in (metered.traffic, lanes[0].setting.comm.traffic)}.values()
         if newcomer:
@@ -251,16 +257,14 @@ class Synchronizer:
         if self.strategy.when.voting:
             if lane.flight:  # nobody is heard while a round travels
                 return
-            x = lane.open(now)
-            called = lane.call(x, now)
+            called = lane.call(now)
             if not called.due:
                 return
         elif not now.wish:
             return
         else:
             self._note(lane.land(), landed)
-            x = lane.open(now)
-        lane.start(x, now, called)
+        lane.start(lane.open(now), now, called)
         if not self.options.delay:
             self._note(lane.land(), landed)
 
@@ -269,7 +273,12 @@ class Synchronizer:
             self.rounds += 1
             self.committed = max(self.committed, report.step)
             self._renew |= report.fate.renew and not (report.fate.stop or report.fate.finish)
-            landed.append(dataclasses.replace(report, number=self.rounds))
+            report = dataclasses.replace(report, number=self.rounds)
+            landed.append(report)
+            if fault_points.watched():
+                fragment = self._lanes[report.fragment]
+                x = self._worker.flat.open(report.fragment)
+                fault_points.reach(fault_points.LANDED, target="weights", report=report, x=x, state=fragment.state)
 
     def landed(self) -> list[Round]:
         """Return reports of rounds that have landed and were not returned by `step`; each is returned once.
@@ -313,14 +322,16 @@ class Synchronizer:
         return landed
 
     def _finish_together(self, landed: list[Round]) -> Tensor:
+        fault_points.reach(fault_points.FINISHING)
         gone = Now(self.steps, None, False, finished=True)
         for lane in sorted(self._lanes, key=lambda lane: lane.flight.lands if lane.flight else 0):
             self._note(lane.land(), landed)
-        while (called := self._lanes[0].call(self._lanes[0].open(gone), gone)).roll.steps.any():
+        while (called := self._lanes[0].call(gone)).roll.steps.any():
             if called.due:
                 lane = self._lanes[called.fragment]
                 lane.start(lane.open(gone), gone, called)
                 self._note(lane.land(), landed)
+        fault_points.reach(fault_points.RESULT)
         result = self._result()
         self._comm.decide()
         return result

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from swarmstep import fault_points
 from swarmstep.checkpoint import saver
 from swarmstep.elastic.membership import Membership
 from swarmstep.errors import CheckpointError, CommError, Interrupted, RunOver
@@ -50,7 +51,11 @@ def run(config: Config, workload: Workload, membership: Membership, job: Job) ->
     with contextlib.ExitStack() as stack:
         stack.callback(membership.leave)
         stack.enter_context(contextlib.suppress(RunOver))  # the others need this one no more
-        member = _Member(config, workload, membership, job)
+        slot = int(membership.name.partition(".")[0])
+        fault = faults.injector(config.fault, config.workers, config.seed, slot)
+        if fault:
+            stack.enter_context(fault_points.interfering(fault))
+        member = _Member(config, workload, membership, job, fault)
         stack.callback(lambda: member.view.close())
         return member.train()
     return None
@@ -63,7 +68,14 @@ class _Member:
     round can fail, and it is done again. The first rank writes and shows what there is to write and to show.
     """
 
-    def __init__(self, config: Config, workload: Workload, membership: Membership, job: Job) -> None:
+    def __init__(
+        self,
+        config: Config,
+        workload: Workload,
+        membership: Membership,
+        job: Job,
+        fault: faults.FaultInjector | None,
+    ) -> None:
         self.config, self.workload, self.job, self.membership = config, workload, job, membership
         self.view = View()
         self.events = Events(job.out, membership.name)
@@ -73,9 +85,7 @@ class _Member:
         self.before = 0  # the step of the round before the one that has landed last; the same on all members
         self.scores: dict[str, float] = {}
         self.over = self.writing = False
-        slot = int(membership.name.partition(".")[0])
-        self.fault = faults.parse(config.fault, config.workers, config.seed)
-        self.slot = slot
+        self.fault = fault
         began = time.monotonic()
         comm = membership.join()
         self.feed = Feed(config, workload, comm.rank, torch.device("cpu"), members=comm.size)
@@ -87,7 +97,6 @@ class _Member:
             build_options(config),
             probe=self.feed.probe,
             probe_cost=self.feed.probe_cost,
-            tamper=self.fault.tamper(slot) if self.fault else None,
             stateful={"optimizer": self.optimizer, "feed": self.feed, "member": self},
             changed=self._changed,
         )
@@ -112,6 +121,8 @@ class _Member:
             all_states = dict(enumerate(states))
             state = restore(self.config, all_states, self.model, self.optimizer, self.sync, self.feed)
             self.load_state_dict(state["member"])
+            if self.fault and self.sync.comm.rank in all_states:
+                self.fault.load_state_dict(state["fault"])
             self.before = self.sync.committed
         if self.folder and self.sync.comm.rank == 0:
             self.folder.rewind(self.sync.steps)
@@ -181,7 +192,7 @@ class _Member:
         loss.backward()
         self.optimizer.step()
         if self.fault:
-            self.fault.after_step(self.model, self.slot, step)
+            self.fault.after_step(self.model, step)
         time.sleep(max(0.0, began + self.job.pace - time.monotonic()))
         self.tally.compute_seconds += time.monotonic() - began
         report = self.sync.step(loss, lr)
@@ -278,6 +289,7 @@ class _Member:
             "sync": sync,
             "feed": self.feed.state_dict(),
             "member": self.state_dict(),
+            "fault": self.fault.state_dict() if self.fault else {},
         }
         self.saver.start(step, state, comm.rank, comm.size, self.membership.mark)
         self.writing = True

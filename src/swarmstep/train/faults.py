@@ -1,15 +1,16 @@
-"""Faults to try methods against: what the last K ranks do wrong."""
+"""Faults to try methods against: what the last K ranks do wrong, injected at the runtime's fault points."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from swarmstep import specs
+from swarmstep import fault_points, specs
 from swarmstep.errors import UsageError
 from swarmstep.seeding import generator
 
@@ -18,13 +19,13 @@ from swarmstep.seeding import generator
 class Fault:
     """What the last `count` of `workers` ranks do wrong.
 
-    - ``noise``: before each round a rank adds Gaussian noise of deviation `number` to its parameters.
+    - ``noise``: before each round a rank adds Gaussian noise of standard deviation `number` to its parameters.
     - ``scale``: before each round a rank multiplies its parameters by `number`.
-    - ``sign``: before each round a rank turns its step around: x becomes last - (x - last).
+    - ``sign``: before each round a rank reverses its step: x becomes last - (x - last).
     - ``nan``: after its local step `number` a rank's parameters are NaN.
 
-    Where gradients are averaged at every step, what a rank brings to a round is its gradient: noise is added
-    to it, or it is scaled, or its sign turned. Where there are no rounds, only nan strikes.
+    Where gradients are averaged, what a rank brings to a round is its gradient: noise is added to it, it is
+    scaled, or its sign is reversed. Without rounds only nan has an effect.
     """
 
     kind: str
@@ -37,22 +38,24 @@ class Fault:
         """Return whether `rank` is one of those that do wrong."""
         return rank >= self.workers - self.count
 
-    def tamper(self, rank: int) -> Callable[[Tensor, Tensor, int], None] | None:
-        """Return what this rank does to its parameters before a round (see `Options.tamper`)."""
-        if self.kind == "nan" or not self.strikes(rank):
-            return None
+    def before_round(self, x: Tensor, last: Tensor, rank: int, step: int) -> None:
+        """Do what goes wrong before a round.
 
-        def noise(x: Tensor, last: Tensor, step: int) -> None:
+        Args:
+            x: what this rank brings to the round, [P]; changed in place.
+            last: its parameters after the round before, [P]; zeros where x is a gradient.
+            rank: this rank.
+            step: of the round.
+        """
+        if not self.strikes(rank):
+            return
+        if self.kind == "noise":
             source = generator(self.seed, step, rank, "fault")
             x.add_(torch.randn(x.shape, generator=source, dtype=x.dtype).to(x.device), alpha=self.number)
-
-        def sign(x: Tensor, last: Tensor, step: int) -> None:
+        elif self.kind == "sign":
             x.copy_(2.0 * last - x)
-
-        def scale(x: Tensor, last: Tensor, step: int) -> None:
+        elif self.kind == "scale":
             x.mul_(self.number)
-
-        return {"noise": noise, "scale": scale, "sign": sign}[self.kind]
 
     def after_step(self, model: nn.Module, rank: int, step: int) -> None:
         """Do what goes wrong after a local step."""
@@ -60,6 +63,41 @@ class Fault:
             with torch.no_grad():
                 for parameter in model.parameters():
                     parameter.fill_(math.nan)
+
+
+class FaultInjector:
+    """Injects a fault into one worker: the hook for `fault_points.interfering`.
+
+    Args:
+        fault: what goes wrong.
+        rank: of this worker, or in an elastic run its slot.
+    """
+
+    def __init__(self, fault: Fault, rank: int) -> None:
+        self._fault, self._rank = fault, rank
+        self._last: dict[int, Tensor] = {}  # the vector of each fragment after its last round
+
+    def __call__(self, point: str, **what: Any) -> None:
+        if point == fault_points.ROUND_OPENED:
+            x, weights = what["x"], what["target"] == "weights"
+            last = self._last[what["fragment"]][: len(x)] if weights else torch.zeros_like(x)
+            self._fault.before_round(x, last, self._rank, what["step"])
+        elif point == fault_points.STARTED:
+            self._last.setdefault(what["fragment"], what["x"].clone())
+        elif point == fault_points.LANDED and what["target"] == "weights":
+            self._last[what["report"].fragment] = what["x"].clone()
+
+    def after_step(self, model: nn.Module, step: int) -> None:
+        """Do what goes wrong after a local step."""
+        self._fault.after_step(model, self._rank, step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the weights after the last round of each fragment."""
+        return {"last": dict(self._last)}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict`."""
+        self._last = {fragment: x.clone() for fragment, x in saved["last"].items()}
 
 
 def parse(spec: str | None, workers: int, seed: int) -> Fault | None:
@@ -87,3 +125,13 @@ def parse(spec: str | None, workers: int, seed: int) -> Fault | None:
     if rest and not (0 < number < math.inf):
         raise UsageError(f"fault {spec!r}: expected a number above 0 after K, found {rest[0]}")
     return Fault(kind, count, number, workers, seed)
+
+
+def injector(spec: str | None, workers: int, seed: int, rank: int) -> FaultInjector | None:
+    """Return what injects the fault that `spec` names into the worker `rank`; None without one.
+
+    Raises:
+        UsageError: as in `parse`.
+    """
+    fault = parse(spec, workers, seed)
+    return FaultInjector(fault, rank) if fault else None

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor, nn
 
+from swarmstep import fault_points
 from swarmstep.comm.data_parallel import data_parallel, limited
 from swarmstep.comm.metered import Call, Metered, Traffic
 from swarmstep.runtime.flat import Flat
@@ -21,15 +20,12 @@ class GradientAveraging:
         config: whose strategy is "synchronous" or "ddp".
         model: trained through `module`.
         comm: the group; DDP uses the process group that it was made from.
-        tamper: strikes what this worker brings, at each step.
     """
 
-    def __init__(
-        self, config: Config, model: nn.Module, comm: Metered, tamper: Callable[[Tensor, Tensor, int], None] | None
-    ) -> None:
+    def __init__(self, config: Config, model: nn.Module, comm: Metered) -> None:
         self._by_torch = config.strategy == DDP
         self._flat = Flat(model)
-        self._model, self._comm, self._tamper = model, comm, tamper
+        self._model, self._comm = model, comm
         self.module = data_parallel(model) if self._by_torch else model
 
     def backward(self, loss: Tensor) -> None:
@@ -56,8 +52,8 @@ class GradientAveraging:
 
     def _average(self, step: int) -> None:
         own = self._flat.gradient()
-        if self._tamper:
-            self._tamper(own, own.new_zeros(own.shape), step)
+        if fault_points.watched():
+            fault_points.reach(fault_points.ROUND_OPENED, target="gradients", fragment=0, step=step, x=own)
             self._flat.write_gradient(own)
         average_gradients(self._model, self._comm)
         if not self._flat.gradient().isfinite().all():

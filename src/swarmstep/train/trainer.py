@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from swarmstep import fault_points
 from swarmstep.checkpoint import saver
 from swarmstep.comm.group import Group
 from swarmstep.comm.metered import Metered
@@ -60,7 +61,9 @@ def run(config: Config, workload: Workload, comm: Group, job: Job) -> dict[str, 
     """
     scribe = RunLogger(config, comm, job)
     try:
-        return _Worker(config, workload, comm, job, scribe).train()
+        fault = faults.injector(config.fault, config.workers, config.seed, comm.rank)
+        with fault_points.interfering(fault) if fault else contextlib.nullcontext():
+            return _Worker(config, workload, comm, job, scribe, fault).train()
     finally:
         scribe.close()
 
@@ -68,13 +71,20 @@ def run(config: Config, workload: Workload, comm: Group, job: Job) -> dict[str, 
 class _Worker:
     """One worker of one run."""
 
-    def __init__(self, config: Config, workload: Workload, comm: Group, job: Job, scribe: RunLogger) -> None:
+    def __init__(
+        self,
+        config: Config,
+        workload: Workload,
+        comm: Group,
+        job: Job,
+        scribe: RunLogger,
+        fault: faults.FaultInjector | None,
+    ) -> None:
         self.config, self.workload, self.comm, self.job, self.scribe = config, workload, comm, job, scribe
         self.steps = config.training.steps
         self.device = torch.device("cuda" if config.backend == "nccl" else "cpu")
         self.feed = Feed(config, workload, comm.rank, self.device)
-        self.fault = faults.parse(config.fault, config.workers, config.seed)
-        self.tamper = self.fault.tamper(comm.rank) if self.fault else None
+        self.fault = fault
         self.strategy = build_strategy(config)
         seed_torch(mix(config.seed, "model"), self.device)
         self.model = build_model(config, workload).to(self.device)
@@ -86,12 +96,11 @@ class _Worker:
                 build_options(config),
                 probe=self.feed.probe,
                 probe_cost=self.feed.probe_cost,
-                tamper=self.tamper,
             ),
         )
         self.averaging: GradientAveraging | None = None
         if config.averages_gradients:
-            self.averaging = GradientAveraging(config, self.model, Metered(comm), self.tamper)
+            self.averaging = GradientAveraging(config, self.model, Metered(comm))
         self.optimizer = build_optimizer(self.model, config)
         self.saver = saver.Saver(scribe.path / "checkpoints") if scribe.path else None
         self.judge = copy.deepcopy(self.model)
@@ -144,7 +153,7 @@ class _Worker:
         spent = self._backward(loss, step)
         self.optimizer.step()
         if self.fault:
-            self.fault.after_step(model, self.comm.rank, step)
+            self.fault.after_step(model, step)
         if self.job.pace:
             time.sleep(max(0.0, due - time.monotonic()))
         report = self.sync.step(loss, lr)
@@ -258,6 +267,7 @@ class _Worker:
             "optimizer": self.optimizer.state_dict(),
             "sync": self.sync.state_dict(),
             "feed": self.feed.state_dict(),
+            "fault": self.fault.state_dict() if self.fault else {},
             "tally": dataclasses.asdict(self.tally),
             "window": self.window,
             "looked": self.looked,
@@ -292,6 +302,8 @@ class _Worker:
 
     def _restore(self, states: dict[int, dict[str, Any]]) -> None:
         state = restore(self.config, states, self.model, self.optimizer, self.sync, self.feed)
+        if self.fault and self.comm.rank in states:
+            self.fault.load_state_dict(state["fault"])
         self.tally = Tally(**state["tally"])
         self.window.copy_(state["window"])
         self.looked, self.judged, self.scores = state["looked"], state["judged"], state["scores"]
