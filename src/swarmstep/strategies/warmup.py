@@ -26,13 +26,14 @@ class Warmup(Strategy):
         x_i = then(x_i)       in later rounds; its state begins at the vector common to all after the last round
 
     A plain mean after every step, then local SGD, is post-local SGD: ``Warmup(LocalSGD(when=Every(16)), 1000)``.
-    `then` counts steps from the beginning of training. Its rules hold for buffers, in the warm-up too.
+    `then` counts steps from the beginning of training; its policy for buffers holds in the warm-up, too.
 
     Args:
         then: the strategy after the warm-up, with its own trigger.
         steps: length of the warm-up in local steps, at least 0.
         first: the strategy during the warm-up. Its rounds must leave a vector that is common to all ranks, and
-            its trigger must be Every(n) or Never(); the default is a plain mean after every step.
+            its trigger must be Every(n), with one n for all ranks, or Never(). The default is a plain mean after
+            every step.
 
     Raises:
         UsageError: an argument is out of its range.
@@ -52,8 +53,11 @@ class Warmup(Strategy):
     def __post_init__(self) -> None:
         if self.steps < 0:
             raise UsageError(f"Warmup: expected steps >= 0, found {self.steps}")
-        if not isinstance(self.first.when, (Every, Never)):
-            raise UsageError(f"Warmup: expected first.when=Every(n) or Never(), found {self.first.when}")
+        if not isinstance(self.first.when, (Every, Never)) or self.first.when.per_rank:
+            raise UsageError(
+                "Warmup: expected first.when=Every(n), with one n for all ranks, or Never(), "
+                f"found {self.first.when}"
+            )
         if self.first.common == "none":
             raise UsageError(
                 f"Warmup: expected a first strategy that leaves a vector common to all ranks, found {self.first}"

@@ -36,6 +36,11 @@ class When(ABC, Generic[TriggerState]):
         """The number of steps between rounds if it is fixed and the same on all ranks, else 0."""
         return 0
 
+    @property
+    def per_rank(self) -> bool:
+        """Whether the ranks may take different numbers of steps between rounds."""
+        return False
+
     @abstractmethod
     def init(self, layout: Layout, size: int) -> TriggerState:
         """Return the state before step 1, for a group of `size` workers.

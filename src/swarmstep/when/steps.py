@@ -15,28 +15,43 @@ from swarmstep.when.base import NoState, When
 class Every(When[NoState]):
     """A round after every `n`-th step: steps n, 2n, 3n, ...
 
+    With a tuple, the workers take different numbers of steps between rounds: rank r opens one after every
+    ``n[r]``-th of its own steps, so that slow and fast workers arrive together. Such a group cannot be elastic.
+
     Args:
-        n: steps between rounds, at least 1.
+        n: steps between rounds, at least 1; or a tuple of them, one for each rank.
 
     Raises:
-        UsageError: `n` is out of its range.
+        UsageError: `n` is out of its range, or is a tuple of another length than the group has workers.
     """
 
-    n: int
+    n: int | tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if self.n < 1:
+        if not self._numbers or min(self._numbers) < 1:
             raise UsageError(f"Every: expected n >= 1, found {self.n}")
 
     @property
+    def _numbers(self) -> tuple[int, ...]:
+        return self.n if isinstance(self.n, tuple) else (self.n,)
+
+    @property
     def period(self) -> int:
-        return self.n
+        return 0 if isinstance(self.n, tuple) else self.n
+
+    @property
+    def per_rank(self) -> bool:
+        return isinstance(self.n, tuple)
 
     def init(self, layout: Layout, size: int) -> NoState:
+        if isinstance(self.n, tuple) and len(self.n) != size:
+            raise UsageError(
+                f"Every: expected a number of steps for each of the {size} workers, found {len(self.n)}: {self.n}"
+            )
         return NoState()
 
     def due(self, state: NoState, signal: Signal) -> bool:
-        return signal.step % self.n == 0
+        return signal.step % (self.n[signal.rank] if isinstance(self.n, tuple) else self.n) == 0
 
 
 @final

@@ -31,6 +31,10 @@ class WarmupTrigger(When):
     def voting(self) -> bool:
         return self.then.voting
 
+    @property
+    def per_rank(self) -> bool:
+        return self.then.per_rank
+
     def init(self, layout: Layout, size: int) -> NamedTuple:
         return self.then.init(layout, size)
 

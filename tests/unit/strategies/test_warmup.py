@@ -169,8 +169,9 @@ def test_whose_turn_it_is() -> None:
         (lambda: Warmup(PSOPS(), -1), "Warmup: expected steps >= 0, found -1"),
         (
             lambda: Warmup(PSOPS(), 1, first=LocalSGD(when=Vote())),
-            r"Warmup: expected first.when=Every(n) or Never(), found Vote(factor=1.0)",
+            "Warmup: expected first.when=Every(n), with one n for all ranks, or Never(), found Vote(factor=1.0)",
         ),
+        (lambda: Warmup(PSOPS(), 1, first=LocalSGD(when=Every((1, 2)))), "found Every(n=(1, 2))"),
         (lambda: Warmup(PSOPS(), 1, first=GossipRing()), "leaves a vector common to all ranks, found GossipRing"),
     ],
 )
@@ -274,5 +275,5 @@ def test_on_the_command_line() -> None:
     assert built("warmup:100,change:0.2") == Warmup(DiLoCo(when=GradientChange(0.2)), 100)
     assert built("warmup:100") == Warmup(DiLoCo(when=Every(8)), 100)
     for wrong in ("warmup:", "warmup:x", "warmup:-1", "warmup:3,warmup:3", "warmup:3,nope"):
-        with pytest.raises(UsageError, match=r"expected every:N, .*warmup:STEPS,SPEC, .*qsr:BASE,ALPHA"):
+        with pytest.raises(UsageError, match=r"expected every:N .*warmup:STEPS,SPEC, .*qsr:BASE,ALPHA"):
             built(wrong)
