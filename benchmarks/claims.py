@@ -24,7 +24,9 @@ import headline
 from paired import interval
 
 from swarmstep.compare import results
-from swarmstep.compare.analysis import Estimate, Section, analyse
+from swarmstep.compare.analysis import analyse
+from swarmstep.compare.sections import Section
+from swarmstep.compare.statistics import Estimate
 from swarmstep.errors import DataError
 
 README = Path(__file__).parents[1] / "README.md"

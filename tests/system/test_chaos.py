@@ -38,8 +38,9 @@ from swarmstep.elastic.supervisor import Supervisor, SupervisorOptions
 from swarmstep.errors import CommError, Interrupted, UsageError
 from swarmstep.launch.namespace import FOLDER
 from swarmstep.launch.processes import noting_interrupts
+from swarmstep.network.leftovers import PREFIX
 from swarmstep.network.link import Link
-from swarmstep.network.namespaces import PREFIX, Network, check_rights
+from swarmstep.network.namespaces import Network, check_rights
 from swarmstep.signal import Layout
 from swarmstep.strategies import STRATEGIES
 from swarmstep.train.events import shared_print

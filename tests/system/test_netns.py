@@ -19,8 +19,9 @@ import pytest
 from swarmstep.errors import CommError, UsageError
 from swarmstep.launch.namespace import FOLDER, inside
 from swarmstep.launch.processes import noting_interrupts, run_group
+from swarmstep.network.leftovers import PREFIX
 from swarmstep.network.link import Link, parse
-from swarmstep.network.namespaces import PREFIX, Network, check_rights
+from swarmstep.network.namespaces import Network, check_rights
 
 try:
     check_rights()

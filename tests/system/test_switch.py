@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarmstep.network.switch import HEADER, LONGEST, Switch, serve
+from swarmstep.network.switch import HEADER, MAX_FRAME, Switch, serve
 
 EVERYBODY = 255
 
@@ -23,9 +23,9 @@ def frame(to: int, source: int, payload: bytes = b"") -> bytes:
 
 def test_what_is_for_nobody_known_goes_to_all_others() -> None:
     switch = Switch(3, delay=1.0)
-    switch.take(0, frame(EVERYBODY, 10), 5.0)
-    switch.take(1, frame(10, 11), 5.5)
-    switch.take(2, frame(12, 13), 5.5)
+    switch.receive(0, frame(EVERYBODY, 10), 5.0)
+    switch.receive(1, frame(10, 11), 5.5)
+    switch.receive(2, frame(12, 13), 5.5)
     assert switch.due(6.0) == [(1, frame(EVERYBODY, 10)), (2, frame(EVERYBODY, 10))]
     assert switch.due(6.5) == [(0, frame(10, 11)), (0, frame(12, 13)), (1, frame(12, 13))]
     assert switch.due(100.0) == []
@@ -34,17 +34,17 @@ def test_what_is_for_nobody_known_goes_to_all_others() -> None:
 def test_a_host_that_moves_is_found_again() -> None:
     switch = Switch(3, delay=0.0)
     for port in (0, 2):
-        switch.take(port, frame(EVERYBODY, 10), 0.0)
+        switch.receive(port, frame(EVERYBODY, 10), 0.0)
         switch.due(0.0)
-        switch.take(1, frame(10, 11), 0.0)
+        switch.receive(1, frame(10, 11), 0.0)
         assert switch.due(0.0) == [(port, frame(10, 11))]
 
 
 def test_how_long_to_wait() -> None:
     switch = Switch(2, delay=0.25)
     assert switch.wait(0.0) is None
-    switch.take(0, frame(1, 0), 1.0)
-    switch.take(0, frame(1, 0), 2.0)
+    switch.receive(0, frame(1, 0), 1.0)
+    switch.receive(0, frame(1, 0), 2.0)
     assert switch.wait(1.125) == 0.125
     assert switch.due(1.125) == []
     assert switch.wait(1.5) == 0.0
@@ -67,7 +67,7 @@ def test_each_frame_comes_out_once_in_order_and_in_time(events: list[Event], del
     tick = 2.0**-6
     switch = Switch(4, delay * tick)
     for port in range(4):
-        switch.take(port, frame(EVERYBODY, port), -100.0)
+        switch.receive(port, frame(EVERYBODY, port), -100.0)
     switch.due(-50.0)
     coming = [(sum(e.after for e in events[: i + 1]), i, e) for i, e in enumerate(events)]
     expected = [(at + delay, e.to, frame(e.to, e.port, b"%d" % i)) for at, i, e in coming]
@@ -75,7 +75,7 @@ def test_each_frame_comes_out_once_in_order_and_in_time(events: list[Event], del
     for now in range(3 * len(events) + delay + 1):
         for at, i, e in coming:
             if at == now:
-                switch.take(e.port, frame(e.to, e.port, b"%d" % i), now * tick)
+                switch.receive(e.port, frame(e.to, e.port, b"%d" % i), now * tick)
         found += [(now, port, sent) for port, sent in switch.due(now * tick)]
     assert found == expected
     assert switch.wait(0.0) is None
@@ -86,7 +86,7 @@ def test_losses_are_binomial_and_those_of_the_seed(loss: float) -> None:
     def kept(seed: int) -> list[bytes]:
         switch = Switch(2, 0.0, loss, seed)
         for number in range(10_000):
-            switch.take(0, frame(1, 0, b"%d" % number), 0.0)
+            switch.receive(0, frame(1, 0, b"%d" % number), 0.0)
         return [sent for _, sent in switch.due(0.0)]
 
     first, other = kept(0), kept(1)
@@ -108,12 +108,12 @@ def test_frames_are_carried_between_sockets_until_the_end() -> None:
         for host in hosts:
             host.settimeout(60)
         hosts[0].send(frame(EVERYBODY, 0))
-        assert [hosts[rank].recv(LONGEST) for rank in (1, 2)] == [frame(EVERYBODY, 0)] * 2
+        assert [hosts[rank].recv(MAX_FRAME) for rank in (1, 2)] == [frame(EVERYBODY, 0)] * 2
         for start in range(0, 40, 8):  # a socket of this kind keeps 10
             some = [frame(0, 1, b"%d" % number + bytes(1400)) for number in range(start, start + 8)]
             for one in some:
                 hosts[1].send(one)
-            assert [hosts[0].recv(LONGEST) for _ in some] == some
+            assert [hosts[0].recv(MAX_FRAME) for _ in some] == some
     finally:
         os.close(keep)
         thread.join(60)

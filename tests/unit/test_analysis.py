@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from made_results import made_cell, made_results
-from swarmstep.compare.analysis import MethodRow, Section, analyse
+from swarmstep.compare.analysis import analyse
 from swarmstep.compare.results import Cell, Point, Results
+from swarmstep.compare.sections import MethodRow, Section
 from swarmstep.errors import UsageError
 from swarmstep.network import link as links
 from swarmstep.network.virtual_clock import VirtualClock

@@ -17,16 +17,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarmstep.compare.analysis import (
-    ClockError,
-    Curve,
-    CurvePoint,
-    Distrusted,
-    Estimate,
-    MethodRow,
-    Section,
-    ToTarget,
-)
+from swarmstep.compare.sections import ClockError, Curve, CurvePoint, Distrusted, MethodRow, Section, ToTarget
+from swarmstep.compare.statistics import Estimate
 from swarmstep.report import csv, markdown, page
 from swarmstep.report.figures import trust
 from swarmstep.report.labels import DASH, answer, duration, interval, ranges, value

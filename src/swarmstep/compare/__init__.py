@@ -1,1 +1,1 @@
-"""Which method reaches the accuracy wanted soonest: a grid of runs, their statistics, and the report."""
+"""Compares methods: a grid of runs, its tuning and execution, and the statistics of the results."""

@@ -1,4 +1,4 @@
-"""From what happened in a run to the cell that is kept of it."""
+"""Makes the cell of a run from its events and summary."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from swarmstep.train.run_folder import environment
 
 
 def finished(task: Task, events: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], seconds: float) -> Cell:
-    """Return the cell of a run that came to its end.
+    """Return the cell of a run that finished.
 
     Args:
-        task: what was wanted.
-        events: as Job.listen is given them, or as metrics.jsonl has them.
+        task: what was run.
+        events: as passed to Job.listen, or as in metrics.jsonl.
         summary: of the run.
-        seconds: that all of it took, on the wall clock.
+        seconds: wall time of the whole run.
     """
     real = task.config.backend != "sim"
     steps, rounds = max(1, summary["steps_taken"]), max(1, summary["rounds"])
@@ -33,7 +33,7 @@ def finished(task: Task, events: Sequence[Mapping[str, Any]], summary: Mapping[s
         trust=_trust(events),
         parameters=summary["parameters"],
         compute_seconds=summary["compute_seconds"] / steps,
-        # With a delay in real processes the probes run beside the training, which does not spend their time.
+        # With a delay, real processes run the probes in the background: they cost the training no time.
         round_seconds=max(0.0, summary["sync_seconds"] - summary["probe_seconds"]) / rounds,
         probe_seconds=summary["probe_seconds"],
         seconds=seconds,
@@ -41,21 +41,21 @@ def finished(task: Task, events: Sequence[Mapping[str, Any]], summary: Mapping[s
     )
 
 
-def failed(task: Task, why: str) -> Cell:
-    """Return the cell of a run that came to no end."""
+def failed(task: Task, reason: str) -> Cell:
+    """Return the cell of a run that failed."""
     return Cell(
         task.purpose,
         task.method,
         dataclasses.asdict(task.config),
         task.link,
-        failed=why.removeprefix("swarmstep: "),
+        failed=reason.removeprefix("swarmstep: "),
         environment=_environment(),
     )
 
 
 def _points(events: Sequence[Mapping[str, Any]], real: bool) -> tuple[Point, ...]:
-    """Return one point a step; where a step was judged twice, before the last round and after it, the first."""
-    found: dict[int, Point] = {}
+    """Return one point a step; the first if a step was evaluated twice (before the last round and after it)."""
+    points: dict[int, Point] = {}
     for event in events:
         if event["kind"] == "evaluation":
             scores = (
@@ -65,12 +65,12 @@ def _points(events: Sequence[Mapping[str, Any]], real: bool) -> tuple[Point, ...
             )  # fmt: skip
             seconds = event["seconds"] if real else math.nan
             point = Point(event["step"], seconds, event["bytes_sent"], *scores)
-            found.setdefault(point.step, point)
-    return tuple(found.values())
+            points.setdefault(point.step, point)
+    return tuple(points.values())
 
 
 def _trust(events: Sequence[Mapping[str, Any]]) -> list[tuple[int, tuple[int, ...]]]:
-    """Return (step, distrusted ranks) at each round at which they changed."""
+    """Return (step, distrusted ranks) for each round in which they changed."""
     changes: list[tuple[int, tuple[int, ...]]] = []
     for event in events:
         if event["kind"] == "round":

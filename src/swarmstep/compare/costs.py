@@ -15,40 +15,42 @@ from swarmstep.network import link as links
 from swarmstep.network.virtual_clock import VirtualClock
 
 
-def clocked(cells: Sequence[Cell], link: str, options: Mapping[str, Any]) -> list[Cell]:
-    """Return simulated cells with the virtual clock's seconds in their points; failed ones as they are.
+def with_virtual_seconds(cells: Sequence[Cell], link: str, options: Mapping[str, Any]) -> list[Cell]:
+    """Return simulated cells with the seconds of the virtual clock in their points; failed ones as they are.
 
-    A step takes the same time for all: the median over the cells, so that noise of the machine favours no
-    method; a round that of the median over the seeds of its method and n.
+    A step takes the same time for all methods: the median over the cells, so that noise of the machine favours
+    none. A round takes the median over the seeds of its method and n.
 
     Args:
         cells: of one condition.
-        link: what joins the workers, as text.
-        options: `compute` (seconds of a step, None to take what was measured), `stragglers`, `failures`.
+        link: of every worker, such as "100mbit,5ms".
+        options: `compute` (seconds of a step, None for what was measured), `stragglers`, `failures`.
 
     Raises:
-        UsageError: the link or an option is not one.
+        UsageError: the link or an option is invalid.
     """
     given = options.get("compute")
     compute = _median(cell.compute_seconds for cell in cells) if given is None else float(given)
     if math.isnan(compute):
         return list(cells)
+    others = {name: options.get(name) for name in ("stragglers", "failures")}
     timed: list[Cell] = []
     for group in grouped(cells).values():
-        others = {name: options.get(name) for name in ("stragglers", "failures")}
-        own = known_or(_median(cell.round_seconds for cell in group), 0.0)
+        round_compute = known_or(_median(cell.round_seconds for cell in group), 0.0)
         for cell in group:
-            timed.append(_with_seconds(cell, _priced(cell, link, compute, own, others)))
+            timed.append(_with_seconds(cell, _seconds(cell, link, compute, round_compute, others)))
     return timed
 
 
-def _priced(cell: Cell, link: str, compute: float, own: float, others: Mapping[str, Any]) -> list[float]:
-    """Return the seconds of the points; NaN where stragglers or failures do not go with the cell."""
-    link_of = links.parse(link)
+def _seconds(
+    cell: Cell, link: str, compute: float, round_compute: float, options: Mapping[str, Any]
+) -> list[float]:
+    """Return the seconds of the points; NaN if the stragglers or failures cannot be applied to the cell."""
+    parsed = links.parse(link)
     try:
-        clock = VirtualClock(link_of, cell.group.workers, compute, own, seed=cell.seed, **others)
+        clock = VirtualClock(parsed, cell.group.workers, compute, round_compute, seed=cell.seed, **options)
         return virtual_seconds(cell, clock)
-    except UsageError:  # more stragglers than workers, or failures that never let it come to an end
+    except UsageError:  # more stragglers than workers, or failures so frequent that the run would never end
         return [math.nan] * len(cell.points)
 
 
@@ -66,27 +68,30 @@ def _with_seconds(cell: Cell, seconds: Sequence[float]) -> Cell:
 
 
 def clock_seconds(
-    cells: Sequence[Cell], alone: Sequence[Cell], twins: Sequence[Cell]
+    cells: Sequence[Cell], independent: Sequence[Cell], simulated: Sequence[Cell]
 ) -> list[tuple[float, float]]:
     """Return for each seed the seconds of real processes and those of the virtual clock on the same link.
 
-    Both at the last point that all seeds have; nothing where there is none. A step takes what it took the
-    processes without communication; a round's own work is what it took in simulation.
+    Both are taken at the last point that all seeds have; the list is empty if there is none. The clock assumes
+    that a step takes as long as in the processes without communication, and a round's own work as in simulation.
 
     Args:
-        cells: of one method at one n, on one link, over seeds.
-        alone: the cells of the same condition whose workers never communicate.
-        twins: simulated cells of the same method and n; there may be none.
+        cells: of one method at one n on one link, over seeds.
+        independent: cells of the same condition whose workers never communicate.
+        simulated: cells of the same method and n; may be empty.
     """
-    compute = float(np.mean([cell.points[-1].seconds / cell.points[-1].step for cell in alone]))
-    own = known_or(_median(cell.round_seconds for cell in twins), 0.0)
-    found: list[tuple[float, float]] = []
-    for step in [step for step in common_steps(cells) if step > 0][-1:]:
-        for cell in cells:
-            clock = VirtualClock(links.parse(cell.link or ""), cell.group.workers, compute, own, seed=cell.seed)
-            at = [point.step for point in cell.points].index(step)
-            found.append((cell.points[at].seconds, virtual_seconds(cell, clock)[at]))
-    return found
+    compute = float(np.mean([cell.points[-1].seconds / cell.points[-1].step for cell in independent]))
+    round_compute = known_or(_median(cell.round_seconds for cell in simulated), 0.0)
+    steps = [step for step in common_steps(cells) if step > 0]
+    if not steps:
+        return []
+    pairs: list[tuple[float, float]] = []
+    for cell in cells:
+        link = links.parse(cell.link or "")
+        clock = VirtualClock(link, cell.group.workers, compute, round_compute, seed=cell.seed)
+        index = [point.step for point in cell.points].index(steps[-1])
+        pairs.append((cell.points[index].seconds, virtual_seconds(cell, clock)[index]))
+    return pairs
 
 
 def common_steps(cells: Sequence[Cell]) -> list[int]:
@@ -95,9 +100,9 @@ def common_steps(cells: Sequence[Cell]) -> list[int]:
 
 
 def first_reaching(cell: Cell, target: Mapping[str, float]) -> Point | None:
-    """Return the first point on the right side of the target, None if there is none.
+    """Return the first point that meets the target, or None.
 
-    Nothing is interpolated: how far apart the points are is how exactly the cost of a target is known.
+    Nothing is interpolated: the cost of a target is known to one evaluation interval.
 
     Args:
         cell: a run.
@@ -112,7 +117,7 @@ def first_reaching(cell: Cell, target: Mapping[str, float]) -> Point | None:
 
 
 def known_or(value: float, default: float) -> float:
-    """Return `value`, or `default` where it is NaN."""
+    """Return `value`, or `default` if it is NaN."""
     return default if math.isnan(value) else value
 
 

@@ -1,4 +1,4 @@
-"""What a section is about, in words."""
+"""Texts that describe a section: its title, condition, target and environment."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _UNITS = ((1e9, "Gbit/s"), (1e6, "Mbit/s"), (1e3, "kbit/s"))
 
 
 def title(cell: Cell) -> str:
-    """Return what the cell's condition is, such as "mnist lenet5, 4 workers, sign:1, in real processes"."""
+    """Return the cell's condition, such as "mnist lenet5, 4 workers, sign:1, in real processes"."""
     group = cell.group
     parts = [
         f"{_name(group.workload)} {group.model}",
@@ -22,17 +22,17 @@ def title(cell: Cell) -> str:
         "" if group.shards == "iid" else f"shards {group.shards}",
         group.fault,
         "in real processes" if cell.real else "",
-        f"at {_spoken(cell.link)}" if cell.link else "",
+        f"at {_link(cell.link)}" if cell.link else "",
     ]
     return ", ".join(part for part in parts if part)
 
 
 def _name(workload: str) -> str:
-    """Return the name of a workload: the stem of its file where it is one's own."""
+    """Return the name of a workload; of a user's own, the stem of its file."""
     return Path(workload.split(":")[0]).stem
 
 
-def _spoken(spec: str) -> str:
+def _link(spec: str) -> str:
     link = links.parse(spec)
     size, unit = next(((size, unit) for size, unit in _UNITS if link.rate >= size), _UNITS[-1])
     parts = [f"{link.rate / size:g} {unit}"]
@@ -42,9 +42,9 @@ def _spoken(spec: str) -> str:
 
 
 def condition(runs: Sequence[Cell]) -> dict[str, str]:
-    """Return name -> value of what all runs have in common."""
+    """Return what all runs have in common: name -> value."""
     group, config = runs[0].group, runs[0].config
-    odd = differing(runs)
+    varying = differing(runs)
     values: dict[str, Any] = {
         "workload": _name(group.workload),
         "model": group.model,
@@ -53,27 +53,27 @@ def condition(runs: Sequence[Cell]) -> dict[str, str]:
         "fault": group.fault or "none",
         "backend": group.backend,
         **({"link": group.link} if group.link else {}),
-        **{name.replace("_", " "): config[name] for name in TRAINING if name in config and name not in odd},
+        **{name.replace("_", " "): config[name] for name in TRAINING if name in config and name not in varying},
     }
     return {name: str(value) for name, value in values.items()}
 
 
-def target(wanted: Mapping[str, float]) -> str:
-    """Return a target in words, "" for none."""
-    return ", ".join(f"test {name} {value:g}" for name, value in wanted.items())
+def target(values: Mapping[str, float]) -> str:
+    """Return a target such as "test accuracy 0.95"; "" for none."""
+    return ", ".join(f"test {name} {value:g}" for name, value in values.items())
 
 
 def commands(sources: Sequence[Results]) -> str:
-    """Return what was typed, a line for each command, each once."""
+    """Return the command lines that made the results, each once."""
     lines = [line for source in sources for line in source.about.get("command", "").splitlines()]
     return "\n".join(dict.fromkeys(lines))
 
 
 def environment(runs: Sequence[Cell]) -> dict[str, str]:
-    """Return versions, machine and seeds of the runs; where runs differ, all values."""
+    """Return versions, machine and seeds of the runs; all values if runs differ."""
     names = sorted({name for cell in runs for name in cell.environment} - {"command"})
-    found = {
+    values = {
         name: ", ".join(sorted({str(cell.environment[name]) for cell in runs if name in cell.environment}))
         for name in names
     }
-    return {**found, "seeds": ", ".join(str(seed) for seed in sorted({cell.seed for cell in runs}))}
+    return {**values, "seeds": ", ".join(str(seed) for seed in sorted({cell.seed for cell in runs}))}

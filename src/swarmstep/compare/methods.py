@@ -1,4 +1,4 @@
-"""What is compared: a method with its settings and options in one word, and what tuning tries for it."""
+"""A method with its settings and options in one specification, and the settings that tuning tries."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ SPEC = (
 )
 OPTIONS = ("codec", "delay", "mix", "fragments", "when")
 
-# What is tried besides the defaults, at the learning rate that was best with them; in this order. A method that is
-# not here, or has fewer, spends the same number of trials on more learning rates.
+# Settings tried besides the defaults, in this order, at the learning rate that was best with the defaults. Methods
+# with fewer settings than trials spend the rest on more learning rates.
 ALTERNATIVES: Mapping[str, tuple[Mapping[str, str], ...]] = {
     "bmuf": ({"nesterov": "true"}, {"momentum": "0.5"}),
     "diloco": ({"momentum": "0.5"}, {"lr": "1.0"}),
@@ -34,7 +34,7 @@ ALTERNATIVES: Mapping[str, tuple[Mapping[str, str], ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A method: its name, the settings of the strategy, and options of the runtime."""
+    """A method: its name, the settings of its strategy, and options of the runtime."""
 
     spec: str
     name: str
@@ -42,20 +42,20 @@ class Method:
     options: Mapping[str, Any]
 
     def config(self, **fields: Any) -> Config:
-        """Return the config of a run with this method; not resolved."""
+        """Return the unresolved config of a run with this method."""
         settings = {**self.settings, **fields.pop("settings", {})}
         return Config(strategy=self.name, settings=settings, **self.options, **fields)
 
     def alternatives(self) -> list[Mapping[str, str]]:
-        """Return the settings that tuning tries, without those that the user has set."""
-        return [tried for tried in ALTERNATIVES.get(self.name, ()) if not set(tried) & set(self.settings)]
+        """Return the settings that tuning tries, except those that the user has set."""
+        return [trial for trial in ALTERNATIVES.get(self.name, ()) if not set(trial) & set(self.settings)]
 
 
 def parse(spec: str) -> Method:
-    """Return the method that a text such as ``pso-ps+best=historical`` or ``swarm+codec=int8+delay=8`` names.
+    """Return the method of a specification such as ``pso-ps+best=historical`` or ``swarm+codec=int8``.
 
     Raises:
-        UsageError: the form is wrong; unknown settings and values are found when a Config is resolved.
+        UsageError: the specification is malformed; unknown settings are found when a Config is resolved.
     """
     name, *parts = spec.strip().split("+")
     known = sorted({*STRATEGIES, *BASELINES})
@@ -75,12 +75,12 @@ def parse(spec: str) -> Method:
 
 
 def parse_all(specs: str) -> list[Method]:
-    """Return the methods that a list such as ``swarm,diloco+lr=1.0`` names, each once.
+    """Return the methods of a list such as ``swarm,diloco+lr=1.0``, each once.
 
     A comma followed by a digit belongs to a value, as in ``when=qsr:4,0.1``.
 
     Raises:
-        UsageError: one of them is wrong.
+        UsageError: one of them is malformed.
     """
     return [parse(spec) for spec in dict.fromkeys(re.split(r",(?!\d)", specs))]
 

@@ -1,4 +1,4 @@
-"""The grid: which runs are made, and which runs choose their settings before."""
+"""The grid of runs, and the tuning trials that choose their settings."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from swarmstep.train.build import resolve
 from swarmstep.train.config import BASELINES, DDP, SYNCHRONOUS, Config
 from swarmstep.workloads import Workload
 
-TUNING_SEED = 1_000_000  # far from the seeds of the runs, so that no run is judged on what chose its settings
+TUNING_SEED = 1_000_000  # far from the seeds of the runs, so that none is tuned on its own seed
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A cell that is wanted: what it is for, and the resolved config to run."""
+    """A cell to be run: its purpose ("run" or "tune") and its resolved config."""
 
     purpose: str
     method: str
@@ -28,17 +28,17 @@ class Task:
 
     @functools.cached_property
     def key(self) -> str:
-        """That of the Cell that it becomes."""
+        """The key of the cell that comes out of it."""
         return key_of(self.purpose, self.method, dataclasses.asdict(self.config), self.link)
 
 
 @dataclasses.dataclass(frozen=True)
 class Tuning:
-    """How much tuning every method gets.
+    """The tuning budget, the same for every method.
 
     Args:
-        rates: learning rates to try, ascending; one means that nothing is tuned.
-        extra: trials after that, at the best rate: other settings of the method, or rates next to the best.
+        rates: learning rates to try, ascending; with a single one nothing is tuned.
+        extra: further trials: other settings of the method at the best rate, or rates next to the best.
         steps: of a trial.
     """
 
@@ -49,14 +49,14 @@ class Tuning:
 
 @dataclasses.dataclass(frozen=True)
 class TaskGroup:
-    """A method at one n under one condition: runs over seeds, after the trials that choose their settings.
+    """A method at one n under one condition: trials that choose its settings, then runs over seeds.
 
     Args:
-        method: what is run.
-        fields: of the Config, the same for trials and runs: workload, every, workers, shards, fault ...
+        method: to run.
+        fields: of the Config, common to trials and runs: workload, every, workers, shards, fault ...
         seeds: of the runs.
-        tuning: what comes before.
-        link: of the real network, None without one.
+        tuning: the budget of the trials.
+        link: of the real network; None on loopback or in simulation.
     """
 
     method: Method
@@ -66,10 +66,10 @@ class TaskGroup:
     link: str | None
 
     def work(self, workload: Workload) -> Generator[list[Task], list[Cell], None]:
-        """Yield lists of tasks that may be done at once, and be sent their cells; the runs come last."""
+        """Yield lists of tasks that may run in parallel, and receive their cells; the runs come last."""
         rates = [(rate, {}) for rate in self.tuning.rates]
         chosen: tuple[float | None, Mapping[str, str]] = rates[0] if rates else (None, {})
-        self._task("run", workload, *chosen)  # raises what is wrong with it before anything has run
+        self._task("run", workload, *chosen)  # raises if its options are wrong, before anything has run
         if len(rates) > 1:
             losses = yield from self._try(rates, workload)
             more = self._more(losses)
@@ -84,19 +84,19 @@ class TaskGroup:
         short = {"steps": self.tuning.steps, "eval_every": self.tuning.steps, "seed": TUNING_SEED}
         cells = yield [self._task("tune", workload, *trial, **short) for trial in trials]
         if any(cell.failed and "not finite" not in cell.failed for cell in cells):
-            raise Untuned  # it would be judged as if it had diverged; the next call tries it again
+            raise Untuned  # it would count as diverged; the next call tries it again
         names = [(rate, tuple(settings.items())) for rate, settings in trials]
         return dict(zip(names, map(validation_loss, cells), strict=True))
 
     def _more(self, losses: Mapping[Trial, float]) -> list[tuple[float, Mapping[str, str]]]:
-        """Return the trials that the first ones suggest."""
+        """Return further trials, based on the losses of the first ones."""
         (best, _) = min(losses, key=lambda trial: losses[trial])
         others = [(best, settings) for settings in self.method.alternatives()]
         tried = {rate: loss for (rate, _), loss in losses.items()}
         while len(others) < self.tuning.extra:
             best = min(tried, key=lambda rate: tried[rate])
             rate = next_rate(tried)
-            tried[rate] = math.inf  # not known yet; the next one goes elsewhere
+            tried[rate] = math.inf  # not known yet; the next rate differs from it
             others.append((rate, {}))
         return others[: self.tuning.extra]
 
@@ -104,7 +104,7 @@ class TaskGroup:
         self, purpose: str, workload: Workload, rate: float | None, settings: Mapping[str, str], **fields: Any
     ) -> Task:
         merged = {**self.fields, **({} if rate is None else {"lr": rate}), "settings": settings, **fields}
-        if purpose == "tune":  # always in this process, and to the end
+        if purpose == "tune":  # always simulated, and without stopping early
             merged |= {"backend": "sim", "fast_sums": False, "until_accuracy": None}
         method = self.method
         if purpose == "tune" and method.name == DDP:
@@ -116,28 +116,28 @@ class TaskGroup:
 
 
 class Untuned(Exception):
-    """A trial failed for a reason that says nothing about its settings: the group waits for the next call."""
+    """A trial failed for a reason unrelated to its settings: the group waits for the next call."""
 
 
 Trial = tuple[float, tuple[tuple[str, str], ...]]  # a learning rate, and settings
 
 
 def validation_loss(cell: Cell) -> float:
-    """Return what a trial is judged by: the validation loss at its end, infinite if it failed or diverged."""
+    """Return the validation loss at the end of a trial, infinite if it failed or diverged."""
     loss = cell.points[-1].validation_loss if cell.points and not cell.failed else math.inf
     return loss if math.isfinite(loss) else math.inf
 
 
 def next_rate(losses: Mapping[float, float]) -> float:
-    """Return a rate worth trying: beyond the best one if that is an edge, else between it and its better side."""
+    """Return a rate to try: beyond the best one at an edge, else between it and its better neighbour."""
     rates = sorted(losses)
     best = rates.index(min(rates, key=lambda rate: losses[rate]))
     if best == 0:
         return _rounded(rates[0] * rates[0] / rates[1])
     if best == len(rates) - 1:
         return _rounded(rates[-1] * rates[-1] / rates[-2])
-    side = min(rates[best - 1], rates[best + 1], key=lambda rate: losses[rate])
-    return _rounded(math.sqrt(rates[best] * side))
+    neighbour = min(rates[best - 1], rates[best + 1], key=lambda rate: losses[rate])
+    return _rounded(math.sqrt(rates[best] * neighbour))
 
 
 def _rounded(rate: float) -> float:
@@ -148,11 +148,11 @@ def grid(
     methods: Sequence[Method], everies: Sequence[int], conditions: Sequence[Mapping[str, Any]],
     make: Callable[[Method, Mapping[str, Any]], TaskGroup],
 ) -> list[TaskGroup]:  # fmt: skip
-    """Return a group for each method, n and condition; methods without rounds at n = 1 only."""
-    found: list[TaskGroup] = []
+    """Return a group for each method, n and condition; baselines without rounds get n = 1 only."""
+    groups: list[TaskGroup] = []
     for condition in conditions:
         for method in methods:
-            found += [
+            groups += [
                 make(method, {**condition, "every": n}) for n in ([1] if method.name in BASELINES else everies)
             ]
-    return found
+    return groups

@@ -1,4 +1,4 @@
-"""Worker processes that run simulated cells side by side; one that dies fails its cell, and is replaced."""
+"""Processes that run simulated cells in parallel; if one dies its cell fails, and the process is replaced."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from swarmstep.errors import SwarmstepError
 
 
 class Pool:
-    """A context manager; at its end what still runs is ended.
+    """A context manager; on exit, cells that still run are stopped.
 
     Args:
-        jobs: how many processes.
+        jobs: number of processes.
     """
 
     def __init__(self, jobs: int) -> None:
@@ -51,27 +51,27 @@ class Pool:
             thread.join()
 
     def put(self, task: Task) -> None:
-        """Hand in a task; tasks begin in this order."""
+        """Add a task to the queue; tasks start in this order."""
         self._tasks.put(task)
 
     def get(self, timeout: float) -> tuple[Task, Cell] | None:
-        """Return a finished one; None if there is none within `timeout` seconds."""
+        """Return a finished task and its cell; None if there is none within `timeout` seconds."""
         try:
             return self._done.get(timeout=timeout)
         except queue.Empty:
             return None
 
     def _serve(self) -> None:
-        """Do tasks, in a process that this thread owns."""
+        """Run tasks in a process that this thread owns."""
         process: subprocess.Popen[str] | None = None
         while (task := self._tasks.get()) is not None and not self._closed:
             try:
                 process = process or self._start()
-                cell = _asked(process, task) if process else None
+                cell = _run(process, task) if process else None
                 if process and cell is None:
-                    why = _ending(process)
-                    cell, process = cells.failed(task, f"the process that ran it {why}"), None
-            except (OSError, SwarmstepError) as error:  # no process to be had, or an answer that is none
+                    reason = f"the process that ran it {_exit_of(process)}"
+                    cell, process = cells.failed(task, reason), None
+            except (OSError, SwarmstepError) as error:  # the process did not start, or its answer is malformed
                 cell = cells.failed(task, str(error))
             if cell:
                 self._done.put((task, cell))
@@ -95,8 +95,8 @@ class Pool:
             return process
 
 
-def _asked(process: subprocess.Popen[str], task: Task) -> Cell | None:
-    """Return what the process makes of a task; None if it dies."""
+def _run(process: subprocess.Popen[str], task: Task) -> Cell | None:
+    """Have the process run a task and return the cell; None if the process dies."""
     assert process.stdin
     assert process.stdout
     try:
@@ -105,11 +105,11 @@ def _asked(process: subprocess.Popen[str], task: Task) -> Cell | None:
         line = process.stdout.readline()
     except OSError:
         line = ""
-    return from_json(json.loads(line), "a worker's answer") if line.endswith("\n") else None
+    return from_json(json.loads(line), "the answer of a pool worker") if line.endswith("\n") else None
 
 
-def _ending(process: subprocess.Popen[str]) -> str:
-    """Return in words how a process ended."""
+def _exit_of(process: subprocess.Popen[str]) -> str:
+    """Return how a process ended, such as "was ended by SIGKILL"."""
     process.communicate()
     code = process.returncode
     return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"

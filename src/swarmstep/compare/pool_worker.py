@@ -1,6 +1,6 @@
-"""A process that runs one simulated cell after the other: a JSON line in, a JSON line out.
+"""A process that runs simulated cells one after another: a task as a JSON line in, a cell as a JSON line out.
 
-Started by the pool as ``python -m swarmstep.compare.pool_worker``; it ends when its input does.
+The pool starts it as ``python -m swarmstep.compare.pool_worker``; it exits when its standard input ends.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ from swarmstep.workloads import Workload, load
 
 
 def main() -> None:
-    """Serve."""
+    """Run cells until standard input ends."""
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process decides when to stop
     torch.set_num_threads(1)
     answers = _private_output()
     for line in sys.stdin:
         content: dict[str, Any] = json.loads(line)
         content["config"] = Config(**content["config"])
         task = Task(**content)
-        answers.write(json.dumps(to_json(do(task))) + "\n")
+        answers.write(json.dumps(to_json(run(task))) + "\n")
         answers.flush()
 
 
-def do(task: Task) -> Cell:
-    """Run a cell in this process and return it; also if it fails."""
-    began, events = time.monotonic(), list[dict[str, Any]]()
+def run(task: Task) -> Cell:
+    """Run a cell in this process and return it, also if it fails."""
+    started, events = time.monotonic(), list[dict[str, Any]]()
     try:
         workload = _workload(task.config.workload, task.config.data)
         summary = simulated(task.config, workload, Job(quiet=True, keep=False, listen=events.append))
     except SwarmstepError as error:
         return cells.failed(task, str(error))
-    except Exception as error:  # in a workload of the user's own
+    except Exception as error:  # raised by a workload of the user's own
         return cells.failed(task, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
-    return cells.finished(task, events, summary, time.monotonic() - began)
+    return cells.finished(task, events, summary, time.monotonic() - started)
 
 
 @functools.lru_cache(maxsize=2)
@@ -58,7 +58,7 @@ def _workload(name: str, data: str | None) -> Workload:
 
 
 def _private_output() -> IO[str]:
-    """Return where answers go; what else is printed goes to standard error."""
+    """Return a stream for answers, the former standard output; everything else printed goes to standard error."""
     sys.stdout.flush()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

@@ -1,4 +1,4 @@
-"""What a comparison has found so far: one small JSON file for each cell of the grid, or all of them in one.
+"""The results of a comparison: one small JSON file for each cell of the grid, or all of them in one file.
 
 ::
 
@@ -20,15 +20,15 @@ from swarmstep.network.trace import Trace
 from swarmstep.train.run_folder import plain, replace_file
 
 VERSION = 1
-FREE = ("backend", "data", "checkpoint_every")  # of a config: what does not change what a cell is
+IGNORED = ("backend", "data", "checkpoint_every")  # fields of a config that do not tell cells apart
 
 
 class Point(NamedTuple):
-    """How good the result was after `step` local steps.
+    """An evaluation after `step` local steps.
 
-    `seconds` of training until then, on the wall clock of real processes (NaN in simulation: the report's virtual
-    clock says), without evaluations; `bytes` sent by a worker until then, mean over the workers. Losses and
-    accuracies (0 to 1; NaN where they have no meaning) of what the strategy would return.
+    `seconds`: training time so far without evaluations, in real processes (NaN in simulation, where the report's
+    virtual clock computes it). `bytes`: sent so far by a worker, mean over the workers. Losses and accuracies
+    (0 to 1, NaN if the workload has none) are those of the weights that the strategy would return.
     """
 
     step: int
@@ -45,19 +45,19 @@ class Cell:
     """One run of the grid, finished or failed.
 
     Args:
-        purpose: "run", or "tune" for one that only helped to choose settings.
+        purpose: "run", or "tune" for a trial that helped to choose settings.
         method: as given to --strategies: NAME, or NAME+setting=value+codec=int8+delay=8 and so on.
-        config: the fields of a resolved bench.config.Config; complete, also in a cell that failed at once.
-        link: of the real network that it ran on ("100mbit,5ms"), None in process or on loopback.
-        points: in the order of steps; the last one is at the end.
+        config: all fields of a resolved Config, also for a cell that failed at once.
+        link: of the real network that it ran on ("100mbit,5ms"); None in simulation and on loopback.
+        points: in the order of steps; the last one is at the end of the run.
         trace: Trace.folded of rank 0.
-        trust: (step, distrusted ranks) at each round at which they changed.
+        trust: (step, distrusted ranks) for each round in which they changed.
         parameters: of the model.
-        compute_seconds: of one step of one worker without rounds, mean; its own time in simulation.
-        round_seconds: of one round without what the probe took, mean; in simulation the worker's own time only.
-        probe_seconds: of all probes together.
-        seconds: of the whole cell on the wall clock, evaluations included.
-        failed: why there is no result.
+        compute_seconds: mean time of a local step of one worker, without rounds.
+        round_seconds: mean time of a round without probes; in simulation only the worker's own work.
+        probe_seconds: of all probes.
+        seconds: wall time of the whole cell, including evaluations.
+        failed: the reason why there is no result; None if it finished.
         environment: versions and machine.
     """
 
@@ -88,7 +88,7 @@ class Cell:
 
     @property
     def group(self) -> CellGroup:
-        """What it has in common with the runs of other seeds."""
+        """What it shares with the runs of other seeds."""
         config = self.config
         return CellGroup(
             config["workload"],
@@ -104,16 +104,16 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """16 hexadecimal digits that tell it from all other cells."""
+        """16 hexadecimal digits that identify the cell."""
         return key_of(self.purpose, self.method, self.config, self.link)
 
     def rounds(self) -> Trace:
-        """Return what was sent, and when."""
+        """Return the rounds of the run: what was sent, and when."""
         return Trace(self.trace)
 
 
 class CellGroup(NamedTuple):
-    """Runs that differ only in their seeds. `fault` and `link` are "" where there is none."""
+    """What runs that differ only in their seeds have in common; `fault` and `link` are "" if there is none."""
 
     workload: str
     model: str
@@ -127,14 +127,14 @@ class CellGroup(NamedTuple):
 
     @property
     def condition(self) -> tuple[str, str, int, str, str, str, str]:
-        """What methods are compared under: everything but the method and n."""
+        """The condition under which methods are compared: everything except the method and n."""
         return (self.workload, self.model, self.workers, self.shards, self.fault, self.backend, self.link)
 
 
 def key_of(purpose: str, method: str, config: Mapping[str, Any], link: str | None) -> str:
-    """Return the key of a cell, which does not depend on where its data lie."""
+    """Return the key of a cell; it does not depend on the location of the data."""
     real = config["backend"] != "sim"
-    kept = {name: value for name, value in config.items() if name not in FREE}
+    kept = {name: value for name, value in config.items() if name not in IGNORED}
     text = json.dumps(plain([purpose, method, kept, config["backend"] if real else "sim", link]), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -143,29 +143,33 @@ def key_of(purpose: str, method: str, config: Mapping[str, Any], link: str | Non
 class Results:
     """All cells of a comparison, and how they were made.
 
-    `about` has `title`, `command` (what was typed), `target` ({"accuracy": A}, {"loss": L} or {}), `links` (those
-    that the virtual clock is asked about) and `clock` (options of the virtual clock).
+    `about` has `title`, `command` (the command lines), `target` ({"accuracy": A}, {"loss": L} or {}), `links` (of
+    the virtual clock) and `clock` (its options).
     """
 
     about: Mapping[str, Any]
     cells: tuple[Cell, ...]
 
     def runs(self) -> list[Cell]:
-        """Return the cells that are results: neither tuning nor failed."""
+        """Return the finished runs, without tuning trials."""
         return [cell for cell in self.cells if cell.purpose == "run" and not cell.failed]
 
 
 def to_json(cell: Cell) -> dict[str, Any]:
-    """Return a cell as plain JSON; NaN becomes null."""
+    """Return a cell as plain JSON, with null for NaN."""
     content = {f.name: getattr(cell, f.name) for f in dataclasses.fields(Cell)}
     return plain({"version": VERSION, **content, "points": [list(point) for point in cell.points]})
 
 
 def from_json(content: Any, where: str) -> Cell:
-    """Return the cell that `to_json` described.
+    """Return the cell that `to_json` wrote.
+
+    Args:
+        content: JSON.
+        where: the file, for the error.
 
     Raises:
-        DataError: it does not describe one; `where` names the file.
+        DataError: the content is not that of a cell.
     """
     try:
         if content["version"] != VERSION:
@@ -188,10 +192,10 @@ def _number(value: Any) -> float:
 
 
 def load(source: Path) -> Results:
-    """Return the results in a folder that `swarmstep compare` wrote, or in a file with what `dumps` returned.
+    """Return the results in a folder that `swarmstep compare` wrote, or in a file written by `dumps`.
 
     Raises:
-        DataError: there are none, or they are damaged; names the file.
+        DataError: there are none, or a file is damaged.
     """
     if source.is_dir():
         return Results(load_about(source), load_cells(source))
@@ -203,10 +207,10 @@ def load(source: Path) -> Results:
 
 
 def load_about(folder: Path) -> Mapping[str, Any]:
-    """Return what is said of the comparison in a folder, without its cells.
+    """Return the description of the comparison in a folder, without its cells.
 
     Raises:
-        DataError: nothing is, or it is damaged.
+        DataError: compare.json is missing or damaged.
     """
     return _read(folder / "compare.json")
 
@@ -215,19 +219,19 @@ def load_cells(folder: Path) -> tuple[Cell, ...]:
     """Return the cells in the folder of a comparison.
 
     Raises:
-        DataError: one of them is damaged; names the file.
+        DataError: one of them is damaged.
     """
     return tuple(from_json(_read(file), str(file)) for file in sorted((folder / "cells").glob("*.json")))
 
 
 def dumps(results: Results) -> str:
-    """Return all cells as one JSON text, a line each."""
+    """Return all cells as one JSON text, one line a cell."""
     cells = ",\n".join(json.dumps(to_json(cell)) for cell in sorted(results.cells, key=lambda cell: cell.key))
     return f'{{"about": {json.dumps(plain(results.about))},\n"cells": [\n{cells}\n]}}\n'
 
 
 def add(folder: Path, cell: Cell) -> None:
-    """Write one cell into the folder of a comparison, atomically."""
+    """Write a cell into the folder of a comparison, atomically."""
     text = json.dumps(to_json(cell)) + "\n"
     replace_file(folder / "cells" / f"{cell.key}.json", lambda partial: partial.write_text(text))
 
@@ -245,8 +249,8 @@ def _read(file: Path) -> Any:
 
 
 def grouped(cells: Iterable[Cell]) -> dict[CellGroup, list[Cell]]:
-    """Return the cells of each group, by seed."""
-    found: dict[CellGroup, list[Cell]] = {}
+    """Return the cells of each group, ordered by seed."""
+    groups: dict[CellGroup, list[Cell]] = {}
     for cell in sorted(cells, key=lambda cell: cell.seed):
-        found.setdefault(cell.group, []).append(cell)
-    return found
+        groups.setdefault(cell.group, []).append(cell)
+    return groups

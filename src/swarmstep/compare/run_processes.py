@@ -1,4 +1,4 @@
-"""Runs one cell in real processes, alone: on the loopback interface, or between namespaces on a slow network."""
+"""Runs one cell in real processes: on the loopback interface, or in network namespaces on a slow link."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from swarmstep.launch.processes import Place, run_group
 from swarmstep.network.link import parse
 from swarmstep.train.config import Config
 
-PATIENCE = 3600.0  # seconds for one cell
+TIME_LIMIT = 3600.0  # seconds for one cell
 
 
-def do(task: Task, folder: Path, interrupts: list[int]) -> Cell:
-    """Run a cell and return it; also if it fails.
+def run(task: Task, folder: Path, interrupts: list[int]) -> Cell:
+    """Run a cell and return it, also if it fails.
 
     Args:
-        task: what is wanted; its backend is not sim. With a link, that is made for it and removed again.
-        folder: of the comparison; the files of the run are in it meanwhile.
+        task: with a backend other than sim; the network of its link is created and removed again.
+        folder: of the comparison; holds the files of the run while it lasts.
         interrupts: as `launch.noting_interrupts` collects them.
     """
-    began, out = time.monotonic(), folder / "running"
+    started, out = time.monotonic(), folder / "running"
     shutil.rmtree(out, ignore_errors=True)
     try:
         with _placed(task) as place:
-            outcome = run_group(arguments(task.config, out), task.config.workers, place, patience=PATIENCE,
+            outcome = run_group(arguments(task.config, out), task.config.workers, place, patience=TIME_LIMIT,
                                 interrupts=interrupts)  # fmt: skip
         if outcome.code:
             return cells.failed(task, outcome.message)
         events = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         summary = json.loads((out / "summary.json").read_text())
-        return cells.finished(task, events, summary, time.monotonic() - began)
+        return cells.finished(task, events, summary, time.monotonic() - started)
     except (SwarmstepError, OSError, ValueError, RuntimeError) as error:
         return cells.failed(task, str(error))
     finally:
@@ -59,8 +59,8 @@ def _placed(task: Task) -> Generator[Place]:
 
 
 def arguments(config: Config, out: Path) -> list[str]:
-    """Return the command line of ``swarmstep`` that runs a resolved config, its files in `out`."""
-    said: list[str] = ["train", config.workload, "--out", str(out)]
+    """Return the arguments of ``swarmstep`` that run a resolved config, with its files in `out`."""
+    words: list[str] = ["train", config.workload, "--out", str(out)]
     for field in dataclasses.fields(Config):
         value: Any = getattr(config, field.name)
         option = "--" + field.name.replace("_", "-")
@@ -69,9 +69,9 @@ def arguments(config: Config, out: Path) -> list[str]:
         if field.name == "when" and value.startswith("warmup:") and "," not in value:
             value += f",every:{config.every}"  # --every does not go with --when
         if field.name == "settings":
-            said += [word for name, text in value.items() for word in ("--set", f"{name}={text}")]
+            words += [word for name, text in value.items() for word in ("--set", f"{name}={text}")]
         elif isinstance(value, bool):
-            said += [option] if value else []
+            words += [option] if value else []
         else:
-            said += [option, str(value)]
-    return said
+            words += [option, str(value)]
+    return words

@@ -1,4 +1,4 @@
-"""Cells sorted out: each once, and together those that differ only in their seeds."""
+"""Groups cells into series: the runs of one method at one n with the same settings, over seeds."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from swarmstep.train.config import DDP, SYNCHRONOUS
 from swarmstep.train.run_folder import plain
 
 _SEED_AND_PLACE = ("seed", "backend", "data")
-_IDLE = ("checkpoint_every",)  # nobody wants to read it: follows from the steps, and changes nothing
-# Of a config, besides what is tuned, and what the method's own name tells.
+_UNSHOWN = ("checkpoint_every",)  # follows from the steps and changes no result
+# Fields of a config besides those that are tuned and those that the method's specification names.
 TRAINING = ("steps", "batch", "optimizer", "schedule", "weight_decay")
 
 
@@ -22,12 +22,12 @@ class Series:
     """The runs of one method at one n, with the same settings, over seeds.
 
     Args:
-        method: as given to --strategies; where several settings of it have been run, with what they differ in.
+        method: as given to --strategies; if it was run with several settings, followed by those that differ.
         every: n.
-        cells: finished ones, by seed; at most one of each.
-        failed: the others.
-        chosen: lr and settings, and what of the training other series of the condition do otherwise.
-        tried: how many settings tuning has compared.
+        cells: finished runs, ordered by seed, at most one a seed.
+        failed: the other runs.
+        chosen: learning rate, settings, and training options in which the series of the condition differ.
+        tried: number of settings that tuning compared.
     """
 
     method: str
@@ -39,23 +39,23 @@ class Series:
 
     @property
     def count(self) -> int:
-        """How many seeds there are, failed ones included."""
+        """Number of runs, including failed ones."""
         return len(self.cells) + len(self.failed)
 
 
 def distinct(sources: Iterable[Results]) -> list[Cell]:
-    """Return each cell of the sources once, the finished one where another failed, by source, group and seed.
+    """Return each cell of the sources once, by source, group and seed; a finished one replaces a failed one.
 
-    Gradients averaged at every step count as n = 1, whatever their config says.
+    Methods that average gradients at every step count as n = 1, whatever their config says.
     """
-    found: dict[str, tuple[int, Cell]] = {}
+    by_key: dict[str, tuple[int, Cell]] = {}
     for number, source in enumerate(sources):
         for cell in sorted(source.cells, key=lambda cell: cell.key):
-            cell = _sound(_at_every_step(cell))
-            known = found.get(cell.key)
+            cell = _evaluated(_at_every_step(cell))
+            known = by_key.get(cell.key)
             if known is None or (known[1].failed and not cell.failed):
-                found[cell.key] = (known[0] if known else number, cell)
-    ordered = sorted(found.values(), key=lambda item: (item[0], item[1].group, item[1].seed, item[1].key))
+                by_key[cell.key] = (known[0] if known else number, cell)
+    ordered = sorted(by_key.values(), key=lambda item: (item[0], item[1].group, item[1].seed, item[1].key))
     return [cell for _, cell in ordered]
 
 
@@ -65,39 +65,41 @@ def _at_every_step(cell: Cell) -> Cell:
     return dataclasses.replace(cell, config={**cell.config, "every": 1})
 
 
-def _sound(cell: Cell) -> Cell:
+def _evaluated(cell: Cell) -> Cell:
     return cell if cell.points or cell.failed else dataclasses.replace(cell, failed="it was never evaluated")
 
 
-def series_of(runs: Sequence[Cell], tunes: Sequence[Cell]) -> list[Series]:
+def series_of(runs: Sequence[Cell], tuning: Sequence[Cell]) -> list[Series]:
     """Return the series of one condition, by method and n.
 
     Args:
-        runs: all of the condition, finished or failed.
-        tunes: cells that helped to choose their settings.
+        runs: all runs of the condition, finished or failed.
+        tuning: cells of the trials that chose their settings.
     """
     groups: dict[CellGroup, dict[str, list[Cell]]] = {}
     for cell in runs:
         groups.setdefault(cell.group, {}).setdefault(_text(settings(cell)), []).append(cell)
-    odd = [name for name in TRAINING if name in differing(runs)]
-    found: list[Series] = []
+    varying = [name for name in TRAINING if name in differing(runs)]
+    series: list[Series] = []
     for group, variants in sorted(groups.items()):
-        told = [name for name in differing([cells[0] for cells in variants.values()]) if name not in _IDLE]
-        tried = {_text(settings(cell)) for cell in tunes if _same_method(cell.group, group)}
+        differences = [
+            name for name in differing([cells[0] for cells in variants.values()]) if name not in _UNSHOWN
+        ]
+        tried = {_text(settings(cell)) for cell in tuning if _same_method(cell.group, group)}
         for text in sorted(variants):
             cells = sorted(variants[text], key=lambda cell: cell.seed)
-            apart = ", ".join(f"{name} {_shown(cells[0].config.get(name))}" for name in told)
-            found.append(
+            suffix = ", ".join(f"{name} {_shown(cells[0].config.get(name))}" for name in differences)
+            series.append(
                 Series(
-                    f"{group.method} ({apart})" if apart else group.method,
+                    f"{group.method} ({suffix})" if suffix else group.method,
                     group.every,
                     tuple(cell for cell in cells if not cell.failed),
                     tuple(cell for cell in cells if cell.failed),
-                    _chosen(cells[0], odd),
+                    _chosen(cells[0], varying),
                     len(tried),
                 )
             )
-    return found
+    return series
 
 
 def _same_method(a: CellGroup, b: CellGroup) -> bool:
@@ -105,21 +107,21 @@ def _same_method(a: CellGroup, b: CellGroup) -> bool:
 
 
 def settings(cell: Cell) -> dict[str, Any]:
-    """Return the cell's config without its seed, and without where it ran."""
+    """Return the cell's config without its seed and without the place where it ran."""
     return {name: value for name, value in cell.config.items() if name not in _SEED_AND_PLACE}
 
 
 def differing(cells: Sequence[Cell]) -> list[str]:
-    """Return the fields of the configs, but for seed and place, that not all cells have in common."""
+    """Return the fields of the configs, except seed and place, that differ between the cells."""
     names = sorted({name for cell in cells for name in settings(cell)})
     return [name for name in names if len({_text(cell.config.get(name)) for cell in cells}) > 1]
 
 
-def _chosen(cell: Cell, odd: Sequence[str]) -> dict[str, str]:
+def _chosen(cell: Cell, varying: Sequence[str]) -> dict[str, str]:
     settings = {
         f"outer {name}" if name == "lr" else name: value for name, value in cell.config["settings"].items()
     }
-    values = {"lr": cell.config["lr"], **settings, **{name: cell.config[name] for name in odd}}
+    values = {"lr": cell.config["lr"], **settings, **{name: cell.config[name] for name in varying}}
     return {name: _shown(value) for name, value in values.items()}
 
 

@@ -15,7 +15,7 @@ CONFIDENCE = 0.95
 
 
 class Estimate(NamedTuple):
-    """A mean over seeds and its 95 % interval; `low` and `high` are NaN for fewer than two seeds."""
+    """A mean over seeds and its 95 % interval; `low` and `high` are NaN with fewer than two seeds."""
 
     mean: float
     low: float
@@ -37,7 +37,7 @@ def quantile(freedom: int) -> float:
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Return the mean and its 95 % interval; all NaN where a value is not finite or there is none."""
+    """Return the mean and its 95 % interval; all NaN if there is no value or one is not finite."""
     count = len(values)
     if not count or not np.isfinite(values).all():
         return Estimate(math.nan, math.nan, math.nan, count)
@@ -49,7 +49,7 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def paired(a: Mapping[int, float], b: Mapping[int, float]) -> Estimate:
-    """Return the estimate of b - a over the seeds that both have: what all methods find hard cancels out.
+    """Return the estimate of b - a over the seeds that both have; what makes a seed hard for both cancels out.
 
     Args:
         a, b: seed -> value.

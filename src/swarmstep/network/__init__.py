@@ -1,1 +1,1 @@
-"""Links between workers: real slow ones, and the virtual clock that prices them."""
+"""Networks between workers: real slow ones in namespaces, and the virtual clock that computes their cost."""

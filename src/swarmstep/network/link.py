@@ -1,4 +1,4 @@
-"""What a link between two workers can do: its rate, its delay, its loss."""
+"""The link of a worker: its rate, delay and loss."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _TIMES = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 
 @dataclass(frozen=True)
 class Link:
-    """How each worker is joined to the switch.
+    """The link between each worker and the switch.
 
     Args:
-        rate: bits a second, each way.
-        delay: seconds that every packet takes from one worker to another, one way, besides its own length.
+        rate: bits per second, in each direction.
+        delay: seconds from one worker to another, one way, besides the time to send the packet.
         loss: probability that a packet is lost, 0 to 0.5.
     """
 
@@ -28,13 +28,13 @@ class Link:
 
 
 def parse(spec: str) -> Link:
-    """Return the link that a text such as ``100mbit,5ms,0.1%`` describes.
+    """Return the link that a specification such as ``100mbit,5ms,0.1%`` describes.
 
     Raises:
-        UsageError: it is none, or a number is out of its range.
+        UsageError: the specification is malformed, or a number is out of range.
     """
     rate, *rest = [part.strip().lower() for part in spec.split(",")]
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kmg]?)bit", rate)
+    number = re.fullmatch(r"(\d+(?:\.\d+)?)([kmg]?)bit", rate)
     values: dict[str, float] = {}
     for part in rest:
         time, share = re.fullmatch(r"(\d+(?:\.\d+)?)(us|ms|s)", part), re.fullmatch(r"(\d+(?:\.\d+)?)%", part)
@@ -43,7 +43,7 @@ def parse(spec: str) -> Link:
         if value < 0 or name in values:
             raise UsageError(f"link {spec!r}: unknown part {part!r}; expected {SPEC}")
         values[name] = value
-    link = Link(float(found[1]) * _RATES[found[2]] if found else 0.0, **values)
+    link = Link(float(number[1]) * _RATES[number[2]] if number else 0.0, **values)
     if not 1e3 <= link.rate <= 1e12:
         raise UsageError(f"link {spec!r}: the rate must be 1kbit to 1000gbit, with its unit; expected {SPEC}")
     if link.delay > 10 or link.loss > 0.5:

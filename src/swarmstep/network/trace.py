@@ -1,4 +1,4 @@
-"""What a run sent and when, folded so that a thousand equal rounds take one line."""
+"""What a run sent and when, run-length encoded: a thousand equal rounds take one line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from swarmstep.comm.metered import Call
 
 
 class TracedRound(NamedTuple):
-    """One round: at which step it started, at which it landed (the same without a delay), and its calls."""
+    """One round: the steps at which it started and landed (the same without a delay), and its calls."""
 
     started: int
     landed: int
@@ -20,11 +20,11 @@ class Trace:
     """The rounds of a run, in the order in which they landed.
 
     Args:
-        folded: what `folded` of another trace is; plain lists, as JSON has them.
+        folded: the attribute `folded` of another trace, as plain lists (from JSON).
     """
 
     def __init__(self, folded: Sequence[Any] = ()) -> None:
-        # Runs of rounds with equal calls, at equal distances: [calls, started, landed, distance, count].
+        # Sequences of rounds with equal calls at equal intervals: [calls, started, landed, interval, count].
         self.folded: list[list[Any]] = [[[list(c) for c in calls], *rest] for calls, *rest in folded]
 
     def add(self, started: int, landed: int, calls: Sequence[tuple[str, int, int]]) -> None:
@@ -32,15 +32,15 @@ class Trace:
         plain = [list(call) for call in calls]
         if self.folded:
             last = self.folded[-1]
-            known, first, first_landed, distance, count = last
-            step = started - (first + distance * (count - 1))
-            if known == plain and landed - started == first_landed - first and (count == 1 or step == distance):
+            previous, first, first_landed, interval, count = last
+            step = started - (first + interval * (count - 1))
+            if previous == plain and landed - started == first_landed - first and (count == 1 or step == interval):
                 last[3:] = step, count + 1
                 return
         self.folded.append([plain, started, landed, 0, 1])
 
     def __iter__(self) -> Iterator[TracedRound]:
-        for plain, started, landed, distance, count in self.folded:
+        for plain, started, landed, interval, count in self.folded:
             calls = tuple(Call(*call) for call in plain)
             for i in range(count):
-                yield TracedRound(started + distance * i, landed + distance * i, calls)
+                yield TracedRound(started + interval * i, landed + interval * i, calls)

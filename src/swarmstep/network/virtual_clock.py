@@ -1,7 +1,7 @@
-"""The virtual clock: what a run would have taken on a given network, from what it sent and when.
+"""The virtual clock: how long a run would have taken on a given network, from what it sent and when.
 
-A pure model, see docs/virtual-clock.md. It describes workers of this package's own transport (`comm.dist`, gloo
-over TCP), each with a machine of its own, on one switch.
+A pure model, see docs/virtual-clock.md, of workers that use this package's transport (`comm.dist`, gloo over TCP),
+each on a machine of its own, joined by one switch.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from swarmstep.seeding import mix
 STRAGGLERS = "lognormal:SIGMA with 0 < SIGMA <= 3, or slow:K:FACTOR with K workers and 1 <= FACTOR <= 1000"
 FAILURES = "RATE:SECONDS, failures an hour and worker above 0 and seconds from 0 until the group goes on"
 BLOCK = 4096  # steps drawn at once: 8 MB for 256 workers
-HOPELESS = 7.0  # failures expected between two rounds; it takes e^7 = 1,100 attempts then
+MAX_FAILURES = 7.0  # expected between two rounds; a round then takes e^7 = 1,100 attempts
 
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Stragglers:
-    """How much longer than the mean each worker takes for each step.
+    """How much longer than on average each worker takes for each step.
 
     Args:
         sigma: each step of each worker takes exp(sigma z - sigma^2 / 2) times as long, z standard normal: mean 1.
-        slow: how many workers, the last ranks, always take `factor` times as long.
+        slow: number of workers, the last ranks, that always take `factor` times as long.
         factor: at least 1.
     """
 
@@ -45,11 +45,11 @@ class Stragglers:
     factor: float = 1.0
 
     def columns(self, workers: int) -> int:
-        """Return how many different workers there are."""
+        """Return the number of distinguishable workers."""
         return workers if self.sigma else 1 + (0 < self.slow < workers)
 
     def draw(self, steps: int, workers: int, source: np.random.Generator) -> Array:
-        """Return factors [steps, columns]; workers that are always alike share a column."""
+        """Return factors [steps, columns]; workers that are always equally fast share a column."""
         if self.sigma:
             z = source.standard_normal((steps, workers))
             z *= self.sigma
@@ -61,7 +61,7 @@ class Stragglers:
 
 @dataclass(frozen=True)
 class Failures:
-    """How often a worker fails, `rate` times an hour, and the `seconds` until the group goes on."""
+    """A worker fails `rate` times per hour; the group continues after a pause of `seconds`."""
 
     rate: float
     seconds: float
@@ -70,14 +70,14 @@ class Failures:
 class _Round(NamedTuple):
     started: int  # step
     landed: int  # step
-    seconds: float  # on the wire
+    seconds: float  # on the network
 
 
 def parse_stragglers(spec: str | None, workers: int) -> Stragglers:
-    """Return what ``lognormal:SIGMA`` or ``slow:K:FACTOR`` describes; None: nobody is slower.
+    """Return the stragglers of ``lognormal:SIGMA`` or ``slow:K:FACTOR``; for None, all workers are equally fast.
 
     Raises:
-        UsageError: it is neither, or a number is out of its range.
+        UsageError: the specification is malformed, or a number is out of range.
     """
     if spec is None:
         return Stragglers()
@@ -95,10 +95,10 @@ def parse_stragglers(spec: str | None, workers: int) -> Stragglers:
 
 
 def parse_failures(spec: str | None) -> Failures | None:
-    """Return what ``RATE:SECONDS`` describes; None: nobody fails.
+    """Return the failures of ``RATE:SECONDS``; for None, no worker fails.
 
     Raises:
-        UsageError: it is something else, or a number is out of its range.
+        UsageError: the specification is malformed, or a number is out of range.
     """
     if spec is None:
         return None
@@ -113,19 +113,19 @@ def parse_failures(spec: str | None) -> Failures | None:
 
 @dataclass(frozen=True)
 class VirtualClock:
-    """Turns the trace of a run into seconds.
+    """Converts the trace of a run to seconds.
 
     Args:
-        link: how each worker is joined to the switch.
-        workers: how many, at least 1.
-        compute: seconds of a local step of a worker by itself.
-        round_compute: seconds of a worker's own work in a round, without the calls and without the probe.
+        link: between each worker and the switch.
+        workers: at least 1.
+        compute: seconds of a local step.
+        round_compute: seconds of a worker's own work in a round, without collectives and probes.
         stragglers: ``lognormal:SIGMA`` or ``slow:K:FACTOR``, see `parse_stragglers`.
         failures: ``RATE:SECONDS``, see `parse_failures`.
-        seed: of what is drawn for both.
+        seed: of stragglers and failures.
 
     Raises:
-        UsageError: a number or a spec is wrong.
+        UsageError: a number or a specification is invalid.
     """
 
     link: Link
@@ -145,45 +145,45 @@ class VirtualClock:
         parse_stragglers(self.stragglers, self.workers)
         parse_failures(self.failures)
 
-    def price(self, call: Call) -> float:
-        """Return the seconds of one collective, from when the last worker arrives to when the last one has all.
+    def cost(self, call: Call) -> float:
+        """Return the seconds from the last worker's entry into a collective to the last worker's result.
 
         Raises:
-            DataError: there is no such verb.
+            DataError: the verb is unknown.
         """
         return seconds_of(call, self.link)
 
     def seconds(self, trace: Trace, steps: int, probe_seconds: float = 0.0) -> Array:
-        """Return [steps + 1] seconds: element k is when the last worker is done with step k, its rounds included.
+        """Return [steps + 1] seconds: element k is when the last worker has finished step k and its rounds.
 
-        A round starts when the slowest worker has reached it and the wire is free; its calls follow one another.
-        Who reaches the step where it lands before it has arrived waits there. Rounds that would land after the
-        last step land at the last step; those that would start after it are left out.
+        A round starts when the slowest worker has reached it and the network is free; its calls follow one
+        another. A worker that reaches the landing step before the round has arrived waits. Rounds that would land
+        after the last step land at the last step; rounds that would start after it are ignored.
 
         Args:
             trace: what was sent, and when.
             steps: local steps of each worker.
-            probe_seconds: of all probes of a worker together; shared out evenly among the rounds.
+            probe_seconds: of all probes of a worker; spread evenly over the rounds.
 
         Raises:
-            DataError: the trace has a call that there is not.
-            UsageError: failures are so frequent that the group would hardly get from one round to the next.
+            DataError: the trace has an unknown call.
+            UsageError: failures are so frequent that rounds would practically never complete.
         """
         rounds = self._rounds(trace, steps)
         own = self.round_compute + probe_seconds / max(1, len(rounds))
         done = self._without_failures(rounds, steps, own)
         failures = parse_failures(self.failures)
-        return self._with_failures(done, {this.landed for this in rounds}, failures) if failures else done
+        return self._with_failures(done, {round_.landed for round_ in rounds}, failures) if failures else done
 
     def _rounds(self, trace: Trace, steps: int) -> list[_Round]:
-        known: dict[tuple[Call, ...], float] = {}
-        found: list[_Round] = []
+        costs: dict[tuple[Call, ...], float] = {}
+        rounds: list[_Round] = []
         for started, landed, calls in trace:
-            if calls not in known:
-                known[calls] = sum(map(self.price, calls))
+            if calls not in costs:
+                costs[calls] = sum(map(self.cost, calls))
             if started <= steps:
-                found.append(_Round(started, min(landed, steps), known[calls]))
-        return found
+                rounds.append(_Round(started, min(landed, steps), costs[calls]))
+        return rounds
 
     def _without_failures(self, rounds: Sequence[_Round], steps: int, own: float) -> Array:
         stragglers = parse_stragglers(self.stragglers, self.workers)
@@ -191,8 +191,8 @@ class VirtualClock:
         starting, landing = _by_step(rounds, "started"), _by_step(rounds, "landed")
         done = np.zeros(steps + 1)
         now = np.zeros(stragglers.columns(self.workers))  # each worker's clock
-        arrivals: dict[int, float] = {}  # of rounds under way
-        free = 0.0  # from when on the wire is
+        arrivals: dict[int, float] = {}  # of rounds in flight
+        free_at = 0.0  # when the network is free again
         reached = 0
         for step in sorted({*range(0, steps, BLOCK), steps, *starting, *landing}):
             if step > reached:
@@ -205,39 +205,39 @@ class VirtualClock:
                 if i in arrivals:
                     now = np.maximum(now, arrivals.pop(i)) + own
             for i in starting[step]:
-                free = max(float(now.max()), free) + rounds[i].seconds
+                free_at = max(float(now.max()), free_at) + rounds[i].seconds
                 if rounds[i].landed == step:
-                    now = np.full_like(now, free + own)
+                    now = np.full_like(now, free_at + own)
                 else:
-                    arrivals[i] = free
+                    arrivals[i] = free_at
             done[step] = now.max()
         return done
 
     def _with_failures(self, done: Array, landings: Collection[int], failures: Failures) -> Array:
-        """Return `done`, later by what failures cost: the work since the last round, done again, and the pause."""
+        """Return `done` delayed by failures: each costs the work since the last round, and the pause."""
         bounds = np.array(sorted({0, *landings, len(done) - 1}))
-        parts = np.diff(done[bounds])
-        between = 3600 / (failures.rate * self.workers)  # seconds, mean
-        if parts.size and parts.max() > HOPELESS * between:
+        intervals = np.diff(done[bounds])
+        mean_gap = 3600 / (failures.rate * self.workers)  # seconds, mean
+        if intervals.size and intervals.max() > MAX_FAILURES * mean_gap:
             raise UsageError(
-                f"failures {self.failures!r}: expected at most {HOPELESS:g} between two rounds, found one every "
-                f"{between:.3g} s and rounds up to {parts.max():.3g} s apart; lower RATE, or n"
+                f"failures {self.failures!r}: expected at most {MAX_FAILURES:g} between two rounds, found one "
+                f"every {mean_gap:.3g} s and rounds up to {intervals.max():.3g} s apart; lower RATE, or n"
             )
         source = np.random.default_rng(mix(self.seed, "failures"))
-        lost = np.zeros(len(parts))
-        until = source.exponential(between)
-        for i, part in enumerate(parts.tolist()):
-            while until < part:
-                lost[i] += until + failures.seconds
-                until = source.exponential(between)
-            until -= part
+        lost = np.zeros(len(intervals))
+        until_failure = source.exponential(mean_gap)
+        for i, interval in enumerate(intervals.tolist()):
+            while until_failure < interval:
+                lost[i] += until_failure + failures.seconds
+                until_failure = source.exponential(mean_gap)
+            until_failure -= interval
         done[1:] += np.repeat(lost.cumsum(), np.diff(bounds))
         return done
 
 
 def _by_step(rounds: Sequence[_Round], event: str) -> defaultdict[int, list[int]]:
-    """Return which rounds, as indices, have their event at which step."""
-    found: defaultdict[int, list[int]] = defaultdict(list)
-    for i, this in enumerate(rounds):
-        found[getattr(this, event)].append(i)
-    return found
+    """Return for each step the indices of the rounds whose event ("started" or "landed") is there."""
+    by_step: defaultdict[int, list[int]] = defaultdict(list)
+    for i, round_ in enumerate(rounds):
+        by_step[getattr(round_, event)].append(i)
+    return by_step

@@ -1,6 +1,6 @@
-"""What comparisons found, for people and spreadsheets: a page, Markdown tables, CSV.
+"""Reports of comparisons: an HTML page, Markdown tables, CSV.
 
-All three take the sections of `bench.compare.analysis.analyse`.
+All three take the sections that `swarmstep.compare.analysis.analyse` returns.
 """
 
 from swarmstep.report.markdown import markdown

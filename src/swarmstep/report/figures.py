@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from swarmstep.compare.analysis import Distrusted, Estimate, Section
+from swarmstep.compare.sections import Distrusted, Section
+from swarmstep.compare.statistics import Estimate
 from swarmstep.report.labels import DASH, interval, ranges, target_of, value
 
 MANY = 8  # curves: if there are more, not all are shown at first

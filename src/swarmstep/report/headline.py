@@ -7,7 +7,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from swarmstep.compare.analysis import Estimate, MethodRow, Section
+from swarmstep.compare.sections import MethodRow, Section
+from swarmstep.compare.statistics import Estimate
 from swarmstep.report.labels import DASH, at_target, chosen, interval, plural, ranked_by, value
 
 AT_END = "At the end"

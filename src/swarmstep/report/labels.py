@@ -1,4 +1,4 @@
-"""How numbers and findings are put into words; what is not known is a dash, never NaN."""
+"""Texts for numbers and conclusions; unknown values are a dash, never NaN."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from swarmstep.compare.analysis import Estimate, MethodRow, Section
+from swarmstep.compare.sections import MethodRow, Section
+from swarmstep.compare.statistics import Estimate
 from swarmstep.train.progress import in_bytes
 
-DASH = "\N{EN DASH}"  # for what is not known
+DASH = "\N{EN DASH}"  # for unknown values
 NONE = Estimate(math.nan, math.nan, math.nan, 0)
 
 
 def duration(seconds: float) -> str:
-    """Return a duration as people say it: "45 ms", "12.3 s", "3 min 20 s", "2 h 5 min"."""
+    """Return a duration in readable units: "45 ms", "12.3 s", "3 min 20 s", "2 h 5 min"."""
     if 0 < seconds < 0.9995:
         return f"{seconds * 1e3:.0f} ms" if seconds >= 0.0095 else f"{seconds * 1e3:.2g} ms"
     if seconds < 59.95:
@@ -41,12 +42,12 @@ FORMS: Mapping[str, Callable[[float], str]] = {
 
 
 def value(number: float, kind: str) -> str:
-    """Return a number of a kind in `FORMS` as people read it; a dash where it is not finite."""
+    """Return a number of a kind in `FORMS` as text; a dash if it is not finite."""
     return FORMS[kind](number) if math.isfinite(number) else DASH
 
 
 def interval(estimate: Estimate, kind: str) -> str:
-    """Return "low to high"; "" where there is none, or where it reads the same as the mean."""
+    """Return "low to high"; "" if there is no interval, or if it reads the same as the mean."""
     if not (math.isfinite(estimate.low) and math.isfinite(estimate.high)):
         return ""
     low, high = value(estimate.low, kind), value(estimate.high, kind)
@@ -54,7 +55,7 @@ def interval(estimate: Estimate, kind: str) -> str:
 
 
 def name(row: MethodRow) -> str:
-    """Return what a row is about: "swarm, n = 64"."""
+    """Return the method of a row and its n: "swarm, n = 64"."""
     return f"{row.method}, n = {row.every}"
 
 
@@ -64,28 +65,27 @@ def plural(count: int, noun: str) -> str:
 
 
 class Quantity(NamedTuple):
-    """What a section is ranked by: a kind of `FORMS`, whether at the target, and the superlative for it."""
+    """What a section is ranked by: a kind of `FORMS`, whether at the target, and a heading for the best."""
 
     kind: str
     at_target: bool
     best: str
 
     def of(self, row: MethodRow) -> Estimate:
-        """Return what a row has; NaN where not all of its seeds reached the target."""
+        """Return the quantity of a row; NaN if not all of its seeds reached the target."""
         if not self.at_target:
             return getattr(row, self.kind)
         return at_target(row, self.kind)
 
 
 def at_target(row: MethodRow, kind: str) -> Estimate:
-    """Return what reaching the target cost; NaN unless all seeds did: a mean over some would flatter."""
-    found = row.to_target
-    return getattr(found, kind) if found and found.reached == found.count else NONE
+    """Return the cost of reaching the target; NaN unless all seeds did: a mean over some would be biased."""
+    costs = row.to_target
+    return getattr(costs, kind) if costs and costs.reached == costs.count else NONE
 
 
 def ranked_by(section: Section) -> Quantity:
-    """Return what the ranks of a section are about."""
-
+    """Return the quantity by which the rows of a section are ranked."""
     if section.target and any(math.isfinite(at_target(row, "seconds").mean) for row in section.rows):
         return Quantity("seconds", True, f"Soonest at {section.target}")
     if section.target:
@@ -96,7 +96,7 @@ def ranked_by(section: Section) -> Quantity:
 
 
 class Conclusion(NamedTuple):
-    """A section in one sentence, in three parts: "Soonest at ...", "swarm, n = 64", "1.2 times as fast as ..."."""
+    """A section in one sentence of three parts: "Soonest at ...", "swarm, n = 64", "1.2 times as fast as ..."."""
 
     question: str
     winner: str
@@ -107,7 +107,7 @@ class Conclusion(NamedTuple):
 
 
 def answer(section: Section) -> Conclusion:
-    """Return what a section says, or why it does not."""
+    """Return the conclusion of a section, or why there is none."""
     by = ranked_by(section)
     ranked = [row for row in section.rows if row.rank is not None]
     if not ranked:
@@ -117,32 +117,32 @@ def answer(section: Section) -> Conclusion:
     if len(leading) > 1:
         named = [name(row) for row in leading[:4]]
         more = [f"{len(leading) - 4} more"] if len(leading) > 4 else []
-        return Conclusion(by.best, "not distinguishable", "between " + _listed(named + more))
+        return Conclusion(by.best, "not distinguishable", "between " + _enumeration(named + more))
     best, behind = leading[0], ranked[1:]
     others = [row for row in behind if row.method != best.method] or behind
-    sure = [row for row in section.rows if row.to_target and row.to_target.reached == row.to_target.count]
-    alone = "the only one that reached it with all its seeds" if by.at_target and sure == [best] else ""
-    return Conclusion(by.best, name(best), _ahead(best, others[0], by) if others else alone)
+    complete = [row for row in section.rows if row.to_target and row.to_target.reached == row.to_target.count]
+    only = "the only one that reached it with all its seeds" if by.at_target and complete == [best] else ""
+    return Conclusion(by.best, name(best), _lead(best, others[0], by) if others else only)
 
 
-def _ahead(best: MethodRow, other: MethodRow, by: Quantity) -> str:
-    ours, theirs = by.of(best).mean, by.of(other).mean
+def _lead(best: MethodRow, other: MethodRow, by: Quantity) -> str:
+    first, second = by.of(best).mean, by.of(other).mean
     if not by.at_target:
-        return f"{value(ours, by.kind)}; {name(other)} has {value(theirs, by.kind)}"
-    if not (ours > 0 and math.isfinite(theirs)):
+        return f"{value(first, by.kind)}; {name(other)} has {value(second, by.kind)}"
+    if not (first > 0 and math.isfinite(second)):
         return ""
-    times = f"{theirs / ours:.2g}" if theirs < 10 * ours else f"{theirs / ours:.0f}"
+    ratio = f"{second / first:.2g}" if second < 10 * first else f"{second / first:.0f}"
     if by.kind == "seconds":
-        return f"{times} times as fast as {name(other)}"
-    return f"{name(other)} takes {times} times as many"
+        return f"{ratio} times as fast as {name(other)}"
+    return f"{name(other)} takes {ratio} times as many"
 
 
-def _listed(words: Sequence[str]) -> str:
+def _enumeration(words: Sequence[str]) -> str:
     return " and ".join([*([", ".join(words[:-1])] if len(words) > 1 else []), *words[-1:]])
 
 
 def timing(section: Section) -> str:
-    """Return what the seconds of a section are."""
+    """Return where the seconds of a section come from."""
     if section.real:
         return f"seconds measured in real processes{f' over {section.link}' if section.link else ''}"
     if section.link:
@@ -151,20 +151,20 @@ def timing(section: Section) -> str:
 
 
 def chosen(row: MethodRow) -> str:
-    """Return the settings of a row and out of how many tuning chose them."""
+    """Return the settings of a row, and how many tuning compared."""
     settings = ", ".join(f"{key} {text}" for key, text in row.chosen.items())
-    tried = f"best of {row.tried}" if row.tried > 1 else ""
-    return f"{settings} ({tried})" if settings and tried else settings or tried or DASH
+    best_of = f"best of {row.tried}" if row.tried > 1 else ""
+    return f"{settings} ({best_of})" if settings and best_of else settings or best_of or DASH
 
 
 def target_of(section: Section) -> tuple[str, float] | None:
-    """Return ("accuracy" or "loss", the number) of the target that `section.target` tells in words."""
+    """Return ("accuracy" or "loss", the number) of the target that `section.target` describes."""
     number = re.search(r"-?\d+(?:\.\d+)?(?:e-?\d+)?$", section.target)
     return ("loss" if "loss" in section.target else "accuracy", float(number[0])) if number else None
 
 
 def ranges(numbers: Sequence[int]) -> str:
-    """Return "0 to 4, 7": sorted numbers, neighbours in one."""
+    """Return sorted numbers as ranges: "0 to 4, 7"."""
     spans: list[list[int]] = []
     for number in numbers:
         if spans and spans[-1][1] == number - 1:

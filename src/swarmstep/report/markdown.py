@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from swarmstep.compare.analysis import Estimate, MethodRow, Section
+from swarmstep.compare.sections import MethodRow, Section
+from swarmstep.compare.statistics import Estimate
 from swarmstep.report.labels import DASH, answer, at_target, chosen, interval, timing, value
 
 
 def markdown(sections: Sequence[Section]) -> str:
-    """Return a table for each section under its title and its answer; what no row knows has no column."""
+    """Return a table for each section under its title and conclusion, without columns that no row knows."""
     return "\n".join(_section(section) for section in sections)
 
 
@@ -40,12 +41,12 @@ def _section(section: Section) -> str:
 
 
 def _cells(rows: Sequence[MethodRow], kind: str, of: Callable[[MethodRow], Estimate]) -> list[str]:
-    found: list[str] = []
+    cells: list[str] = []
     for row in rows:
         estimate = of(row)
         between = interval(estimate, kind)
-        found.append(value(estimate.mean, kind) + (f" ({between})" if between else ""))
-    return found
+        cells.append(value(estimate.mean, kind) + (f" ({between})" if between else ""))
+    return cells
 
 
 def _reached(row: MethodRow) -> str:
@@ -53,5 +54,5 @@ def _reached(row: MethodRow) -> str:
 
 
 def _plain(text: str) -> str:
-    """Return text that Markdown takes for itself, in one line: names may hold anything."""
+    """Return text escaped for Markdown, in one line: names may contain anything."""
     return re.sub(r"([\\`*_\[\]<>|#&~])", r"\\\1", " ".join(text.split()))

@@ -1,4 +1,4 @@
-"""All rows of all sections as CSV, all numbers raw: for spreadsheets and data frames."""
+"""All rows of all sections as CSV with unrounded numbers, for spreadsheets and data frames."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import io
 import math
 from collections.abc import Sequence
 
-from swarmstep.compare.analysis import Estimate, MethodRow, Section
+from swarmstep.compare.sections import MethodRow, Section
+from swarmstep.compare.statistics import Estimate
 from swarmstep.report.labels import NONE
 
 
 def csv(sections: Sequence[Section]) -> str:
-    """Return a line for each row of each section under one line of heads; what is not known is empty.
+    """Return a header line and a line for each row of each section; unknown values are empty.
 
     Each estimate takes four columns: its mean under its name, then NAME_low, NAME_high (95 % interval) and
     NAME_count (seeds). `target_*` are means over the seeds that reached the target: `reached` of `of`.

@@ -32,8 +32,8 @@ def every(n: int, steps: int, size: int = 4) -> Trace:
     return trace_of(*((k, k) for k in range(n, steps + 1, n)), calls=calls)
 
 
-def price(verb: str, sent: int, size: int = 4, link: Link = SLOW) -> float:
-    return VirtualClock(link, size, 0.0).price(Call(verb, sent, size))
+def cost_of(verb: str, sent: int, size: int = 4, link: Link = SLOW) -> float:
+    return VirtualClock(link, size, 0.0).cost(Call(verb, sent, size))
 
 
 # Time
@@ -50,9 +50,9 @@ def test_one_worker_takes_its_own_work_only() -> None:
     np.testing.assert_allclose(seconds, [0, 1, 2.75, 3.75, 5.5])
 
 
-def test_a_round_adds_its_price_to_the_step_at_which_it_happens() -> None:
+def test_a_round_adds_its_cost_to_the_step_at_which_it_happens() -> None:
     clock = VirtualClock(SLOW, 4, 0.1)
-    cost = clock.price(Call("gather", 16, 4)) + clock.price(Call("mean", MILLION, 4))
+    cost = clock.cost(Call("gather", 16, 4)) + clock.cost(Call("mean", MILLION, 4))
     seconds = clock.seconds(every(3, 9), 10)
     np.testing.assert_allclose(seconds, [0.1 * k + cost * (k // 3) for k in range(11)])
 
@@ -60,11 +60,11 @@ def test_a_round_adds_its_price_to_the_step_at_which_it_happens() -> None:
 def test_gradient_averaging_pays_at_every_step() -> None:
     clock = VirtualClock(SLOW, 4, 0.1)
     seconds = clock.seconds(trace_of(*((k, k) for k in range(1, 8))), 7)
-    np.testing.assert_allclose(np.diff(seconds), 0.1 + price("mean", MILLION))
+    np.testing.assert_allclose(np.diff(seconds), 0.1 + cost_of("mean", MILLION))
 
 
 def test_a_delay_hides_the_wire() -> None:
-    cost = price("mean", MILLION)
+    cost = cost_of("mean", MILLION)
     clock = VirtualClock(SLOW, 4, cost / 4)
     hidden = clock.seconds(trace_of((10, 15), (20, 25)), 30)
     np.testing.assert_allclose(hidden, cost / 4 * np.arange(31))
@@ -76,20 +76,20 @@ def test_a_delay_hides_the_wire() -> None:
 
 
 def test_rounds_under_way_queue_for_the_wire() -> None:
-    cost = price("mean", MILLION)
+    cost = cost_of("mean", MILLION)
     seconds = VirtualClock(SLOW, 4, cost / 10).seconds(trace_of((1, 6), (2, 7)), 10)
     assert seconds[6] == pytest.approx(1.1 * cost)
     assert seconds[7] == pytest.approx(2.1 * cost)  # not 1.2: the wire is free at 1.1
 
 
 def test_a_round_at_once_waits_for_the_wire_too() -> None:
-    cost = price("mean", MILLION)
+    cost = cost_of("mean", MILLION)
     seconds = VirtualClock(SLOW, 4, cost / 10).seconds(trace_of((2, 2), (1, 9)), 10)
     assert seconds[2] == pytest.approx(2.1 * cost)
 
 
 def test_what_is_under_way_at_the_end_lands_there() -> None:
-    cost = price("mean", MILLION)
+    cost = cost_of("mean", MILLION)
     seconds = VirtualClock(SLOW, 4, cost / 10, round_compute=1.0).seconds(trace_of((9, 14), (11, 16)), 10)
     np.testing.assert_allclose(seconds[9:], [0.9 * cost, 1.9 * cost + 1.0])
 
@@ -121,7 +121,7 @@ def test_the_others_wait_for_a_straggler_at_the_start_and_where_the_round_lands(
     np.testing.assert_allclose(clock.seconds(trace_of((2, 6), calls=()), 7), 3.0 * np.arange(8))
     one = Call("mean", MILLION, 4)
     slow = VirtualClock(SLOW, 2, 0.1, stragglers="slow:1:3")
-    expected = 0.6 + slow.price(one)  # from when the slow one is at step 2
+    expected = 0.6 + slow.cost(one)  # from when the slow one is at step 2
     assert slow.seconds(trace_of((2, 3), calls=(one,)), 3)[3] == pytest.approx(max(expected, 0.9))
 
 
@@ -157,7 +157,7 @@ def test_lognormal_rounds_against_a_clock_of_each_worker() -> None:
                 now = [max(t, arrives[started]) for t in now]
         for started, landed in rounds:
             if started == step:
-                free = arrives[started] = max(*now, free) + price("mean", MILLION)
+                free = arrives[started] = max(*now, free) + cost_of("mean", MILLION)
                 now = [free] * 3 if landed == started else now
         expected.append(max(now))
     landing = sorted(rounds, key=lambda this: this[1])

@@ -1,0 +1,134 @@
+"""What an analysis returns and a report shows: one section for each condition, with rows, curves and costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from swarmstep.compare.statistics import Estimate
+
+
+class ToTarget(NamedTuple):
+    """What it cost to reach the target, over the `reached` of `count` seeds that did; failed runs count as seeds.
+
+    The target is reached at the first evaluation that meets it, so costs are known to one evaluation interval.
+    """
+
+    reached: int
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride]  # tuple.count, which nobody calls
+    steps: Estimate
+    bytes: Estimate
+    seconds: Estimate
+
+
+@dataclass(frozen=True)
+class MethodRow:
+    """One method at one n.
+
+    Args:
+        method: as given to --strategies.
+        every: n.
+        chosen: the settings that tuning chose, as text: name -> value; learning rate and outer settings.
+        tried: how many settings tuning compared.
+        seeds: of the finished runs.
+        failed: the reason of each failed run.
+        accuracy, loss: on the test set, at the end.
+        bytes, seconds: of the whole run.
+        to_target: None without a target.
+        rank: 1 for the best; None if the row is not ranked (fewer than 3 seeds, for example).
+        verdict: "best", "not distinguishable from the best", "behind by 0.012 ± 0.004" or "not ranked: 1 seed";
+            followed by "; 1 of 3 runs failed" if runs failed.
+        stops: whether the runs stop when they reach a target, so that their values at the end mean nothing else.
+    """
+
+    method: str
+    every: int
+    chosen: Mapping[str, str]
+    tried: int
+    seeds: tuple[int, ...]
+    failed: tuple[str, ...]
+    accuracy: Estimate
+    loss: Estimate
+    bytes: Estimate
+    seconds: Estimate
+    to_target: ToTarget | None
+    rank: int | None
+    verdict: str
+    stops: bool = False
+
+
+class CurvePoint(NamedTuple):
+    """Test accuracy and loss after `step` steps; bytes and seconds are means over the seeds."""
+
+    step: int
+    bytes: float
+    seconds: float
+    accuracy: Estimate
+    loss: Estimate
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One method at one n over the course of training."""
+
+    method: str
+    every: int
+    points: tuple[CurvePoint, ...]
+
+
+@dataclass(frozen=True)
+class Distrusted:
+    """Which ranks a run distrusted, as (first step, ranks) for each change; `steps` is the length of the run."""
+
+    method: str
+    every: int
+    seed: int
+    changes: tuple[tuple[int, tuple[int, ...]], ...]
+    steps: int
+
+
+class ClockError(NamedTuple):
+    """Seconds of real processes and of the virtual clock, means over the seeds, and the relative error.
+
+    The error is that of the seed where it is largest; 0.1 means that the virtual clock says 10 % too much.
+    """
+
+    method: str
+    every: int
+    real: float
+    virtual: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Section:
+    """Everything that was compared under one condition.
+
+    Args:
+        title: such as "mnist lenet5, 4 workers, bad-labels:1".
+        condition: what all rows have in common: name -> value.
+        link: whose seconds are shown: of the real network or of the virtual clock; "" for none.
+        real: whether the seconds were measured in real processes.
+        target: such as "test accuracy 0.95"; "" for none.
+        rows: the best first; rows that are not ranked at the end.
+        curves, trust, clock_errors: for the figures of the page.
+        by_n: method -> [(n, accuracy at the end), ...].
+        command: what made the results.
+        environment: name -> value.
+        cells: number of runs, including tuning and failed ones.
+    """
+
+    title: str
+    condition: Mapping[str, str]
+    link: str
+    real: bool
+    target: str
+    rows: tuple[MethodRow, ...]
+    curves: tuple[Curve, ...]
+    by_n: Mapping[str, tuple[tuple[int, Estimate], ...]]
+    trust: tuple[Distrusted, ...]
+    clock_errors: tuple[ClockError, ...]
+    command: str
+    environment: Mapping[str, str]
+    cells: int
