@@ -4,7 +4,8 @@ import torch
 
 from swarmstep.train.build import resolve
 from swarmstep.train.config import Config
-from swarmstep.train.trainer import Job, simulated
+from swarmstep.train.job import Job
+from swarmstep.train.lockstep import simulated
 from swarmstep.workloads import load
 
 torch.set_num_threads(1)

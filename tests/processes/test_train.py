@@ -19,7 +19,8 @@ from swarmstep import STRATEGIES
 from swarmstep.errors import CheckpointError, NotFinite, UsageError
 from swarmstep.train.build import resolve
 from swarmstep.train.config import Config
-from swarmstep.train.trainer import Job, simulated
+from swarmstep.train.job import Job
+from swarmstep.train.lockstep import simulated
 from swarmstep.workloads import load
 
 EVERY_STRATEGY = sorted({*STRATEGIES, "synchronous"})
@@ -261,7 +262,8 @@ def test_real_data_through_real_loaders(tmp_path: Path) -> None:
         pytest.skip(f"no real MNIST in {REAL}")
     from swarmstep.train.build import resolve
     from swarmstep.train.config import Config
-    from swarmstep.train.trainer import Job, simulated
+    from swarmstep.train.job import Job
+    from swarmstep.train.lockstep import simulated
 
     workload = load("mnist", REAL)
     wish = resolve(Config("mnist", workers=2, steps=30, every=8, model="mlp"), workload)

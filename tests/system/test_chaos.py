@@ -43,7 +43,7 @@ from swarmstep.network.link import Link
 from swarmstep.network.namespaces import Network, check_rights
 from swarmstep.signal import Layout
 from swarmstep.strategies import STRATEGIES
-from swarmstep.train.events import shared_print
+from swarmstep.train.worker_events import shared_print
 
 pytest_plugins = ["lent"]
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,11 +128,17 @@ def parse(spec: str | None, workers: int, seed: int) -> Fault | None:
     return Fault(kind, count, number, workers, seed)
 
 
-def injector(spec: str | None, workers: int, seed: int, rank: int) -> FaultInjector | None:
-    """Return what injects the fault that `spec` names into the worker `rank`; None without one.
+@contextlib.contextmanager
+def injected(spec: str | None, workers: int, seed: int, rank: int) -> Generator[FaultInjector | None]:
+    """Inject the fault that `spec` names into the worker `rank`, for as long as the block runs.
 
     Raises:
         UsageError: as in `parse`.
     """
     fault = parse(spec, workers, seed)
-    return FaultInjector(fault, rank) if fault else None
+    if fault is None:
+        yield None
+        return
+    injector = FaultInjector(fault, rank)
+    with fault_points.interfering(injector):
+        yield injector

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
 from swarmstep import fault_points
-from swarmstep.comm.data_parallel import data_parallel, limited
-from swarmstep.comm.metered import Call, Metered, Traffic
+from swarmstep.comm.data_parallel import data_parallel
+from swarmstep.comm.group import Group
+from swarmstep.comm.metered import Call, Metered
 from swarmstep.runtime.flat import Flat
 from swarmstep.runtime.gradients import average_gradients
+from swarmstep.signal import Round
 from swarmstep.train.config import DDP, Config
 from swarmstep.train.local_step import check_finite
 
@@ -24,16 +26,17 @@ class GradientAveraging:
 
     def __init__(self, config: Config, model: nn.Module, comm: Metered) -> None:
         self._by_torch = config.strategy == DDP
+        self._strategy = config.strategy
         self._flat = Flat(model)
         self._model, self._comm = model, comm
         self.module = data_parallel(model) if self._by_torch else model
 
-    def backward(self, loss: Tensor) -> None:
-        """Compute the gradients; with DDP also their mean."""
-        with limited("DistributedDataParallel"):
-            loss.backward()
+    @classmethod
+    def of(cls, config: Config, model: nn.Module, comm: Group) -> GradientAveraging | None:
+        """Return what averages the gradients of a run, None where nothing does."""
+        return cls(config, model, Metered(comm)) if config.averages_gradients else None
 
-    def share(self, step: int) -> Traffic:
+    def reduce(self, step: int) -> Round:
         """Replace all gradients by their mean, and return what this worker sent and received for it.
 
         DDP has done so by now; what is counted then is a ring all-reduce of the gradients.
@@ -41,14 +44,23 @@ class GradientAveraging:
         Raises:
             NotFinite: names the ranks with a gradient that is not finite; on all ranks. DDP does not look.
         """
+        began = self._comm.clock()
         with self._comm.counting() as traffic:
             if self._by_torch:
-                octets = sum(p.grad.nbytes for p in self._model.parameters() if p.grad is not None)
-                moved = 2 * (self._comm.size - 1) * octets // self._comm.size
-                self._comm.count(Call("mean", octets, self._comm.size), moved, moved)
+                size = sum(p.grad.nbytes for p in self._model.parameters() if p.grad is not None)
+                moved = 2 * (self._comm.size - 1) * size // self._comm.size
+                self._comm.count(Call("mean", size, self._comm.size), moved, moved)
             else:
                 self._average(step)
-        return traffic
+        seconds = self._comm.clock() - began
+        calls = tuple(traffic.calls)
+        return Round(
+            step, self._strategy, 0, self._comm.size, (), traffic.sent, traffic.received, calls, seconds, 0.0, ()
+        )
+
+    def finish(self) -> None:
+        """Raise NotFinite, on all ranks, where the model of some rank is not finite. Collective."""
+        check_finite(self._flat.read(), "after the last step: the model", self._comm)
 
     def _average(self, step: int) -> None:
         own = self._flat.gradient()

@@ -6,8 +6,9 @@ import contextlib
 import math
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -116,6 +117,11 @@ def describe(progress: Progress) -> str:
     )
 
 
+def describe_distrust(worker: Mapping[str, Any]) -> str:
+    """Return which worker is left out, since when and why; `worker` has the fields of a `Distrust`."""
+    return f"rank {worker['rank']} since step {worker['since']}: {worker['why']}"
+
+
 def in_bytes(count: float) -> str:
     """Return a number of bytes as people read it."""
     for unit in ("B", "kB", "MB", "GB"):
@@ -130,8 +136,6 @@ def _losses(losses: list[float]) -> str:
     return " ".join(shown) + (f" and {len(losses) - 8} more" if len(losses) > 8 else "")
 
 
-def choose_view(rank: int, title: str) -> View:
-    """Return the view for this rank: live where standard error is a terminal."""
-    if rank:
-        return View()
+def choose_view(title: str) -> View:
+    """Return a live view where standard error is a terminal, else one of plain lines."""
     return LiveView(title) if sys.stderr and sys.stderr.isatty() else Lines()

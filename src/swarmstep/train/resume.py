@@ -1,67 +1,78 @@
-"""A run goes on from a checkpoint, with as many workers as then or with others."""
+"""A run goes on from a checkpoint, with as many workers as before or with another number of them."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
-
-import torch
-from torch import nn
 
 from swarmstep.errors import CheckpointError
 from swarmstep.runtime.flat import Flat
-from swarmstep.runtime.synchronizer import Synchronizer
 from swarmstep.train.config import FREE, Config
-from swarmstep.train.feed import Feed
+from swarmstep.train.trainer import Trainer
 
 
-def restore(
-    config: Config,
-    states: Mapping[int, dict[str, Any]],
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    sync: Synchronizer,
-    feed: Feed,
-) -> dict[str, Any]:
-    """Load this rank's part of a checkpoint, and return it.
+def restore(trainer: Trainer, states: Mapping[int, dict[str, Any]], folder: Path) -> dict[str, Any]:
+    """Load this rank's part of a checkpoint into a new trainer, and return it.
 
     With another number of workers the first ranks go on as they were. One that is new starts at the mean of the
-    workers then, as a new particle, with the optimizer's state of rank 0.
+    checkpoint's workers, as a new particle, with the optimizer's state of rank 0.
 
     Args:
-        config: of this run; must be that of the checkpoint, but for `FREE`.
-        states: by rank, as they were saved: of all ranks then, or where the number is as it was, of this one.
-        model: to load into.
-        optimizer: to load into.
-        sync: to load into.
-        feed: to load into.
+        trainer: of this rank; its config must be that of the checkpoint, but for `FREE`.
+        states: what `Trainer.checkpoint` returned, by rank: of all ranks, or of this one if their number is as it
+            was.
+        folder: where they were read, for errors.
 
     Raises:
         CheckpointError: names what differs.
     """
+    try:
+        return _restore(trainer, states)
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+        why = " ".join(str(error).split())  # the workload's code has changed since
+        raise CheckpointError(f"{folder}: does not fit this run: {why}; start a new one") from error
+
+
+def _restore(trainer: Trainer, states: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
+    sync, model = trainer.sync, trainer.model
     rank, size = sync.comm.rank, sync.comm.size
     before = int(next(iter(states.values()))["sync"]["configuration"]["world size"])
-    mine = states[rank if rank < before else 0]
-    for field, expected in dataclasses.asdict(config).items():
-        found = mine["config"][field]
-        if field not in FREE and found != expected:
-            raise CheckpointError(
-                f"checkpoint: {field}: expected {expected!r}, found {found!r}; it is of another run"
-            )
-    model.load_state_dict(mine["model"])
+    state = states[rank if rank < before else 0]
+    _check_config(trainer.config, state["config"])
+    model.load_state_dict(state["model"])
     if rank >= before:
-        flat = Flat(model)
-        total = flat.read().zero_()
-        for state in states.values():
-            model.load_state_dict(state["model"])
-            total += flat.read()
-        model.load_state_dict(mine["model"])
-        flat.write(total / before)
-    optimizer.load_state_dict(mine["optimizer"])
+        _load_mean(trainer, [state["model"] for state in states.values()])
+    trainer.optimizer.load_state_dict(state["optimizer"])
     sources = tuple(r if r < before else None for r in range(size)) if before != size else ()
-    sync.load_state_dict(mine["sync"], sources)
-    feed.load_state_dict(mine["feed"])
+    sync.load_state_dict(state["sync"], sources)
+    trainer.feed.load_state_dict(state["feed"])
     if sources:
-        feed.change(Config(**mine["config"]), dataclasses.replace(sync.change(0.0), sources=sources))
-    return mine
+        change = dataclasses.replace(sync.change(0.0), sources=sources)
+        trainer.feed.change(Config(**state["config"]), change)
+    trainer.load_state_dict(state["trainer"])
+    if trainer.fault and rank < before:
+        trainer.fault.load_state_dict(state["fault"])
+    return state
+
+
+def _check_config(config: Config, saved: Mapping[str, Any]) -> None:
+    for name, expected in dataclasses.asdict(config).items():
+        found = saved[name]
+        if name not in FREE and found != expected:
+            raise CheckpointError(
+                f"checkpoint: {name}: expected {expected!r}, found {found!r}; it belongs to another run"
+            )
+
+
+def _load_mean(trainer: Trainer, saved: list[dict[str, Any]]) -> None:
+    """Load the mean of several workers' models; what the flat vector does not hold stays that of the first."""
+    model = trainer.model
+    flat = Flat(model)
+    total = flat.read().zero_()
+    for state in saved:
+        model.load_state_dict(state)
+        total += flat.read()
+    model.load_state_dict(saved[0])
+    flat.write(total / len(saved))

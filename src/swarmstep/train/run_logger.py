@@ -1,77 +1,76 @@
-"""Writes down and shows what happens in a run."""
+"""Writes down and shows what happens in a run, on the one worker that does so for all."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from swarmstep.comm.base import Comm
 from swarmstep.train.config import Config
-from swarmstep.train.job import Job, from_rank_0
 from swarmstep.train.progress import Progress, View, choose_view
-from swarmstep.train.run_folder import RunFolder, new_folder
+from swarmstep.train.run_folder import RunFolder
 
 
 class RunLogger:
-    """The folder and the display of a run; on ranks other than 0 nothing is written or shown.
+    """The folder and the display of a run; does nothing unless this worker leads (rank 0, or its successor).
 
     Args:
-        config: resolved.
-        comm: the group. Collective: an error of rank 0 is raised on all.
-        job: says where, and whether.
+        path: of the run's folder, known to all workers (None: no files are written).
+        folder: opened by this process, or held for it by its supervisor.
+        title: of the display (None: nothing is shown).
+        listen: called with each recorded row.
     """
 
-    def __init__(self, config: Config, comm: Comm, job: Job) -> None:
-        self._folder: RunFolder | None = None
+    def __init__(
+        self,
+        path: Path | None,
+        folder: RunFolder | None,
+        title: str | None,
+        listen: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
+        self.path = path
+        self._folder, self._title, self._listen = folder, title, listen
         self._view = View()
-        self._listen = job.listen if comm.rank == 0 else None
-        self.path: Path | None = None  # of the folder, on all ranks
-        if job.keep:
-            try:
-                self.path = Path(from_rank_0(lambda: self._open(config, job), comm))
-            except BaseException:
-                self.close()
-                raise
-        if not job.quiet:
-            title = f"{config.workload} {config.strategy}, {config.workers} workers, {config.backend}"
-            self._view = choose_view(comm.rank, title)
+        self._leads = False
 
-    def _open(self, config: Config, job: Job) -> str:
-        self._folder = RunFolder(job.out or new_folder(config), resume=job.resume)
-        return str(self._folder.path)
+    def lead(self, leads: bool = True) -> None:
+        """Say whether this worker writes and shows from now on."""
+        if leads and not self._leads and self._title is not None:
+            self._view = choose_view(self._title)
+        self._leads = leads
 
     def begin(self, config: Config) -> None:
         """Write down what the run is."""
-        if self._folder:
+        if self._leads and self._folder:
             self._folder.write_settings(config)
 
     def rewind(self, step: int) -> None:
-        """Forget what was written after `step`."""
-        if self._folder:
+        """Remove what was recorded after `step`."""
+        if self._leads and self._folder:
             self._folder.rewind(step)
 
     def record(self, **row: Any) -> None:
-        """Write down one event."""
-        if self._folder:
+        """Record an event."""
+        if self._leads and self._folder:
             self._folder.append(row)
-        if self._listen:
+        if self._leads and self._listen:
             self._listen(row)
 
     def show(self, progress: Progress) -> None:
         """Show how far the run is."""
-        self._view.show(progress)
+        if self._leads:
+            self._view.show(progress)
 
     def end(self, model: nn.Module, summary: Mapping[str, Any]) -> None:
-        """Write the trained model and, last, what says that the run is done."""
-        if self._folder:
+        """Write the trained model and, last, the summary, which tells that the run is done."""
+        if self._leads and self._folder:
             self._folder.save_model(model)
             self._folder.write("summary.json", summary)
 
     def close(self) -> None:
-        """Let go of the folder and the terminal."""
+        """Release the folder and the terminal."""
         self._view.close()
         if self._folder:
             self._folder.close()

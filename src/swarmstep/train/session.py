@@ -20,13 +20,13 @@ from swarmstep.elastic import torchft
 from swarmstep.elastic.membership import Membership
 from swarmstep.errors import UsageError
 from swarmstep.launch.processes import Place, launch
-from swarmstep.train import elastic_trainer, join
+from swarmstep.train import elastic, join, lockstep
 from swarmstep.train.build import resolve
 from swarmstep.train.config import FREE, Config, Invocation
-from swarmstep.train.job import Job, from_rank_0
+from swarmstep.train.job import Job
+from swarmstep.train.rank_0 import from_rank_0
 from swarmstep.train.run_folder import new_folder, read_config
 from swarmstep.train.supervise import say, supervise
-from swarmstep.train.trainer import run, simulated
 from swarmstep.workloads import Workload, load
 
 SILENCE, MEMBER_SILENCE = 30.0, 5.0  # seconds; where a loss ends the run, and where it does not
@@ -123,7 +123,7 @@ class Session:
     def simulate(self) -> dict[str, Any]:
         """Run all workers in this process."""
         config, workload = _ready(self._config())
-        return simulated(config, workload, self.job)
+        return lockstep.simulated(config, workload, self.job)
 
     def launch(self, arguments: Sequence[str]) -> int:
         """Check everything once, then start the workers as processes of their own."""
@@ -199,7 +199,7 @@ class Session:
         )
         membership.resumes = folder is not None
         job = dataclasses.replace(self.job, out=Path(folder) if folder else None)
-        return elastic_trainer.run(config, workload, membership, job)
+        return elastic.run(config, workload, membership, job)
 
     def _joined_config(self) -> tuple[Config, Workload]:
         """Return the config of the run that was joined, and this machine's own workload and data."""
@@ -225,7 +225,7 @@ class Session:
                 raise UsageError(f"expected {config.workers} processes, as the run has workers, found {comm.size}")
             if config.fast_sums != fast:
                 raise UsageError("--fast-sums: the run to resume has it; give it here, too")
-            summary = run(config, workload, comm, self.job)
+            summary = lockstep.run(config, workload, comm, self.job)
         finally:
             comm.close()
         return summary if comm.rank == 0 else None

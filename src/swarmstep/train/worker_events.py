@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, get_type_hints
 from swarmstep.train.run_folder import plain
 
 
-class Events:
+class WorkerEvents:
     """Appends to events/SLOT.jsonl below the folder of the run; without a folder, tells nobody.
 
     Args:

@@ -1,0 +1,97 @@
+"""What a worker of a run does about the others outside of the rounds: when to look, evaluate, save and stop."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from swarmstep.checkpoint.saver import Saver
+from swarmstep.runtime.options import Change
+from swarmstep.signal import Round
+from swarmstep.train.job import Job
+from swarmstep.train.run_logger import RunLogger
+
+if TYPE_CHECKING:
+    from swarmstep.train.trainer import Trainer
+
+
+class Coordinator(ABC):
+    """Decides for a `Trainer` what is due when; the trainer knows how to do it.
+
+    Args:
+        trainer: of this worker.
+        logger: of the run.
+        job: how the run is carried out.
+    """
+
+    def __init__(self, trainer: Trainer, logger: RunLogger, job: Job) -> None:
+        self.trainer, self.logger, self.job = trainer, logger, job
+        self.saver = Saver(logger.path / "checkpoints") if logger.path else None
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Load the checkpoint to go on from, if there is one, and record that the run begins."""
+
+    @abstractmethod
+    def wants_step(self) -> bool:
+        """Return whether the worker takes another step; the run's number of steps has not been reached."""
+
+    @abstractmethod
+    def membership_changed(self, change: Change) -> None:
+        """Take note that the worker is in another group."""
+
+    @abstractmethod
+    def round_landed(self, report: Round) -> None:
+        """Record a round that the trainer has counted."""
+
+    @abstractmethod
+    def after_step(self, loss: Tensor, landed: list[Round]) -> None:
+        """Look at the others, evaluate, save and stop, each where it is due.
+
+        Args:
+            loss: of the step, a scalar.
+            landed: the rounds that have landed in it.
+
+        Raises:
+            Interrupted: somebody asked to stop; all workers stopped at the same step and wrote a checkpoint.
+        """
+
+    @abstractmethod
+    def conclude(self) -> dict[str, Any] | None:
+        """Evaluate the final model and record the summary; return it, None where another worker does so."""
+
+    def record_evaluation(self, bytes_sent: float) -> None:
+        """Record the trainer's latest scores.
+
+        Args:
+            bytes_sent: per worker, so far.
+        """
+        step, seconds = self.trainer.sync.steps, self.trainer.tally.seconds
+        self.logger.record(
+            kind="evaluation", step=step, seconds=seconds, bytes_sent=bytes_sent, **self.trainer.scores
+        )
+
+    def record_round(self, report: Round) -> None:
+        """Record a round that has landed."""
+        row = {**dataclasses.asdict(report), "fate": None}
+        self.logger.record(kind="round", landed=self.trainer.sync.steps, **row)
+
+    def record_end(self, means: dict[str, float]) -> dict[str, Any]:
+        """Record the trace, the model and the summary; return the summary.
+
+        Args:
+            means: of the workers' figures, as `Tally.means` returns them.
+        """
+        trainer = self.trainer
+        self.logger.record(kind="trace", step=trainer.sync.steps, folded=trainer.trace.folded)
+        summary = trainer.summary(means, str(self.logger.path) if self.logger.path else None)
+        self.logger.end(trainer.model, summary)
+        return summary
+
+    def resume_hint(self) -> str:
+        """Return how to go on with a run that has stopped, for the end of a message."""
+        return f"; go on with: swarmstep train --resume {shlex.quote(str(self.logger.path))}"

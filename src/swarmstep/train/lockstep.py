@@ -1,0 +1,209 @@
+"""A run whose workers stay the same from its beginning to its end, in one process or in many."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from swarmstep.checkpoint import saver
+from swarmstep.comm.group import Group
+from swarmstep.comm.sim import simulate
+from swarmstep.errors import CheckpointError, Interrupted, UsageError
+from swarmstep.runtime.flat import Flat
+from swarmstep.runtime.options import Change
+from swarmstep.signal import Round
+from swarmstep.train import faults
+from swarmstep.train.config import Config
+from swarmstep.train.coordinator import Coordinator
+from swarmstep.train.evaluate import evaluate_together
+from swarmstep.train.job import Job
+from swarmstep.train.rank_0 import from_rank_0
+from swarmstep.train.resume import restore
+from swarmstep.train.run_folder import RunFolder, new_folder
+from swarmstep.train.run_logger import RunLogger
+from swarmstep.train.trainer import Trainer
+from swarmstep.workloads import Workload
+
+LOOK_EVERY = 25  # steps between two looks of all workers at each other
+
+
+def simulated(config: Config, workload: Workload, job: Job) -> dict[str, Any]:
+    """Run all workers inside this process and return the summary."""
+    return simulate(lambda comm: run(config, workload, comm, job), config.workers)[0]
+
+
+def run(config: Config, workload: Workload, comm: Group, job: Job) -> dict[str, Any]:
+    """Be one worker of a run and return its summary, the same on all ranks.
+
+    Args:
+        config: resolved; the same on all ranks.
+        workload: its data.
+        comm: the group, of `config.workers`.
+        job: how to carry it out.
+
+    Raises:
+        Interrupted: somebody asked to stop; all ranks stopped at the same step and wrote a checkpoint.
+        SwarmstepError: as the parts of a run say.
+    """
+    logger = _open(config, comm, job)
+    try:
+        with faults.injected(config.fault, config.workers, config.seed, comm.rank) as fault:
+            trainer = Trainer(config, workload, comm, job, fault)
+            summary = trainer.train(Lockstep(trainer, logger, job))
+    finally:
+        logger.close()
+    assert summary is not None
+    return summary
+
+
+def _open(config: Config, comm: Group, job: Job) -> RunLogger:
+    """Return the logger of a run; rank 0 opens the folder. Collective: its error is raised on all ranks."""
+    folders: list[RunFolder] = []
+
+    def open_folder() -> str:
+        folders.append(RunFolder(job.out or new_folder(config), resume=job.resume))
+        return str(folders[0].path)
+
+    try:
+        path = Path(from_rank_0(open_folder, comm)) if job.keep else None
+    except BaseException:
+        for folder in folders:
+            folder.close()
+        raise
+    title = None
+    if not job.quiet:
+        title = f"{config.workload} {config.strategy}, {config.workers} workers, {config.backend}"
+    logger = RunLogger(path, folders[0] if folders else None, title, job.listen)
+    logger.lead(comm.rank == 0)
+    return logger
+
+
+class Lockstep(Coordinator):
+    """All workers take the same steps: they look at each other every so many, and evaluate and save together."""
+
+    def __init__(self, trainer: Trainer, logger: RunLogger, job: Job) -> None:
+        super().__init__(trainer, logger, job)
+        self.comm = trainer.sync.comm
+        self._window = torch.zeros((), device=trainer.device)  # sum of the losses since the last look
+        self._looked = 0  # the step of the last look
+        self._evaluated = 0  # the step of the last evaluation
+        self._bytes_sent = 0.0  # mean over the workers, at the last look
+
+    def begin(self) -> None:
+        """Go on from the newest checkpoint, where the run is resumed."""
+        if self.job.resume:
+            self._load()
+        first, last, stop = self.trainer.sync.steps + 1, self.trainer.steps, self.job.stop_at
+        if stop is not None and not first <= stop <= last:
+            raise UsageError(f"--stop-at: expected a step from {first} to {last}, found {stop}")
+        self.logger.begin(self.trainer.config)
+
+    def _load(self) -> None:
+        folder = self._checkpoints
+        if self.trainer.config.elastic and not self.comm.gather(torch.tensor(folder.is_dir())).any():
+            self.logger.rewind(0)  # the run was lost before its first checkpoint
+            return
+        state = restore(self.trainer, self._saved_states(folder), folder)["lockstep"]
+        self._window.copy_(state["window"])
+        self._looked, self._evaluated = state["looked"], state["evaluated"]
+        self.logger.rewind(self.trainer.sync.steps)
+
+    @property
+    def _checkpoints(self) -> Path:
+        assert self.logger.path
+        return self.logger.path / "checkpoints"
+
+    def _saved_states(self, folder: Path) -> dict[int, dict[str, Any]]:
+        """Return this worker's state, or those of all if the newest checkpoint is of another number of workers."""
+        try:
+            return {self.comm.rank: saver.load(folder, self.comm)}
+        except CheckpointError:
+            states = saver.load_any(folder)[1]
+            if len(states) == self.comm.size:
+                raise
+            return dict(enumerate(states))
+
+    def wants_step(self) -> bool:
+        """Return whether the accuracy at which to end has not been reached; the same on all ranks."""
+        until = self.trainer.config.until_accuracy
+        return until is None or self.trainer.scores.get("test_accuracy", 0.0) < until
+
+    def membership_changed(self, change: Change) -> None:
+        """Never happens: the group stays as it is."""
+        raise AssertionError(change)
+
+    def round_landed(self, report: Round) -> None:
+        """Record a round."""
+        self.record_round(report)
+
+    def after_step(self, loss: Tensor, landed: list[Round]) -> None:
+        """Look at the others, evaluate, save and stop, each where it is due, the same on all ranks."""
+        self._window += loss
+        step, trainer = self.trainer.sync.steps, self.trainer
+        last = step == trainer.steps
+        stop = step == self.job.stop_at
+        evaluates = not last and self._evaluation_is_due()
+        if step % LOOK_EVERY == 0 or last or evaluates:
+            with trainer.timed():  # so that an evaluation does not begin with a wait for the slowest worker
+                stop = self._look() or stop
+        if last:
+            return
+        if evaluates:
+            self._evaluated = step
+            Flat(trainer.spare).write(trainer.sync.result())
+            self._evaluate(trainer.spare)
+        if self.saver and (stop or step % trainer.config.checkpoint_every == 0):
+            self._save(self.saver)
+        if stop:
+            if self.saver:
+                self.saver.agree(self.comm)
+            hint = self.resume_hint() if self.saver else ""
+            raise Interrupted(f"stopped at step {step} of {trainer.steps}, on all ranks{hint}")
+
+    def _evaluation_is_due(self) -> bool:
+        """Return whether to evaluate now: not during a round, whose transfer would not cost time then."""
+        sync, every = self.trainer.sync, self.trainer.config.training.eval_every
+        due = sync.steps // every - self._evaluated // every
+        return due > 1 or (due == 1 and not sync.under_way)
+
+    def _look(self) -> bool:
+        """Gather the losses, show them, and return whether any rank was asked to stop. Collective."""
+        trainer = self.trainer
+        step, tally = trainer.sync.steps, trainer.tally
+        loss = float(self._window) / max(1, step - self._looked)
+        self._window.zero_()
+        self._looked = step
+        row = [loss, self.job.stopping(), tally.bytes_sent]
+        rows = self.comm.gather(torch.tensor(row, dtype=torch.float64))
+        losses = rows[:, 0].tolist()
+        self._bytes_sent = float(rows[:, 2].mean())
+        tally.train_loss = sum(losses) / len(losses)
+        self.logger.record(kind="look", step=step, losses=losses)
+        self.logger.show(trainer.progress(losses))
+        return bool(rows[:, 1].any())
+
+    def _evaluate(self, model: torch.nn.Module) -> None:
+        trainer = self.trainer
+        identical = trainer.strategy.one_result or trainer.config.averages_gradients
+        trainer.evaluate(
+            lambda examples: evaluate_together(model, trainer.workload, examples, self.comm, identical=identical)
+        )
+        self.record_evaluation(self._bytes_sent)
+
+    def _save(self, writer: saver.Saver) -> None:
+        writer.agree(self.comm)
+        own = {"window": self._window, "looked": self._looked, "evaluated": self._evaluated}
+        state = {**self.trainer.checkpoint(), "lockstep": own}
+        writer.start(self.trainer.sync.steps, state, self.comm.rank, self.comm.size)
+
+    def conclude(self) -> dict[str, Any]:
+        """Evaluate the final model together; return the summary on all ranks."""
+        if self.saver:
+            self.saver.agree(self.comm)
+        means = self.trainer.tally.means(self.comm)
+        self._bytes_sent = means["bytes_sent"]
+        self._evaluate(self.trainer.model)
+        return self.record_end(means)
