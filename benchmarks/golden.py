@@ -304,7 +304,7 @@ SETTINGS_OF: dict[str, dict[str, dict[str, Any]]] = {
     "trimmed-mean": {"half": {"trim": 0.4}},
 }
 WHENS = {
-    "warmup": swarmstep.WarmupThen(6, Every(4)),
+    "warmup": None,
     "never": swarmstep.Never(),
     "change": swarmstep.GradientChange(0.3, window=2),
     "qsr": swarmstep.QuadraticRule(2, 0.1),
@@ -325,7 +325,9 @@ def api_rows() -> Table:
         for label, settings in SETTINGS_OF.get(name, {}).items():
             cases[f"{name}/set-{label}"] = Case(kind(when=Every(EVERY), **settings), workers=4)
         for label, when in WHENS.items():
-            cases[f"{name}/when-{label}"] = Case(kind(when=when))
+            cases[f"{name}/when-{label}"] = Case(
+                kind(when=when) if when else swarmstep.Warmup(kind(when=Every(4)), 6)
+            )
         for label in ("", "/delay-fragments-int8", "/topk", "/adamw", "/when-change"):
             rows.add(f"resumed/{name}{label}", resumed, cases[name + label], twin=f"api/{name}{label}")
         for label, sources in {"fewer": [2, 0], "more": [1, None, 0, 2], "swapped": [0, None, 2]}.items():
