@@ -1,9 +1,8 @@
-"""What all tests share: one thread for torch, a quiet Hypothesis, and one pool of real processes."""
+"""What all tests share: one thread for torch, Hypothesis, real processes, and where there may be none."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, and for the processes that tests start
 
@@ -11,25 +10,23 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from pool import Pool
+pytest.register_assert_rewrite("comm_suite", "coded_jobs", "rounds")
+
+pytest_plugins = ["alone", "forking", "pool"]
 
 torch.set_num_threads(1)
 
-# Deadlines are timing asserts; the seed is fixed so that a red run can be repeated.
+# Deadlines are timing asserts. Few examples, always the same ones, in `make test`; many fresh ones in
+# `make test-slow`, which prints what repeats a failure: keep that as an @example.
 settings.register_profile(
-    "swarmstep",
+    "fast",
     deadline=None,
     derandomize=True,
-    max_examples=50,
+    max_examples=20,
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
-settings.load_profile("swarmstep")
-
-
-@pytest.fixture(scope="session")
-def pool() -> Iterator[Pool]:
-    """Real gloo processes; see pool.py."""
-    pool = Pool()
-    yield pool
-    pool.close()
+settings.register_profile(
+    "long", settings.get_profile("fast"), derandomize=False, max_examples=400, print_blob=True
+)
+settings.load_profile("fast")  # unless --hypothesis-profile names the other

@@ -18,10 +18,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from test_dist import Launched
 from torch import Tensor, nn
 
 from helpers import VARIANTS, Run, Trainer, Vote, before_rounds, run, same, timed
+from launched import Launched
 from pool import Pool
 from swarmstep import (
     PSOPS,

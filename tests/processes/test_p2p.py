@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from test_dist import Launched
 
+from forking import CONTEXT
 from helpers import same
-from pool import CONTEXT, Pool
+from launched import Launched
+from pool import Pool
 from swarmstep import Comm, DistComm
 from swarmstep.comm import p2p
 from swarmstep.comm.p2p import FLOOR, PIECE, PIECES, Route

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 from torch.distributed import TCPStore
 
-import swarmstep.launch.fork_server
 from swarmstep.comm.process_groups import serve_store
 from swarmstep.elastic import supervisor
 from swarmstep.elastic.commit_vote import COMMIT, first_verdict
@@ -24,8 +23,6 @@ from swarmstep.errors import CheckpointError
 from swarmstep.launch.processes import Outcome, Place
 from swarmstep.train.run_folder import RunFolder
 from swarmstep.train.supervise import supervise
-
-pytest_plugins = ["lent"]
 
 LIMIT = 60.0  # seconds; a hang, not a measurement
 
@@ -109,6 +106,12 @@ class Watched:
         (self.folder / f"{name}.words").write_text(what)
         os.replace(self.folder / f"{name}.words", self.folder / f"{name}.do")
 
+    def stop(self, name: str) -> None:
+        """Have a worker stand still; the signal takes its way through the fork server."""
+        pid = self.supervisor.pids[int(name.partition(".")[0])]
+        self.supervisor.send_signal(name, signal.SIGSTOP)
+        self.until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+
     def end(self, interrupts: Sequence[int] = ()) -> Outcome:
         self.until(lambda: self.supervisor.outcome, interrupts)
         assert self.supervisor.outcome
@@ -127,13 +130,11 @@ Watch = Callable[..., Watched]
 
 
 @pytest.fixture
-def watch(tmp_path: Path, supervisors: list[Supervisor]) -> Iterator[Watch]:
+def watch(tmp_path: Path, forked: None) -> Iterator[Watch]:
     with ExitStack() as stack:
 
         def watch(workers: int, **manner: Any) -> Watched:
-            run = Watched(tmp_path, workers, stack, **manner)
-            supervisors.append(run.supervisor)
-            return run
+            return Watched(tmp_path, workers, stack, **manner)
 
         yield watch
 
@@ -185,6 +186,7 @@ def test_who_does_not_end_is_ended(watch: Watch, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(supervisor, "LAST_WAIT", 0.2)
     run = watch(2)
     run.ready("0.0", "1.0")
+    run.stop("0.0")
     run.do("1.0", "0")
     assert run.end() == Outcome(0, "")
     assert run.supervisor.living == {0: "0.0"}  # until the end of the block
@@ -285,7 +287,7 @@ def test_one_that_waits_to_join_does_not_end_the_others_of_a_run_that_stops(
     run = watch(2)
     run.ready("0.0", "1.0")
     begin(run.store())
-    run.supervisor.send_signal("0.0", signal.SIGSTOP)
+    run.stop("0.0")
     run.until(lambda: run.ended() == [("1.0", 0, False)], [signal.SIGINT])
     assert run.supervisor.attend(0.05, [signal.SIGINT]) is None
     assert run.supervisor.living == {0: "0.0"}
@@ -301,7 +303,7 @@ def test_a_run_that_stops_and_loses_its_members(lost: bool, watch: Watch, monkey
     run.ready("0.0", "1.0")
     begin(run.store())
     if lost:
-        run.supervisor.send_signal("0.0", signal.SIGSTOP)
+        run.stop("0.0")
         run.until(lambda: run.ended(), [signal.SIGINT])
         run.supervisor.send_signal("0.0", signal.SIGKILL)
     why = "no worker is left; the last: worker 0.0 was ended by SIGKILL"
@@ -321,7 +323,7 @@ def test_a_run_that_is_done_when_it_is_to_stop(watch: Watch, monkeypatch: pytest
 def test_the_second_interrupt_ends_all(watch: Watch) -> None:
     run = watch(1)
     run.ready("0.0")
-    run.supervisor.send_signal("0.0", signal.SIGSTOP)
+    run.stop("0.0")
     run.supervisor.attend(0.0, [signal.SIGINT])
     assert run.store().check(["swarmstep/stop"])
     assert run.supervisor.outcome is None
@@ -335,7 +337,7 @@ def test_a_finish_that_all_are_told(watch: Watch) -> None:
     assert run.end() == Outcome(0, "")
 
 
-@pytest.mark.usefixtures("supervisors")
+@pytest.mark.usefixtures("forked")
 def test_an_interrupt_while_the_command_starts(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     def serve() -> tuple[object, int]:
         signal.raise_signal(signal.SIGINT)
@@ -346,7 +348,7 @@ def test_an_interrupt_while_the_command_starts(tmp_path: Path, capfd: pytest.Cap
     RunFolder(tmp_path / "run").close()  # as new
 
 
-@pytest.mark.usefixtures("supervisors")
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize("saved", [True, False])
 def test_the_advice_to_resume_is_given_where_that_is_possible(
     saved: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -361,11 +363,11 @@ def test_the_advice_to_resume_is_given_where_that_is_possible(
     assert last.endswith("; go on from the last checkpoint with --resume DIR") is saved
 
 
+@pytest.mark.usefixtures("forked")
 def test_the_command_speaks_for_its_workers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(swarmstep.launch.fork_server, "PRELOADED_MODULES", ())
     arguments = ["train", "nowhere", "--workers", "1"]
     assert supervise(arguments, 1, tmp_path / "run") == 2
     assert "swarmstep: " in (said := capfd.readouterr().err)

@@ -15,7 +15,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from typing import Any, get_type_hints
 
@@ -23,8 +23,8 @@ import torch
 from torch import nn
 
 import swarmstep.elastic.membership as membership_module
-from helpers import batch, network, probe
-from pool import CONTEXT
+from forking import CONTEXT
+from helpers import Momentum, batch, network, probe
 from swarmstep import (
     PSOPS,
     DiLoCo,
@@ -133,27 +133,6 @@ class Plan:
     width: int = 8  # of the model: one that differs is another model
     pace: float = 0.001
     after: Callable[[Membership], Any] | None = None  # called at the end, before it leaves
-
-
-class Momentum:
-    """SGD with momentum; torch's own would import its compiler, which takes seconds in every process."""
-
-    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
-        self.parameters = list(parameters)
-        self.velocities = [torch.zeros_like(p) for p in self.parameters]
-
-    @torch.no_grad()
-    def step(self) -> None:
-        for p, v in zip(self.parameters, self.velocities, strict=True):
-            assert p.grad is not None
-            p.sub_(v.mul_(0.9).add_(p.grad), alpha=LR)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"velocities": [v.clone() for v in self.velocities]}
-
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
-        for v, value in zip(self.velocities, saved["velocities"], strict=True):
-            v.copy_(value)
 
 
 class Worker:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, final
 
@@ -113,12 +113,33 @@ def options(seed: int = 0, **given: Any) -> Options:
     return Options(seed=seed, **{"probe": probe, "probe_cost": 0.1, **given})
 
 
+class Momentum:
+    """SGD with momentum; torch's own would import its compiler, which takes seconds in every process."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        self.parameters = list(parameters)
+        self.velocities = [torch.zeros_like(p) for p in self.parameters]
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for p, v in zip(self.parameters, self.velocities, strict=True):
+            assert p.grad is not None
+            p.sub_(v.mul_(0.9).add_(p.grad), alpha=LR)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"velocities": [v.clone() for v in self.velocities]}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        for v, value in zip(self.velocities, saved["velocities"], strict=True):
+            v.copy_(value)
+
+
 class Trainer:
     """A plain training loop with the one added line; dropout is reseeded at each step, as the design asks."""
 
     def __init__(self, strategy: Strategy, comm: Comm, seed: int = 0, **given: Any) -> None:
         self.model = network(seed + comm.rank)  # the Synchronizer takes rank 0's
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=LR, momentum=0.9)
+        self.optimizer = Momentum(self.model.parameters())
         self.comm, self.seed, self.done = comm, seed, 0
         self.sync = Synchronizer(self.model, strategy, comm, options(seed, **given))
 
@@ -127,8 +148,8 @@ class Trainer:
         self.done += 1
         torch.manual_seed(mix(self.seed, self.done, self.comm.rank))
         inputs, labels = batch(self.seed, self.done, self.comm.rank)
-        self.optimizer.zero_grad()
         loss = nn.functional.cross_entropy(self.model(inputs), labels)
+        self.model.zero_grad()
         loss.backward()
         self.optimizer.step()
         return loss

@@ -7,23 +7,24 @@ failure the pool checks that its processes still meet each other, and starts new
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import pickle
 import time
 import traceback
 import warnings
+from collections.abc import Iterator
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+import pytest
 import torch
+
+from forking import CONTEXT
 
 SIZE = 4
 LIMIT = 90.0  # seconds for one call, the start included; far more than any takes
-# A server that has imported everything forks the processes of all tests, so that each is there at once.
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["pytest", "hypothesis", "torch", "torch.distributed", "swarmstep", "helpers"])
-HEALTH = 10.0  # seconds for the processes to meet after a failure
+HEALTH = 20.0  # seconds for the processes to meet after a failure
+GRACE = 5.0  # seconds for all of them to end
 
 
 class Pool:
@@ -55,15 +56,21 @@ class Pool:
 
     def _call(self, function: Any, arguments: Any, workers: int, exact: bool, limit: float) -> list[Any]:
         job = pickle.dumps((function, arguments, workers, exact))
-        for end in self._ends[:workers]:
-            end.send_bytes(job)
+        try:
+            for end in self._ends[:workers]:
+                end.send_bytes(job)
+            return self._answers(workers, limit)
+        except BaseException:  # the test ran out of time, say: what they answer later would be taken for the next
+            self.close()
+            raise
+
+    def _answers(self, workers: int, limit: float) -> list[Any]:
         outcomes: dict[int, Any] = {}
         deadline = time.monotonic() + limit
         while len(outcomes) < workers:
             waiting = {self._ends[rank]: rank for rank in range(workers) if rank not in outcomes}
             ready = wait(list(waiting), max(0.0, deadline - time.monotonic()))
             if not ready:
-                self.close()
                 missing = sorted(waiting.values())
                 raise TimeoutError(f"no answer within {limit:g} s from ranks {missing}; answered: {outcomes}")
             for end in ready:
@@ -73,10 +80,10 @@ class Pool:
     def _healthy(self) -> bool:
         """Whether every process still meets all others, and none is left over from the call before."""
         try:
-            said = self._call(meet, (self.starts, time.monotonic()), self.size, True, HEALTH)
+            met = self._call(meet, (self.starts, time.monotonic()), self.size, True, HEALTH)
         except (TimeoutError, OSError):
             return False
-        return all(answer is True for answer in said)
+        return all(answer is True for answer in met)
 
     def _start(self) -> None:
         from swarmstep.comm.process_groups import serve_store
@@ -95,12 +102,20 @@ class Pool:
         """End the processes; the next call starts new ones."""
         for end in self._ends:
             end.close()
+        deadline = time.monotonic() + GRACE
         for process in self._processes:
-            process.join(1.0)
-            if process.is_alive():
-                process.kill()
-                process.join()
+            process.join(max(0.0, deadline - time.monotonic()))
+            process.kill()
+            process.join()
         self._processes, self._ends, self._store = [], [], None
+
+
+@pytest.fixture(scope="session")
+def pool() -> Iterator[Pool]:
+    """Real gloo processes; see the module."""
+    pool = Pool()
+    yield pool
+    pool.close()
 
 
 def meet(comm: Any, *nonce: float) -> bool:

@@ -45,8 +45,6 @@ from swarmstep.signal import Layout
 from swarmstep.strategies import STRATEGIES
 from swarmstep.train.worker_events import shared_print
 
-pytest_plugins = ["lent"]
-
 LIMIT = 60.0  # seconds; a hang, not a measurement
 
 
@@ -492,14 +490,14 @@ class Weather:
 
 
 @pytest.fixture
-def weather(tmp_path: Path, supervisors: list[Supervisor]) -> Iterator[Any]:
+def weather(tmp_path: Path, forked: None) -> Iterator[Any]:
     (tmp_path / "waits.py").write_text(WAITS)
     with ExitStack() as stack:
 
         def weather(workers: int, *faults: ScheduledFault, **means: Any) -> Weather:
             manner = SupervisorOptions(program=str(tmp_path / "waits.py"))
-            supervisors.append(stack.enter_context(Supervisor([], workers, tmp_path, None, manner)))
-            return Weather(tmp_path, supervisors[-1], faults, **means)
+            supervisor = stack.enter_context(Supervisor([], workers, tmp_path, None, manner))
+            return Weather(tmp_path, supervisor, faults, **means)
 
         yield weather
 
