@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from forking import CONTEXT
-from swarmstep.comm.dist import serve_store
+from swarmstep.comm.process_groups import serve_store
 
 SOON = 120.0  # seconds; far beyond what any wait here should take, and far below patience
 
