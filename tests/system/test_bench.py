@@ -19,7 +19,7 @@ from swarmstep.cli.bench import BENCHMARKS
 from swarmstep.comm.sim import simulate
 from swarmstep.errors import CommError, UsageError
 from swarmstep.microbench import interleaved_timing, options, workers
-from swarmstep.microbench.overlap import ALONE, WAYS
+from swarmstep.microbench.overlap import ALONE, VARIANTS
 from swarmstep.microbench.results import Measurement, Report, Skipped, rows_of
 from swarmstep.microbench.rounds import ACCELERATE, LIMITS
 from swarmstep.microbench.scale import LIMITS as STRATEGIES
@@ -136,7 +136,7 @@ def test_the_wire_between_namespaces_carries_what_is_metered(link: str) -> None:
 def test_the_speed_beside_no_communication() -> None:
     result = found("overlap", "--workers", "2", "--repeats", "1", "--ddp-steps", "2")
     rows = {row["name"]: row for row in result["rows"]}
-    assert {*rows} == {ALONE, "ddp", "ddp, bfloat16", *WAYS}
+    assert {*rows} == {ALONE, "ddp", "ddp, bfloat16", *VARIANTS}
     for name, row in rows.items():
         check(row)
         assert (row["parameters"], row["limit"]) == (1_015_690, None if name == ALONE else ALONE)
@@ -241,19 +241,22 @@ def test_the_error_of_a_worker_is_that_of_the_command() -> None:
         workers.start_group("round", 2, {"parameters": 3, "tensors": 4, "repeats": 1, "seed": 0}, patience=60.0)
 
 
-def test_a_report_survives_the_way_to_the_parent() -> None:
-    medians = {"bare": 0.5, "ours": 1.0}
-    rows = rows_of(medians, {"bare": None, "ours": "bare"}, 4, 10)
-    assert rows == [Measurement("bare", 4, 10, 0.5), Measurement("ours", 4, 10, 1.0, "bare", 0.5, 2.0)]
-    report = Report(rows, [Skipped("theirs", "not installed", workers=4)])
+def test_a_report_survives_json() -> None:
+    medians = {"all-reduce": 0.5, "round": 1.0}
+    rows = rows_of(medians, {"all-reduce": None, "round": "all-reduce"}, 4, 10)
+    assert rows == [
+        Measurement("all-reduce", 4, 10, 0.5),
+        Measurement("round", 4, 10, 1.0, "all-reduce", 0.5, 2.0),
+    ]
+    report = Report(rows, [Skipped("accelerate", "not installed", workers=4)])
     assert Report.loads(report.dumps()) == report
 
 
-def test_the_race_takes_the_slowest_rank_and_begins_each_turn_with_another() -> None:
+def test_medians_are_of_the_slowest_rank_and_each_repeat_starts_with_another_case() -> None:
     order: list[str] = []
 
     def train(comm: Any) -> dict[str, float]:
-        def thing(name: str, seconds: float) -> interleaved_timing.Case:
+        def case(name: str, seconds: float) -> interleaved_timing.Case:
             def run() -> None:
                 time.sleep(seconds * comm.rank)
                 if comm.rank == 0:
@@ -261,7 +264,8 @@ def test_the_race_takes_the_slowest_rank_and_begins_each_turn_with_another() -> 
 
             return interleaved_timing.Case(lambda: None, run)
 
-        return interleaved_timing.race({"a": thing("a", 0.0), "b": thing("b", 0.01)}, comm, 3)
+        cases = {"a": case("a", 0.0), "b": case("b", 0.01)}
+        return interleaved_timing.interleaved_medians(cases, comm, 3)
 
     first, second = simulate(train, 2)
     assert first == second
@@ -274,9 +278,9 @@ def test_whole_numbers(text: str, number: int) -> None:
     assert options.whole(text) == number
 
 
-def test_too_little_memory_is_told_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_is_reported_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(options, "free_memory", lambda: 10**9)
-    assert options.memory_lacks(10**7, 10) == ""
-    assert options.memory_lacks(10**8, 10) == "needs about 4 GB of memory, 1 GB can be had"
+    assert options.missing_memory(10**7, 10) == ""
+    assert options.missing_memory(10**8, 10) == "needs about 4 GB of memory, 1 GB are available"
     monkeypatch.setattr(options, "free_memory", lambda: None)
-    assert options.memory_lacks(10**12, 10) == ""
+    assert options.missing_memory(10**12, 10) == ""

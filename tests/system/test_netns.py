@@ -106,7 +106,7 @@ def test_nothing_is_left_of_a_network_whose_switch_does_not_start(monkeypatch: p
     assert spaces() == []
 
 
-CARRIED = "from swarmstep.microbench.place import carried; print(*carried())"
+COUNTERS = "from swarmstep.microbench.place import interface_counters; print(*interface_counters())"
 
 
 def datagrams(network: Network, rank: int) -> socket.socket:
@@ -124,12 +124,12 @@ def test_counters_count_packets_with_their_headers(link: Link) -> None:
         for number in range(50):
             out.sendto(bytes([number]) * 1000, (network.address(1), 9))
         assert [into.recv(2000) for _ in range(50)] == [bytes([number]) * 1000 for number in range(50)]
-        command = network.command(0, [sys.executable, "-c", CARRIED])
+        command = network.command(0, [sys.executable, "-c", COUNTERS])
         said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    packets, octets = map(int, said.split())
+    packets, sent = map(int, said.split())
     assert 50 <= packets <= 55  # besides: who has this address?
     whole = 50 * (14 + 20 + 8 + 1000)
-    assert whole <= octets <= whole + 1000
+    assert whole <= sent <= whole + 1000
 
 
 @needs_rights

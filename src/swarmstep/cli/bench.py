@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
 
 from swarmstep.comm.group import Group
+from swarmstep.microbench.machine import machine
 from swarmstep.microbench.options import checked, whole
-from swarmstep.microbench.results import Report, machine, show
+from swarmstep.microbench.results import Report
+from swarmstep.microbench.table import show
 from swarmstep.microbench.workers import JOB, Place, WorkerGroup, start_group
 
 

@@ -1,5 +1,5 @@
 """What a round costs on this machine: ``swarmstep bench``.
 
-`command` lists the benchmarks and is both ends of the command; `workers` starts the real processes; `race` takes
-the times; `things` and `bare` are what is timed; `report` shows it. Each benchmark is a module of its own.
+Each benchmark is a module (`rounds`, `wire`, `overlap`, `scale`). `workers` starts its processes,
+`interleaved_timing` times its `cases` and `baselines`, and `table` prints its `results`.
 """

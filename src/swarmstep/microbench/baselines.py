@@ -1,7 +1,7 @@
-"""What people use without swarmstep: the collectives of torch.distributed, and two libraries' averagers.
+"""Baselines without swarmstep: the collectives of torch.distributed, and the averagers of two libraries.
 
-The only module of the benchmarks that speaks to torch.distributed. It works in the group that `DistComm.from_env`
-has made, so all waits have its limits.
+The only module of the benchmarks that uses torch.distributed. It works in the group that `DistComm.from_env` has
+made, so its time limits apply to all waits.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from swarmstep.comm.data_parallel import limited
 
 
 def all_reduce(x: Tensor) -> None:
-    """Sum x over all ranks, in place."""
+    """Sum x over all ranks in place."""
     with limited("all-reduce"):
         dist.all_reduce(x)
 
@@ -33,7 +33,7 @@ def broadcast(x: Tensor) -> None:
 
 
 def flatten_and_average(parameters: Sequence[nn.Parameter]) -> None:
-    """Average a module's parameters as everybody would write it."""
+    """Average a module's parameters in the straightforward way."""
     vector = parameters_to_vector(parameters)
     all_reduce(vector)
     vector /= dist.get_world_size()
@@ -41,11 +41,11 @@ def flatten_and_average(parameters: Sequence[nn.Parameter]) -> None:
 
 
 def periodic_averager(module: nn.Module) -> Callable[[], None]:
-    """Return what averages a module with torch's own PeriodicModelAverager."""
+    """Return a function that averages a module with torch's PeriodicModelAverager."""
     for parameter in module.parameters():
-        parameter.grad = torch.zeros_like(parameter)  # it passes over parameters without one
+        parameter.grad = torch.zeros_like(parameter)  # it skips parameters without a gradient
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that a period of 1 is of no use in training
+        warnings.simplefilter("ignore")  # it says that a period of 1 is useless for training
         averager = PeriodicModelAverager(period=1)
 
     def run() -> None:
@@ -56,7 +56,7 @@ def periodic_averager(module: nn.Module) -> Callable[[], None]:
 
 
 def accelerate_local_sgd(module: nn.Module) -> Callable[[], None]:
-    """Return what averages a module with Accelerate's LocalSGD.
+    """Return a function that averages a module with Accelerate's LocalSGD.
 
     Raises:
         ImportError: Accelerate is not installed.

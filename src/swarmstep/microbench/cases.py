@@ -1,4 +1,4 @@
-"""What is timed: the round of a strategy, and the least that could do the same."""
+"""What is timed: rounds of strategies, and the minimal operations that would do the same."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from swarmstep.strategies import InformedSwarm
 from swarmstep.strategies.base import Strategy
 from swarmstep.strategies.pso_ps import PSOPS
 
-PATTERN = 10**6  # random numbers, then they come again: no method's time depends on them
+PATTERN = 10**6  # random numbers, repeated as often as needed: no method's time depends on them
 CHANGE = 1e-4  # of each weight between two rounds, times (rank + 1)
 
 
 @dataclasses.dataclass(frozen=True)
-class Maker:
-    """Makes what is timed, for one size of module.
+class CaseMaker:
+    """Makes the cases to be timed, for modules of one size.
 
     Args:
         comm: the group that takes part.
         parameters: P, elements of the module.
-        tensors: T, in so many tensors, of sizes as equal as can be.
+        tensors: T, number of its tensors, as equal in size as possible.
         seed: of the weights and of the rounds.
     """
 
@@ -54,12 +54,12 @@ class Maker:
 
     def module(self) -> nn.Module:
         """Return a module of P parameters in T tensors."""
-        least, more = divmod(self.parameters, self.tensors)
-        sizes = [least + (i < more) for i in range(self.tensors)]
+        size, remainder = divmod(self.parameters, self.tensors)
+        sizes = [size + (i < remainder) for i in range(self.tensors)]
         return nn.ParameterList([nn.Parameter(piece.clone()) for piece in self.vector().split(sizes)])
 
     def changed(self, module: nn.Module) -> Callable[[], None]:
-        """Return what stands for the local steps: it changes all weights in place, on each rank otherwise."""
+        """Return a stand-in for local steps: it changes all weights in place, differently on each rank."""
 
         def change() -> None:
             with torch.no_grad():
@@ -69,32 +69,32 @@ class Maker:
         return change
 
     def synchronized(
-        self, strategy: Strategy, loss: Callable[[int], float] = lambda turn: 1.0, codec: Codec | None = None
+        self, strategy: Strategy, loss: Callable[[int], float] = lambda round_: 1.0, codec: Codec | None = None
     ) -> Case:
-        """Return the round of a strategy, as a user calls it.
+        """Return a round of a strategy, as a user calls it.
 
         Args:
             strategy: with `Every(1)`.
             loss: the loss of round 0, 1, ... on this rank.
-            codec: how vectors are coded.
+            codec: of the vectors.
         """
         module = self.module()
         synchronizer = Synchronizer(module, strategy, self.comm, Options(seed=self.seed, codec=codec))
-        turn = iter(range(10**9))
-        return Case(self.changed(module), lambda: synchronizer.step(loss(next(turn))))
+        count = iter(range(10**9))
+        return Case(self.changed(module), lambda: synchronizer.step(loss(next(count))))
 
     def of_module(self, average: Callable[[nn.Module], Callable[[], object]]) -> Case:
-        """Return what `average` makes of a module: it averages that."""
+        """Return a call of the function that `average` returns for a module."""
         module = self.module()
         return Case(self.changed(module), average(module))
 
     def all_reduce(self) -> Case:
-        """Return the sum of one flat vector, in place."""
+        """Return an all-reduce of one flat vector in place."""
         vector, start = self.vector(), self.vector()
         return Case(lambda: _set(vector, start), lambda: baselines.all_reduce(vector))
 
     def all_reduce_bfloat16(self) -> Case:
-        """Return the same through half the bits: rounded, summed, and back."""
+        """Return an all-reduce in bfloat16: rounded, summed, and converted back."""
         vector, start = self.vector(), self.vector()
         short = torch.empty_like(vector, dtype=torch.bfloat16)
 
@@ -106,30 +106,30 @@ class Maker:
         return Case(lambda: _set(vector, start), run)
 
     def broadcast(self) -> Case:
-        """Return rank 0's flat vector to all, in place."""
+        """Return a broadcast of rank 0's flat vector in place."""
         vector = self.vector()
         return Case(lambda: None, lambda: baselines.broadcast(vector))
 
     def outer_move(self) -> Case:
-        """Return an all-reduce, then the move of the informed swarm (and of DiLoCo) on flat vectors."""
+        """Return an all-reduce followed by the move of the informed swarm (and of DiLoCo) on flat vectors."""
         x, anchor = self.vector(), self.vector()
         velocity = torch.zeros_like(x)
         strategy, size = InformedSwarm(trust="uniform"), self.comm.size
 
         def run() -> None:
             baselines.all_reduce(x)
-            found = x.div_(size).sub_(anchor)
-            velocity.mul_(strategy.inertia).add_(found)
-            anchor.add_(found.add_(velocity, alpha=strategy.inertia), alpha=strategy.social)
+            change = x.div_(size).sub_(anchor)
+            velocity.mul_(strategy.inertia).add_(change)
+            anchor.add_(change.add_(velocity, alpha=strategy.inertia), alpha=strategy.social)
             x.copy_(anchor)
 
         return Case(lambda: _nudge(x, self.comm.rank), run)
 
-    def pull_move(self, *, news: bool) -> Case:
-        """Return the move of PSO-PS on flat vectors, with one r1 and one r2 for all of it.
+    def pull_move(self, *, broadcast: bool) -> Case:
+        """Return the move of PSO-PS on flat vectors, with one r1 and one r2 for the whole vector.
 
         Args:
-            news: first broadcast the leader, and remember x as the particle's best.
+            broadcast: before the move, broadcast the leader and store x as the particle's best.
         """
         x, best, leader = self.vector(), self.vector(), self.vector()
         velocity = torch.zeros_like(x)
@@ -137,7 +137,7 @@ class Maker:
         c1, c2 = strategy.cognitive * 0.5, strategy.social * 0.5
 
         def run() -> None:
-            if news:
+            if broadcast:
                 if rank == 0:
                     leader.copy_(x)
                 baselines.broadcast(leader)
@@ -149,7 +149,7 @@ class Maker:
 
 
 def _set(vector: Tensor, start: Tensor) -> None:
-    vector.copy_(start)  # else the sums would grow beyond all bounds
+    vector.copy_(start)  # otherwise the sums would overflow
 
 
 def _nudge(x: Tensor, rank: int) -> None:

@@ -1,4 +1,4 @@
-"""Takes the times of several things in turn, so that whatever else the machine does hits all alike."""
+"""Times several cases in turn, so that other load on the machine affects all of them equally."""
 
 from __future__ import annotations
 
@@ -11,52 +11,52 @@ import torch
 
 from swarmstep.comm.base import Comm
 
-WARM_UPS = 2  # untimed turns: memory is allocated, connections are made, a strategy takes its first round
-LEAST = 2  # turns at least, however long they take
+WARM_UPS = 2  # untimed repeats: memory is allocated, connections are made, a strategy runs its first round
+MIN_REPEATS = 2  # however long they take
 
 
 class Case(NamedTuple):
     """What can be timed again and again; all ranks do the same."""
 
-    change: Callable[[], None]  # before each turn, not timed: what training would have done to the weights
+    change: Callable[[], None]  # before each repeat, not timed: what training would have done to the weights
     run: Callable[[], object]
 
 
-def race(
-    things: Mapping[str, Case], comm: Comm, repeats: int, seconds: float = math.inf, warm_ups: int = WARM_UPS
+def interleaved_medians(
+    cases: Mapping[str, Case], comm: Comm, repeats: int, seconds: float = math.inf, warm_ups: int = WARM_UPS
 ) -> dict[str, float]:
-    """Return the median over the turns of the time each thing took the slowest rank.
+    """Return for each case the median over the repeats of the time that the slowest rank took.
 
-    The turns are outside, the things inside, and each turn begins with another thing. A barrier before each time
-    makes all begin together; one behind it keeps a rank that is done from taking the processor from the others.
+    Each repeat times every case once and starts with the next case. A barrier before each case makes all ranks
+    start together; one after it keeps a rank that has finished from taking the CPU from the others.
 
     Args:
-        things: name -> thing, the same names in the same order on all ranks.
+        cases: name -> case, the same names in the same order on all ranks.
         comm: the group that takes part.
-        repeats: turns.
-        seconds: make fewer turns, but no fewer than `LEAST`, if all would take longer than this.
-        warm_ups: turns before, not timed, at least 1.
+        repeats: number of timed repeats.
+        seconds: time limit: make fewer repeats, but at least `MIN_REPEATS`, if they would take longer.
+        warm_ups: number of repeats before, not timed, at least 1.
     """
-    took = 0.0
+    duration = 0.0
     for _ in range(warm_ups):
         started = time.perf_counter()
-        _turn(things, comm, 0)
-        took = float(_slowest(torch.tensor([time.perf_counter() - started], dtype=torch.float64), comm))
-    repeats = min(repeats, max(LEAST, int(min(seconds / max(took, 1e-6), 1e9))))
-    times = torch.stack([_turn(things, comm, turn) for turn in range(repeats)])
-    return dict(zip(things, _slowest(times, comm).quantile(0.5, dim=0).tolist(), strict=True))
+        _repeat(cases, comm, 0)
+        duration = float(_slowest(torch.tensor([time.perf_counter() - started], dtype=torch.float64), comm))
+    repeats = min(repeats, max(MIN_REPEATS, int(min(seconds / max(duration, 1e-6), 1e9))))
+    times = torch.stack([_repeat(cases, comm, number) for number in range(repeats)])
+    return dict(zip(cases, _slowest(times, comm).quantile(0.5, dim=0).tolist(), strict=True))
 
 
-def _turn(things: Mapping[str, Case], comm: Comm, first: int) -> torch.Tensor:
-    """Run every thing once, beginning with number `first`; return this rank's seconds."""
-    listed = list(things.values())
-    seconds = torch.zeros(len(listed), dtype=torch.float64)
-    for place in range(len(listed)):
-        index = (first + place) % len(listed)
-        listed[index].change()
+def _repeat(cases: Mapping[str, Case], comm: Comm, first: int) -> torch.Tensor:
+    """Run every case once, starting with number `first`; return this rank's seconds."""
+    ordered = list(cases.values())
+    seconds = torch.zeros(len(ordered), dtype=torch.float64)
+    for offset in range(len(ordered)):
+        index = (first + offset) % len(ordered)
+        ordered[index].change()
         barrier(comm)
         started = time.perf_counter()
-        listed[index].run()
+        ordered[index].run()
         seconds[index] = time.perf_counter() - started
         barrier(comm)
     return seconds

@@ -1,13 +1,13 @@
-"""Options of the benchmarks: numbers that are checked, and whether the memory suffices."""
+"""Checks the options of the benchmarks: ranges of numbers, and whether the memory suffices."""
 
 from __future__ import annotations
 
 import argparse
 
 from swarmstep.errors import UsageError
-from swarmstep.microbench.results import free_memory
+from swarmstep.microbench.machine import free_memory
 
-SHARE = 0.8  # of the free memory that a benchmark may take
+MEMORY_SHARE = 0.8  # of the free memory that a benchmark may take
 
 
 def whole(text: str) -> int:
@@ -33,42 +33,42 @@ def add_sizes(parser: argparse.ArgumentParser, parameters: int, repeats: int) ->
 
 
 def checked(args: argparse.Namespace, **ranges: tuple[float, float]) -> None:
-    """Refuse numbers that are out of their range.
+    """Check that options are in their ranges.
 
     Raises:
-        UsageError: names the first such option.
+        UsageError: an option is out of its range.
     """
     for name, (low, high) in ranges.items():
-        found = getattr(args, name)
-        if not low <= found <= high:
+        value = getattr(args, name)
+        if not low <= value <= high:
             option = name.replace("_", "-")
-            raise UsageError(f"--{option}: expected {low:,} to {high:,}, found {found:,}")
+            raise UsageError(f"--{option}: expected {low:,} to {high:,}, found {value:,}")
 
 
-def memory_lacks(elements: int, vectors: int) -> str:
-    """Return why the memory does not suffice; "" if it does, or nobody knows.
+def missing_memory(elements: int, vectors: int) -> str:
+    """Return why the memory does not suffice; "" if it does, or if its size is unknown.
 
     Args:
         elements: parameters of all workers together.
-        vectors: how many vectors of 4-byte numbers a worker holds.
+        vectors: number of float32 vectors that a worker holds.
     """
     needed, free = 4 * elements * vectors, free_memory()
-    if free is None or needed <= SHARE * free:
+    if free is None or needed <= MEMORY_SHARE * free:
         return ""
-    return f"needs about {needed / 1e9:.0f} GB of memory, {SHARE * free / 1e9:.0f} GB can be had"
+    return f"needs about {needed / 1e9:.0f} GB of memory, {MEMORY_SHARE * free / 1e9:.0f} GB are available"
 
 
 def check_memory(elements: int, vectors: int, advice: str) -> None:
-    """Refuse what does not fit.
+    """Check that the memory suffices.
 
     Args:
-        elements: as in `memory_lacks`.
-        vectors: as in `memory_lacks`.
-        advice: what to give instead.
+        elements: as in `missing_memory`.
+        vectors: as in `missing_memory`.
+        advice: what to change, for the error.
 
     Raises:
         UsageError: there is too little memory.
     """
-    lacks = memory_lacks(elements, vectors)
-    if lacks:
-        raise UsageError(f"{lacks}; give {advice}")
+    reason = missing_memory(elements, vectors)
+    if reason:
+        raise UsageError(f"{reason}; give {advice}")

@@ -25,7 +25,7 @@ def placed(link: str | None, workers: int) -> Generator[tuple[Place, float]]:
     """Yield where the workers run, and the rate of their links in bits a second (0: no limit).
 
     Raises:
-        UsageError: `link` describes none, or namespaces cannot be made here.
+        UsageError: `link` is malformed, or this process cannot create namespaces.
     """
     if link is None:
         yield Place(), 0.0
@@ -36,22 +36,21 @@ def placed(link: str | None, workers: int) -> Generator[tuple[Place, float]]:
         yield network.place(), network.link.rate
 
 
-class Carried(NamedTuple):
-    """What this worker's interface has sent so far."""
+class InterfaceCounters(NamedTuple):
+    """Packets and bytes that this worker's interface has sent so far."""
 
     packets: int
-    octets: int
+    bytes: int
 
-    def payload_since(self, earlier: Carried) -> int:
-        """Return the bytes sent since then, without the headers of the packets."""
+    def payload_since(self, earlier: InterfaceCounters) -> int:
+        """Return the bytes sent since then, without packet headers."""
         headers = (ETHERNET + IP + TCP) * (self.packets - earlier.packets)
-        return self.octets - earlier.octets - headers
+        return self.bytes - earlier.bytes - headers
 
 
-def carried() -> Carried:
-    """Return what the interface of this worker's namespace has sent."""
+def interface_counters() -> InterfaceCounters:
+    """Return the counters of the interface in this worker's namespace."""
     from swarmstep.network.namespaces import INTERFACE
 
-    counts = Path(f"/sys/class/net/{INTERFACE}/statistics")
-    packets, octets = (int((counts / name).read_text()) for name in ("tx_packets", "tx_bytes"))
-    return Carried(packets, octets)
+    statistics = Path(f"/sys/class/net/{INTERFACE}/statistics")
+    return InterfaceCounters(*(int((statistics / name).read_text()) for name in ("tx_packets", "tx_bytes")))

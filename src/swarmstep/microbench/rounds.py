@@ -1,4 +1,4 @@
-"""What one round costs, next to the collectives it is made of and to what other libraries do: ``bench round``."""
+"""The cost of one round, compared with bare collectives and with other libraries: ``bench round``."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 from swarmstep.comm.group import Group
 from swarmstep.microbench import baselines
-from swarmstep.microbench.cases import Maker
-from swarmstep.microbench.interleaved_timing import Case, race
+from swarmstep.microbench.cases import CaseMaker
+from swarmstep.microbench.interleaved_timing import Case, interleaved_medians
 from swarmstep.microbench.options import add_sizes, check_memory, checked
 from swarmstep.microbench.results import Report, Skipped, rows_of
 from swarmstep.microbench.workers import WorkerGroup
@@ -18,7 +18,7 @@ from swarmstep.strategies.base import Strategy
 from swarmstep.strategies.pso_ps import PSOPS
 from swarmstep.when import Every
 
-VECTORS = 48  # of P floats that a worker holds at most: ten modules with what strategies remember, and limits
+VECTORS = 48  # of P floats that a worker holds at most: ten modules, the states of strategies, and limits
 
 ALL_REDUCE, BROADCAST = "all-reduce", "broadcast"
 OUTER, PULL, PULL_ALONE = "all-reduce + outer move", "broadcast + pso move", "pso move"
@@ -40,7 +40,7 @@ LIMITS: dict[str, str | None] = {
     "pso-ps": PULL,
     "pso-ps/unchanged": PULL_ALONE,
 }
-"""What is timed, and what it is compared with."""
+"""Names of the cases, and of the case that each is compared with."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +49,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def lead(args: argparse.Namespace, group: WorkerGroup) -> Report:
-    """Start the workers and return what they measured."""
+    """Start the workers and return their report."""
     checked(args, workers=(1, 128), parameters=(1, 10**9), tensors=(1, args.parameters), repeats=(1, 10_000))
     check_memory(args.workers * args.parameters, VECTORS, "fewer --workers or --parameters")
     settings = {name: getattr(args, name) for name in ("parameters", "tensors", "repeats", "seed")}
@@ -57,28 +57,28 @@ def lead(args: argparse.Namespace, group: WorkerGroup) -> Report:
 
 
 def work(comm: Group, settings: Mapping[str, Any]) -> Report:
-    """Measure, as one of the workers."""
-    make = Maker(comm, settings["parameters"], settings["tensors"], settings["seed"])
+    """Measure as one of the workers."""
+    make = CaseMaker(comm, settings["parameters"], settings["tensors"], settings["seed"])
     report = Report()
-    things = {name: thing() for name, thing in _others(make).items()}
-    things |= {name: synchronized(make, name) for name in STRATEGIES}
+    cases = {name: make_case() for name, make_case in _baselines(make).items()}
+    cases |= {name: synchronized(make, name) for name in STRATEGIES}
     try:
-        things[ACCELERATE] = make.of_module(baselines.accelerate_local_sgd)
+        cases[ACCELERATE] = make.of_module(baselines.accelerate_local_sgd)
     except ImportError as error:
         report.skipped.append(Skipped(ACCELERATE, f"{error}; pip install accelerate"))
-    medians = race(things, comm, settings["repeats"])
+    medians = interleaved_medians(cases, comm, settings["repeats"])
     limits = {name: limit for name, limit in LIMITS.items() if name in medians}
     report.rows += rows_of(medians, limits, comm.size, make.parameters)
     return report
 
 
-def _others(make: Maker) -> dict[str, Callable[[], Case]]:
+def _baselines(make: CaseMaker) -> dict[str, Callable[[], Case]]:
     return {
         ALL_REDUCE: make.all_reduce,
         BROADCAST: make.broadcast,
         OUTER: make.outer_move,
-        PULL: lambda: make.pull_move(news=True),
-        PULL_ALONE: lambda: make.pull_move(news=False),
+        PULL: lambda: make.pull_move(broadcast=True),
+        PULL_ALONE: lambda: make.pull_move(broadcast=False),
         "all-reduce-bfloat16": make.all_reduce_bfloat16,
         "flatten-all-reduce-unflatten": lambda: make.of_module(
             lambda module: lambda: baselines.flatten_and_average(list(module.parameters()))
@@ -96,12 +96,12 @@ STRATEGIES: dict[str, Strategy] = {
 }
 
 
-def synchronized(make: Maker, name: str) -> Case:
-    """Return the round of one of `STRATEGIES`, with losses that make it do the most, or, unchanged, the least."""
+def synchronized(make: CaseMaker, name: str) -> Case:
+    """Return a round of one of `STRATEGIES`, with losses that cause the most work, or ("unchanged") the least."""
 
-    def loss(turn: int) -> float:
+    def loss(round_: int) -> float:
         if name == "pso-ps/unchanged":
-            return 1.0 if turn == 0 else 2.0  # worse than what is remembered
-        return (1.0 + make.comm.rank) / (1.0 + turn)  # rank 0 leads, as in the bare broadcast; all find better
+            return 1.0 if round_ == 0 else 2.0  # worse than the best so far
+        return (1.0 + make.comm.rank) / (1.0 + round_)  # rank 0 leads, as in the bare broadcast; all improve
 
     return make.synchronized(STRATEGIES[name], loss)

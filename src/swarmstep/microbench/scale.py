@@ -1,4 +1,4 @@
-"""What a round costs by number of workers and size of the model: ``bench scale``."""
+"""The cost of a round by number of workers and size of the model: ``bench scale``."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ import torch
 
 from swarmstep.comm.group import Group
 from swarmstep.comm.sim import simulate
-from swarmstep.microbench.cases import Maker
-from swarmstep.microbench.interleaved_timing import LEAST, Case, barrier, race
-from swarmstep.microbench.options import checked, memory_lacks, whole
+from swarmstep.microbench.cases import CaseMaker
+from swarmstep.microbench.interleaved_timing import MIN_REPEATS, Case, barrier, interleaved_medians
+from swarmstep.microbench.options import checked, missing_memory, whole
 from swarmstep.microbench.results import Report, Skipped, rows_of
 from swarmstep.microbench.rounds import ALL_REDUCE, OUTER, PULL, synchronized
 from swarmstep.microbench.workers import WorkerGroup
 
 WORKERS = (2, 4, 8, 16, 32, 64)
 SIZES = (10**5, 10**6, 10**7, 10**8)
-MOST = 5 * 10**8  # parameters of all workers together
+MOST = 5 * 10**8  # of all workers together
 QUICK = ((2, 4), (10**5,))
 TENSORS = 80
-SECONDS = 2.0  # after which a cell gets no more turns than it must
+SECONDS = 2.0  # after which a cell gets no more than the minimum of repeats
 WARM_UPS = 1
 
 LIMITS = {"local-sgd": ALL_REDUCE, "swarm": OUTER, "pso-ps": PULL}
 PASSES = "sum + a pass a worker"
 
 REAL, SIMULATED = "round", "simulate"
-VECTORS = {  # of P floats a worker holds at most, with its limit
+VECTORS = {  # of P floats that a worker holds at most, including those of the limit
     REAL: {"local-sgd": 4, "swarm": 7, "pso-ps": 12},
     SIMULATED: {"local-sgd": 6, "swarm": 8, "pso-ps": 9},
 }
 
 
 class GridPoint(NamedTuple):
-    """One thing to measure."""
+    """One cell of the grid."""
 
     workers: int
     parameters: int
@@ -57,7 +57,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="no real processes beyond so many (default: 16)",
     )
-    add("--repeats", type=whole, default=7, metavar="R", help="turns a cell, of which the median counts; fewer "
+    add("--repeats", type=whole, default=7, metavar="R", help="repeats a cell, of which the median counts; fewer "
         "where they take long (default: 7)")  # fmt: skip
     add("--most", type=whole, default=MOST, metavar="P", help="no cells in which all workers together have more "
         "parameters (default: 5e8)")  # fmt: skip
@@ -65,7 +65,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def lead(args: argparse.Namespace, group: WorkerGroup) -> Report:
-    """Start one group of real processes for each number of workers, and one process that simulates."""
+    """Start a group of real processes for each number of workers, and one process that simulates."""
     checked(args, max_processes=(1, 64), most=(1, 10**10), repeats=(1, 10_000))
     counts, sizes = QUICK if args.quick else (WORKERS, SIZES)
     settings = {"repeats": args.repeats, "seed": args.seed}
@@ -74,27 +74,27 @@ def lead(args: argparse.Namespace, group: WorkerGroup) -> Report:
         if workers > args.max_processes:
             reason = f"more processes than --max-processes {args.max_processes}"
             report.skipped.append(Skipped(REAL, reason, workers))
-        elif cells := _cells(REAL, _all((workers,), sizes), args.most, report):
+        elif cells := _fitting(REAL, _all((workers,), sizes), args.most, report):
             report.add(group(workers, {"kind": REAL, "cells": cells, **settings}))
-    if cells := _cells(SIMULATED, _all(counts, sizes), args.most, report):
+    if cells := _fitting(SIMULATED, _all(counts, sizes), args.most, report):
         report.add(group(1, {"kind": SIMULATED, "cells": cells, **settings}))
     return report
 
 
-def _cells(kind: str, cells: Iterator[GridPoint], most: int, report: Report) -> list[GridPoint]:
-    """Return what fits; the rest goes among what is skipped."""
+def _fitting(kind: str, cells: Iterator[GridPoint], most: int, report: Report) -> list[GridPoint]:
+    """Return the cells that fit into memory and limits; add the others to the skipped ones of the report."""
     fitting: list[GridPoint] = []
     for cell in cells:
         elements = cell.workers * cell.parameters
         name = f"{kind} {cell.strategy}"
-        reason = memory_lacks(elements, VECTORS[kind][cell.strategy])
+        reason = missing_memory(elements, VECTORS[kind][cell.strategy])
         if elements > most:
             name, reason = kind, f"more than --most {most:,} parameters in all"
-        left = Skipped(name, reason, cell.workers, cell.parameters)
+        skipped = Skipped(name, reason, cell.workers, cell.parameters)
         if not reason:
             fitting.append(cell)
-        elif left not in report.skipped:  # the same for all strategies: said once
-            report.skipped.append(left)
+        elif skipped not in report.skipped:  # the same for all strategies, listed once
+            report.skipped.append(skipped)
     return fitting
 
 
@@ -103,7 +103,7 @@ def _all(counts: tuple[int, ...], sizes: tuple[int, ...]) -> Iterator[GridPoint]
 
 
 def work(comm: Group, settings: Mapping[str, Any]) -> Report:
-    """Measure, as one of the workers."""
+    """Measure as one of the workers."""
     report = Report()
     measure = _real if settings["kind"] == REAL else _simulated
     for cell in (GridPoint(*fields) for fields in settings["cells"]):
@@ -111,46 +111,46 @@ def work(comm: Group, settings: Mapping[str, Any]) -> Report:
         limit = LIMITS[cell.strategy] if settings["kind"] == REAL else PASSES
         medians = measure(cell, comm, settings["repeats"], settings["seed"])
         report.rows += rows_of({name: medians[0], limit: medians[1]}, {name: limit}, cell.workers, cell.parameters)
-        gc.collect()  # the vectors of the next cell may need this one's memory
+        gc.collect()  # the next cell may need the memory of this one
     return report
 
 
 def _real(cell: GridPoint, comm: Group, repeats: int, seed: int) -> tuple[float, float]:
     """Return the medians of the round and of its limit."""
-    make = Maker(comm, cell.parameters, TENSORS, seed)
+    make = CaseMaker(comm, cell.parameters, TENSORS, seed)
     limit: Case
     if cell.strategy == "local-sgd":
         limit = make.all_reduce()
     else:
-        limit = make.outer_move() if cell.strategy == "swarm" else make.pull_move(news=True)
-    things = {"round": synchronized(make, cell.strategy), "limit": limit}
-    medians = race(things, comm, repeats, SECONDS, WARM_UPS)
+        limit = make.outer_move() if cell.strategy == "swarm" else make.pull_move(broadcast=True)
+    cases = {"round": synchronized(make, cell.strategy), "limit": limit}
+    medians = interleaved_medians(cases, comm, repeats, SECONDS, WARM_UPS)
     return medians["round"], medians["limit"]
 
 
 def _simulated(cell: GridPoint, _: Group, repeats: int, seed: int) -> tuple[float, float]:
-    """Return the medians of one round of all workers in this process, and of the passes it cannot do without."""
+    """Return the medians of one round of all workers in this process, and of the minimum of passes."""
     rounds: list[float] = []
     passes: list[float] = []
 
     def train(comm: Group) -> None:
-        make = Maker(comm, cell.parameters, TENSORS, seed)
-        thing = synchronized(make, cell.strategy)
-        least = _Passes(cell) if comm.rank == 0 else None
-        began = math.nan
-        for turn in range(WARM_UPS + repeats):
-            thing.change()
+        make = CaseMaker(comm, cell.parameters, TENSORS, seed)
+        case = synchronized(make, cell.strategy)
+        minimum = _Passes(cell) if comm.rank == 0 else None
+        first_started = math.nan
+        for repeat in range(WARM_UPS + repeats):
+            case.change()
             barrier(comm)
             started = time.perf_counter()
-            thing.run()
-            # All ends are known before anyone goes on, so that no change falls into a round.
+            case.run()
+            # Gathering the times is a barrier, too: no change of weights falls into a round.
             times = comm.gather(torch.tensor([started, time.perf_counter()], dtype=torch.float64))
-            began = float(times[:, 0].min()) if turn == 0 else began
-            if least and turn >= WARM_UPS:
+            first_started = float(times[:, 0].min()) if repeat == 0 else first_started
+            if minimum and repeat >= WARM_UPS:
                 rounds.append(float(times[:, 1].max() - times[:, 0].min()))
-                passes.append(least.seconds())
-            # The same on all ranks, as `times` is.
-            if turn + 1 >= WARM_UPS + LEAST and float(times[:, 1].max()) - began > SECONDS:
+                passes.append(minimum.seconds())
+            # The same decision on all ranks, since `times` is.
+            if repeat + 1 >= WARM_UPS + MIN_REPEATS and float(times[:, 1].max()) - first_started > SECONDS:
                 break
 
     simulate(train, cell.workers)
@@ -158,7 +158,7 @@ def _simulated(cell: GridPoint, _: Group, repeats: int, seed: int) -> tuple[floa
 
 
 class _Passes:
-    """The least that W workers in one process do for a mean: add up W vectors, and write the sum to each."""
+    """The minimum for a mean of W workers in one process: add up W vectors, and write the sum to each."""
 
     def __init__(self, cell: GridPoint) -> None:
         self._vectors = [torch.ones(cell.parameters) for _ in range(cell.workers)]

@@ -1,4 +1,4 @@
-"""What a round costs on the wire, in time and in bytes, plain and coded: ``bench wire``."""
+"""The cost of a round on the network in time and bytes, plain and coded: ``bench wire``."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from swarmstep.comm.error_feedback import WEIGHT
 from swarmstep.comm.group import Group
 from swarmstep.comm.p2p import PIECE, Route
 from swarmstep.comm.vector_codec import chunk_length
-from swarmstep.microbench.cases import Maker
-from swarmstep.microbench.interleaved_timing import Case, barrier, race
+from swarmstep.microbench.cases import CaseMaker
+from swarmstep.microbench.interleaved_timing import Case, barrier, interleaved_medians
 from swarmstep.microbench.options import add_sizes, check_memory, checked
-from swarmstep.microbench.place import add_link, carried, placed
+from swarmstep.microbench.place import add_link, interface_counters, placed
 from swarmstep.microbench.results import Measurement, Report, Sent, rows_of
 from swarmstep.microbench.workers import WorkerGroup
 from swarmstep.strategies import LocalSGD
@@ -27,7 +27,7 @@ from swarmstep.when import Every
 VECTORS = 40
 PLAIN = "local-sgd"
 CODECS = ("bfloat16", "int8", "int4", "topk:0.02")
-PAIR = 16  # bytes of an answer in the roll call
+ROLL_CALL = 16  # bytes of a worker's row in the roll call
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +37,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def lead(args: argparse.Namespace, group: WorkerGroup) -> Report:
-    """Start the workers and return what they measured."""
+    """Start the workers and return their report."""
     checked(args, workers=(2, 64), parameters=(1, 10**9), tensors=(1, args.parameters), repeats=(1, 10_000))
     check_memory(args.workers * args.parameters, VECTORS, "fewer --workers or --parameters")
     settings = {name: getattr(args, name) for name in ("parameters", "tensors", "repeats", "seed")}
@@ -46,33 +46,33 @@ def lead(args: argparse.Namespace, group: WorkerGroup) -> Report:
 
 
 def work(comm: Group, settings: Mapping[str, Any]) -> Report:
-    """Measure, as one of the workers."""
+    """Measure as one of the workers."""
     assert isinstance(comm, DistComm)
-    make = Maker(comm, settings["parameters"], settings["tensors"], settings["seed"])
-    bare = {
+    make = CaseMaker(comm, settings["parameters"], settings["tensors"], settings["seed"])
+    collectives = {
         "all-reduce": make.all_reduce(),
         "broadcast, tree": _broadcast(make, comm, chain=False),
         "broadcast, chain": _broadcast(make, comm, chain=True),
     }
     rounds = {PLAIN: make.synchronized(LocalSGD(when=Every(1)))}
-    rounds["pso-ps"] = make.synchronized(PSOPS(when=Every(1)), lambda turn: (1.0 + comm.rank) / (1.0 + turn))
+    rounds["pso-ps"] = make.synchronized(PSOPS(when=Every(1)), lambda round_: (1.0 + comm.rank) / (1.0 + round_))
     for spec in CODECS:
         rounds[f"{PLAIN}, {spec}"] = make.synchronized(LocalSGD(when=Every(1)), codec=parse(spec))
-    medians = race({**bare, **rounds}, comm, settings["repeats"])
+    medians = interleaved_medians({**collectives, **rounds}, comm, settings["repeats"])
     report = Report()
     rate, size, P = settings["rate"], comm.size, make.parameters
     ideals = _ideals(size, P, rate) if rate else {}
-    for name in bare:
+    for name in collectives:
         limit = ideals.get(name)
         ratio = medians[name] / limit if limit else None
         report.rows.append(Measurement(name, size, P, medians[name], "ideal" if limit else None, limit, ratio))
     report.rows += rows_of(medians, {name: None if name == PLAIN else PLAIN for name in rounds}, size, P)
-    for name, thing in rounds.items():
-        report.sent.append(_sent(name, thing, comm, P, bool(rate)))
+    for name, case in rounds.items():
+        report.sent.append(_sent(name, case, comm, P, bool(rate)))
     return report
 
 
-def _broadcast(make: Maker, comm: DistComm, *, chain: bool) -> Case:
+def _broadcast(make: CaseMaker, comm: DistComm, *, chain: bool) -> Case:
     """Return a broadcast from rank 0 whose way is not left to measurement."""
     way = comm.reusing()
     way.routes = {"broadcast": Route(point_to_point=chain)}
@@ -81,7 +81,7 @@ def _broadcast(make: Maker, comm: DistComm, *, chain: bool) -> Case:
 
 
 def _ideals(size: int, P: int, rate: float) -> dict[str, float]:
-    """Return the seconds that the algorithms take at least on links of `rate`, without headers and latency."""
+    """Return the minimal seconds of the algorithms on links of `rate`, without headers and latency."""
     vector = 32 * P / rate
     return {
         "all-reduce": 2 * (size - 1) / size * vector,
@@ -90,23 +90,23 @@ def _ideals(size: int, P: int, rate: float) -> dict[str, float]:
 
 
 def expected_bytes(name: str, size: int, P: int) -> float:
-    """Return what each worker sends in a round, as a mean over the workers, by the formula."""
-    roll = (size - 1) * PAIR
+    """Return the bytes that a worker sends in a round by the formula, mean over the workers."""
+    roll_call = (size - 1) * ROLL_CALL
     if name == PLAIN:
-        return roll + 2 * (size - 1) * (P + 1) * 4 / size
+        return roll_call + 2 * (size - 1) * (P + 1) * 4 / size
     if name == "pso-ps":
-        return roll + (size - 1) * P * 4 / size
+        return roll_call + (size - 1) * P * 4 / size
     codec: Codec = parse(name.partition(", ")[2])
-    return roll + (size - 1) * (WEIGHT + 2 * codec.size(chunk_length(codec, P, size)))
+    return roll_call + (size - 1) * (WEIGHT + 2 * codec.size(chunk_length(codec, P, size)))
 
 
-def _sent(name: str, thing: Case, comm: Group, P: int, counted: bool) -> Sent:
-    """Run one more round and return what each worker sent, as metered, by the formula, and on the interface."""
-    thing.change()
+def _sent(name: str, case: Case, comm: Group, P: int, counted: bool) -> Sent:
+    """Run one more round and return the bytes sent: as metered, by the formula, and on the interface."""
+    case.change()
     barrier(comm)
-    before = carried() if counted else None
-    report: Any = thing.run()
+    before = interface_counters() if counted else None
+    report: Any = case.run()
     barrier(comm)
-    payload = carried().payload_since(before) if before else 0
-    said = comm.gather(torch.tensor([report.bytes_sent, payload], dtype=torch.float64)).mean(0).tolist()
-    return Sent(name, comm.size, P, said[0], expected_bytes(name, comm.size, P), said[1] if counted else None)
+    payload = interface_counters().payload_since(before) if before else 0
+    means = comm.gather(torch.tensor([report.bytes_sent, payload], dtype=torch.float64)).mean(0).tolist()
+    return Sent(name, comm.size, P, means[0], expected_bytes(name, comm.size, P), means[1] if counted else None)

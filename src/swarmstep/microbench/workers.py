@@ -1,4 +1,4 @@
-"""Real processes that measure together and hand what they found to the process that started them."""
+"""Starts the processes of a benchmark, and returns the report that rank 0 hands back."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from swarmstep.launch.processes import Place, noting_interrupts, run_group
 from swarmstep.microbench.results import Report
 
 JOB = "SWARMSTEP_BENCH"  # the environment variable that makes a process a worker
-KINDS = {kind.exit_code: kind for kind in (UsageError, CommError, NotFinite)}
+ERRORS = {kind.exit_code: kind for kind in (UsageError, CommError, NotFinite)}
 
 
 class WorkerGroup(Protocol):
-    """Starts a number of workers with their settings, somewhere, and returns what they found."""
+    """Starts workers with their settings and returns their report."""
 
     def __call__(self, workers: int, settings: Mapping[str, Any], place: Place | None = None) -> Report:
-        """Run them to their end."""
+        """Run the workers until they finish."""
         ...
 
 
 def start_group(
     benchmark: str, workers: int, settings: Mapping[str, Any], patience: float, place: Place | None = None
 ) -> Report:
-    """Run a benchmark's `work` in real processes and return what rank 0 found.
+    """Run a benchmark's `work` in real processes and return the report of rank 0.
 
     Args:
         benchmark: its name.
-        workers: how many processes.
-        settings: what `work` is given; JSON.
-        patience: seconds after which whatever still runs is ended.
-        place: where.
+        workers: number of processes.
+        settings: passed to `work`; JSON.
+        patience: seconds after which processes that still run are ended.
+        place: where the processes run; None for loopback.
 
     Raises:
-        CommError: a worker was ended, or they took too long.
-        Interrupted: somebody asked to stop.
-        SwarmstepError: what a worker raised.
+        CommError: a worker was killed, or they took too long.
+        Interrupted: the user asked to stop.
+        SwarmstepError: raised by a worker.
     """
     place = place or Place()
     with tempfile.TemporaryDirectory(prefix="swarmstep-") as name, noting_interrupts() as interrupts:
@@ -54,11 +54,11 @@ def start_group(
             place,
             interrupts=interrupts,
             patience=patience,
-            ask=signal.SIGKILL,  # there is nothing that they would save
+            ask=signal.SIGKILL,  # they have nothing to save
         )
         if interrupts:
             raise Interrupted("stopped on request, before all was measured")
         if outcome.code:
             nothing = "; nothing was measured" if outcome.killed else ""
-            raise KINDS.get(outcome.code, SwarmstepError)(outcome.message + nothing)
+            raise ERRORS.get(outcome.code, SwarmstepError)(outcome.message + nothing)
         return Report.loads(report.read_text())
