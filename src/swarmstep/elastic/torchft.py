@@ -67,7 +67,8 @@ class LighthouseMembership(Membership):
     Args:
         address: as of a `Membership`.
         name: as of a `Membership`.
-        lighthouse: its address, http://HOST:PORT; it serves no other run meanwhile.
+        lighthouse: its address, http://HOST:PORT (None: TORCHFT_LIGHTHOUSE in the environment); it serves no other
+            run meanwhile.
         options: as of a `Membership`.
 
     Raises:
@@ -75,8 +76,8 @@ class LighthouseMembership(Membership):
         UsageError: torchft is not installed.
     """
 
-    def __init__(self, address: tuple[str, int], name: str, lighthouse: str, **options: Any) -> None:
-        self._lighthouse = Lighthouse(lighthouse, name)
+    def __init__(self, address: tuple[str, int], name: str, lighthouse: str | None = None, **options: Any) -> None:
+        self._lighthouse = Lighthouse(lighthouse or os.environ[ADDRESS], name)
         super().__init__(address, name, **options)
 
     def _candidates(self, number: int) -> list[Candidate]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from swarmstep.comm.process_groups import serve_store
+from swarmstep.console import say
 from swarmstep.errors import CommError
 
 GRACE = 10.0  # seconds that workers have to end by themselves once one of them has failed
@@ -66,8 +67,7 @@ def launch(arguments: Sequence[str], workers: int, place: Place | None = None) -
         outcome = run_group(arguments, workers, place, interrupts=interrupts, shown=True)
     if outcome.message:
         advice = "; go on from the last checkpoint with --resume DIR" if outcome.killed else ""
-        with contextlib.suppress(OSError):  # nobody reads it any more
-            print(f"swarmstep: {outcome.message}{advice}", file=sys.stderr, flush=True)
+        say(f"{outcome.message}{advice}")
     return outcome.code
 
 

@@ -19,17 +19,17 @@ from swarmstep.comm.heartbeat import Heartbeat, dead_key
 from swarmstep.comm.secure.auth import LEAST, is_loopback, secret_of
 from swarmstep.comm.secure.proxy import Proxy
 from swarmstep.comm.secure.tunnel import open_tunnel
+from swarmstep.console import say
 from swarmstep.elastic.membership import begun
 from swarmstep.elastic.supervisor import LAST_WAIT
 from swarmstep.errors import CommError, UsageError
 from swarmstep.launch.processes import LOOPBACK, Place
 from swarmstep.train.config import Config
-from swarmstep.train.supervise import say
+from swarmstep.train.environment import SETTINGS
 from swarmstep.workloads import Workload
 
 PUBLISHED = "swarmstep/settings"  # in the store: the run's settings, JSON
 GUESTS = "swarmstep/guests"  # in the store: how many other machines have joined so far
-SETTINGS = "SWARMSTEP_SETTINGS"  # in the environment of other machines' workers: what was PUBLISHED
 OWN = ("workload", "data", "workers")  # what another machine may set for itself
 SILENCE = 3.0  # seconds without a sign of life after which another machine is not waited for at the end
 POLL = 0.05  # seconds between two looks at the store
@@ -119,7 +119,7 @@ def joined(where: tuple[str, int], patience: float) -> Generator[Guest]:
             store = process_groups.connect(tunnel.host, tunnel.port, patience)
             beats = process_groups.connect(tunnel.host, tunnel.port, patience)
             text = store.get(PUBLISHED).decode()
-            config = settings(text)
+            config = read_settings(text)
             _await_begin(store, at, patience)
             name = _guest(store.add(GUESTS, 1))
             heart = Heartbeat(beats, name, [])
@@ -148,7 +148,7 @@ def _await_begin(store: process_groups.TCPStore, at: str, patience: float) -> No
         time.sleep(POLL)
 
 
-def settings(text: str) -> Config:
+def read_settings(text: str) -> Config:
     """Return the config of a run from what its first machine says, as data.
 
     Raises:
@@ -173,13 +173,17 @@ def check_own(given: Mapping[str, Any], workload: Workload, guest: Guest) -> Non
     for name, value in given.items():
         expected = getattr(guest.config, name)
         if name not in OWN and value != expected:
-            option = "set" if name == "settings" else name.replace("_", "-")
-            raise UsageError(f"--{option} {value}: the run to join has {expected}; leave the option out")
+            raise UsageError(f"{option_of(name)} {value}: the run to join has {expected}; leave the option out")
     expected = json.loads(guest.place.environment[SETTINGS])["workload"]
     for name, found in _marks(workload).items():
         if found != expected.get(name):
             why = f"WORKLOAD {given['workload']}: {name}: expected {expected.get(name)}, found {found}"
             raise UsageError(f"{why}; give that of the run to join")
+
+
+def option_of(field: str) -> str:
+    """Return the command-line option of a field of Config."""
+    return "--set" if field == "settings" else f"--{field.replace('_', '-')}"
 
 
 def _marks(workload: Workload) -> dict[str, Any]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from swarmstep.console import say
 from swarmstep.elastic.supervisor import Supervisor, SupervisorOptions
 from swarmstep.launch.processes import Place, noting_interrupts
 from swarmstep.train.run_folder import RunFolder
@@ -66,9 +65,3 @@ def supervise(
 def _say_deaths(event: Mapping[str, Any]) -> None:
     if event.get("lost"):
         say(f"worker {event['worker']} is lost: {event['said']}")
-
-
-def say(message: str) -> None:
-    """Say a line on standard error."""
-    with contextlib.suppress(OSError):  # nobody reads it any more
-        print(f"swarmstep: {message}", file=sys.stderr, flush=True)

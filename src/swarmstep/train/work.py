@@ -1,0 +1,85 @@
+"""The process of one worker: of a fixed group, as torchrun starts it, or a member of groups that change."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from swarmstep.comm.base import Comm
+from swarmstep.comm.dist import DistComm
+from swarmstep.elastic.membership import Membership
+from swarmstep.elastic.torchft import LighthouseMembership
+from swarmstep.errors import UsageError
+from swarmstep.train import elastic, lockstep
+from swarmstep.train.build import resolve
+from swarmstep.train.config import Config
+from swarmstep.train.join import read_settings
+from swarmstep.train.rank_0 import from_rank_0
+from swarmstep.workloads import Workload
+
+if TYPE_CHECKING:
+    from swarmstep.train.session import Session
+
+# Seconds without a sign of life after which a worker is lost: where that ends the run, and where it does not.
+SILENCE, ELASTIC_SILENCE = 30.0, 5.0
+
+
+def in_group(session: Session) -> dict[str, Any] | None:
+    """Be one of a fixed number of workers; return the summary on rank 0."""
+    fast_sums = session.given.get("fast_sums", False)
+    call = session.call
+    comm = DistComm.from_env(
+        session.given["backend"],
+        exact=not fast_sums,
+        silence=call.silence or SILENCE,
+        patience=call.patience,
+    )
+    try:
+        _find_run(session, comm)
+        config, workload = session.ready(_shared_config(session, comm))
+        if config.workers != comm.size:
+            raise UsageError(f"expected {config.workers} processes, as the run has workers, found {comm.size}")
+        if config.fast_sums != fast_sums:
+            raise UsageError("--fast-sums: the run to resume has it; give it here, too")
+        summary = lockstep.run(config, workload, comm, session.job)
+    finally:
+        comm.close()
+    return summary if comm.rank == 0 else None
+
+
+def _find_run(session: Session, comm: Comm) -> None:
+    """Go on with the run in --out if there is one: torchrun starts all workers again with the same command."""
+    if session.given.get("elastic") == "torchrun" and session.call.out:
+        file = Path(session.call.out) / "config.json"
+        if from_rank_0(lambda: "there" if file.exists() else "", comm):
+            session.call = dataclasses.replace(session.call, resume=session.call.out, out=None)
+            session.job = dataclasses.replace(session.job, resume=True)
+
+
+def _shared_config(session: Session, comm: Comm) -> Config:
+    """Return rank 0's config: the other machines need not see the folder of a run to resume."""
+    text = from_rank_0(lambda: json.dumps(dataclasses.asdict(session.config())), comm)
+    return Config(**json.loads(text))
+
+
+def as_member(session: Session) -> dict[str, Any] | None:
+    """Be a worker of an elastic run; return the summary on the one that concludes it."""
+    config, workload = _joined(session) if session.call.join else session.ready(session.config(done=True))
+    kind = LighthouseMembership if config.elastic == "torchft" else Membership
+    membership = kind.from_env(
+        silence=session.call.silence or ELASTIC_SILENCE,
+        patience=session.call.patience,
+        exact=not config.fast_sums,
+    )
+    folder = session.started.folder
+    membership.resumes = folder is not None
+    return elastic.run(config, workload, membership, dataclasses.replace(session.job, out=folder))
+
+
+def _joined(session: Session) -> tuple[Config, Workload]:
+    """Return the config of the run that was joined, and this machine's own workload and data."""
+    config = read_settings(session.started.joined or "")
+    workload = session.own_workload()
+    return resolve(dataclasses.replace(config, data=session.given.get("data")), workload), workload
