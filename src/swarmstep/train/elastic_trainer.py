@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from swarmstep import fault_points
-from swarmstep.checkpoint import saver
+from swarmstep.checkpoint import loader, saver
 from swarmstep.elastic.membership import Membership
 from swarmstep.errors import CheckpointError, CommError, Interrupted, RunOver
 from swarmstep.runtime.flat import Flat
@@ -111,7 +111,7 @@ class _Member:
         if self.job.out:
             where = self.job.out / "checkpoints"
             try:
-                step, states = saver.load_any(where)
+                step, states = loader.load_any(where)
             except CheckpointError:  # else they were all lost before the first one, and begin at the beginning
                 if self.job.resume:
                     raise

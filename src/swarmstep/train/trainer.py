@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from swarmstep import fault_points
-from swarmstep.checkpoint import saver
+from swarmstep.checkpoint import loader, saver
 from swarmstep.comm.group import Group
 from swarmstep.comm.metered import Metered
 from swarmstep.comm.sim import simulate
@@ -293,9 +293,9 @@ class _Worker:
     def _saved_states(self, where: Path) -> dict[int, dict[str, Any]]:
         """Return this worker's state, or those of all where the newest checkpoint is of another number of them."""
         try:
-            return {self.comm.rank: saver.load(where, self.comm)}
+            return {self.comm.rank: loader.load(where, self.comm)}
         except CheckpointError:
-            states = saver.load_any(where)[1]
+            states = loader.load_any(where)[1]
             if len(states) == self.comm.size:
                 raise
             return dict(enumerate(states))
