@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from swarmstep.checkpoint import saver
+from swarmstep.checkpoint import loader
 from swarmstep.errors import CheckpointError
 
 LIMIT = 120.0  # seconds; a hang, not a measurement
@@ -192,7 +192,7 @@ def test_an_interrupted_run_goes_on_with_fewer_and_with_more(start: Callable[...
         r"swarmstep: stopped at step (\d+) of 64, after a round; go on with: .* --resume ", run.said()
     )
     assert said, run.said()
-    step, states = saver.load_any(run.folder / "checkpoints")
+    step, states = loader.load_any(run.folder / "checkpoints")
     assert (step, len(states)) == (int(said[1]), 3)
     assert step < 64
     assert not (run.folder / "summary.json").exists()
@@ -210,7 +210,7 @@ def test_an_interrupted_run_goes_on_with_fewer_and_with_more(start: Callable[...
 def whole(folder: Path) -> int:
     """Return the step of the newest whole checkpoint, 0 if there is none."""
     try:
-        return saver.newest(folder / "checkpoints")
+        return loader.newest(folder / "checkpoints")
     except CheckpointError:
         return 0
 

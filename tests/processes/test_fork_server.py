@@ -204,7 +204,7 @@ def test_nothing_outlives_its_starter(job: Callable[..., ProcessSpec], tmp_path:
     until(lambda: gone(worker) and gone(server))
 
 
-def test_workers_do_not_outlive_the_preloaded_process(job: Callable[..., ProcessSpec], tmp_path: Path) -> None:
+def test_workers_do_not_outlive_the_fork_server(job: Callable[..., ProcessSpec], tmp_path: Path) -> None:
     with ForkServer(dict(os.environ)) as fork_server:
         worker = fork_server.start(job("left"))
         about(tmp_path, "left")
@@ -224,7 +224,7 @@ def test_none_is_left_at_the_end_of_the_block(job: Callable[..., ProcessSpec], t
         fork_server.start(job("z"))
 
 
-def test_a_process_that_cannot_be_preloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fork_server_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(CommError, match="has ended"):
         ForkServer(dict(os.environ)).__enter__()

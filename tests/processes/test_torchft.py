@@ -120,10 +120,10 @@ def test_none_at_the_address(form: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def preloaded() -> Iterator[ForkServer]:
+def fork_server() -> Iterator[ForkServer]:
     """One for all tests here: it takes seconds to start."""
-    with ForkServer(dict(os.environ)) as preloaded:
-        yield preloaded
+    with ForkServer(dict(os.environ)) as fork_server:
+        yield fork_server
 
 
 class Run:
@@ -173,9 +173,9 @@ class Run:
 
 @pytest.fixture
 def start(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preloaded: ForkServer, torchft: None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fork_server: ForkServer, torchft: None
 ) -> Iterator[Callable[..., Run]]:
-    monkeypatch.setattr(supervisor, "ForkServer", lambda environment: nullcontext(preloaded))
+    monkeypatch.setattr(supervisor, "ForkServer", lambda environment: nullcontext(fork_server))
     with ExitStack() as stack:
         runs: list[Run] = []
 
@@ -186,8 +186,8 @@ def start(
         yield start
         left = {pid for run in runs for pid in run.supervisor.pids.values()}
         for pid in left:
-            preloaded.send_signal(pid, signal.SIGKILL)
-        until(lambda: not left, lambda: left.difference_update(pid for pid, _ in preloaded.ended(1.0)))
+            fork_server.send_signal(pid, signal.SIGKILL)
+        until(lambda: not left, lambda: left.difference_update(pid for pid, _ in fork_server.ended(1.0)))
 
 
 def test_killed_workers_cost_the_others_nothing_and_come_back(start: Callable[..., Run]) -> None:

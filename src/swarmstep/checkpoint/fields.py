@@ -1,4 +1,4 @@
-"""States as a checkpoint holds them: taken down, and compared field by field before anything is loaded."""
+"""The fields of a saved state: copied, and compared one by one before anything is loaded."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def tensors(state: NamedTuple) -> dict[str, Tensor]:
 
 
 def field(saved: Mapping[str, Any], name: str) -> Any:
-    """Return a field of what was saved; CheckpointError where it is missing."""
+    """Return a field of a saved state; raise CheckpointError where it is missing."""
     if name not in saved:
-        raise CheckpointError(f"{name}: missing from the checkpoint; it was not written by this version")
+        raise CheckpointError(f"{name}: missing from the checkpoint; another version of swarmstep wrote it")
     return saved[name]
 
 
@@ -32,14 +32,14 @@ def same(field: str, expected: object, found: object) -> None:
     """Raise CheckpointError, naming the field, unless the two are equal."""
     if expected != found:
         raise CheckpointError(
-            f"{field}: expected {expected} (this run), found {found} (the checkpoint); go on with the "
-            "settings of the checkpoint, or start anew"
+            f"{field}: expected {expected} (this run), found {found} (the checkpoint); use the settings of the "
+            "checkpoint, or start anew"
         )
 
 
-def pairs(part: str, mine: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Return (tensor, saved value) of each field, checked."""
-    same(f"fields of {part}", sorted(mine), sorted(saved))
-    for name, tensor in mine.items():
+def pairs(part: str, own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Return (own tensor, saved value) of each field; raise CheckpointError where they do not match."""
+    same(f"fields of {part}", sorted(own), sorted(saved))
+    for name, tensor in own.items():
         same(f"{part}.{name}", (tensor.dtype, tensor.shape), (saved[name].dtype, saved[name].shape))
-    return [(tensor, saved[name]) for name, tensor in mine.items()]
+    return [(tensor, saved[name]) for name, tensor in own.items()]

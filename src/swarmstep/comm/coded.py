@@ -170,14 +170,10 @@ class Coded(Comm):
 
     def _codes(self, x: Tensor, n: int) -> bool:
         """Return whether a tensor with vectors of n elements is coded; the same on all ranks."""
-        fits = not self._referenced or n == len(self.state.reference)
-        return (
-            x.dtype == torch.float32
-            and x.device == self.state.reference.device
-            and self.size > 1
-            and n > 0
-            and fits
-        )
+        reference = self.state.reference
+        if x.dtype != torch.float32 or x.device != reference.device or self.size == 1:
+            return False
+        return n > 0 and (not self._referenced or n == len(reference))
 
     def _decoded(self, rows: Tensor, like: Tensor, n: int) -> Tensor:
         """Return the vectors [k, n] that rows of bytes encode."""

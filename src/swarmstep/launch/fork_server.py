@@ -1,19 +1,14 @@
-"""A process that has imported everything and forks workers on request, so that a worker starts in milliseconds.
+"""The fork server: a process that has imported everything and forks workers on request, each within milliseconds.
 
-It has one thread, computes nothing, and holds nothing that a worker could inherit but modules. It is spoken to in
-lines of JSON, and ends with whoever started it, however that ends; its workers end with it.
+This is its handle, for the process that starts it; `fork_server_process` is the server itself. Why not the fork
+server of `multiprocessing`: docs/decisions/013-fork-server.md.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import dataclasses
-import gc
-import importlib
 import json
-import os
-import runpy
 import select
 import signal
 import socket
@@ -23,10 +18,10 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from swarmstep.errors import CommError, RunOver, SwarmstepError
+from swarmstep.errors import CommError
 
 PRELOADED_MODULES = (
-    "torch._dynamo",  # which the first step of an optimizer imports, in more than a second
+    "torch._dynamo",  # which an optimizer's first step imports, in more than a second
     "torch.distributed",
     "safetensors.torch",
     "swarmstep.cli.app",
@@ -36,22 +31,21 @@ PRELOADED_MODULES = (
     "swarmstep.cli.bench",
     "swarmstep.cli.report",
 )
-PR_SET_PDEATHSIG = 1
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-LIMIT = 60.0  # seconds for an answer: imports take seconds, a fork milliseconds
+LIMIT = 60.0  # seconds for an answer: imports take seconds, a fork takes milliseconds
 
 
 @dataclasses.dataclass(frozen=True)
 class ProcessSpec:
-    """What a forked process is to be.
+    """What a forked process is to run.
 
     Args:
         program: a module to run as ``python -m`` does, or a file that ends in ``.py``.
         arguments: of its command line.
         environment: all of it.
-        stdout: a file to write to (None: where the preloaded process writes).
+        stdout: a file to write to (None: where the fork server writes).
         stderr: the same.
-        namespace: the network namespace to enter first (None: that of the preloaded process).
+        namespace: the network namespace to enter first (None: that of the fork server).
     """
 
     program: str
@@ -63,10 +57,12 @@ class ProcessSpec:
 
 
 class ForkServer:
-    """The preloaded process, for the one that starts it; a context manager, at whose end all its workers are gone.
+    """A context manager that starts the fork server; at the end of the block the server and its workers are gone.
+
+    Server and workers also end when this process does, however that ends.
 
     Args:
-        environment: what OMP_NUM_THREADS and the like are while it imports.
+        environment: of the server while it imports (OMP_NUM_THREADS and the like).
 
     Raises:
         CommError: it could not be started, or has ended.
@@ -78,20 +74,21 @@ class ForkServer:
         self._ended: list[tuple[int, int]] = []
 
     def __enter__(self) -> ForkServer:
-        self._channel, theirs = socket.socketpair()
-        # It inherits the mask, and its workers do: an interrupt waits until they are ready for it.
+        self._channel, server_end = socket.socketpair()
+        # The server inherits the mask, and so do its workers: an interrupt waits until they are ready for it.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
+            module = "swarmstep.launch.fork_server_process"
             self._process = subprocess.Popen(
-                [sys.executable, "-m", __name__, str(theirs.fileno()), *PRELOADED_MODULES],
+                [sys.executable, "-m", module, str(server_end.fileno()), *PRELOADED_MODULES],
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[server_end.fileno()],
                 start_new_session=True,
             )
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            theirs.close()
+            server_end.close()
         try:
             self._answer("ready")
         except BaseException:
@@ -111,23 +108,23 @@ class ForkServer:
 
     @property
     def pid(self) -> int:
-        """The process id of the preloaded process: the parent of all workers."""
+        """The process id of the fork server: the parent of all workers."""
         return self._process.pid
 
-    def start(self, job: ProcessSpec) -> int:
+    def start(self, spec: ProcessSpec) -> int:
         """Start a worker, in a session of its own, with interrupts blocked; return its process id.
 
         Raises:
             CommError: it could not be started.
         """
-        self._send(dataclasses.asdict(job))
+        self._send(dataclasses.asdict(spec))
         answer = self._answer("pid", "error")
         if "error" in answer:
             raise CommError(f"a worker could not be started: {answer['error']}; free memory or raise the limit")
         return answer["pid"]
 
     def send_signal(self, pid: int, number: int) -> None:
-        """Send a signal to a worker; nothing if it has ended, even where another process has that id by now."""
+        """Send a signal to a worker; does nothing if it has ended, even if another process has that id by now."""
         self._send({"signal": number, "to": pid})
 
     def ended(self, seconds: float) -> list[tuple[int, int]]:
@@ -141,168 +138,33 @@ class ForkServer:
         try:
             self._channel.sendall(json.dumps(message).encode() + b"\n")
         except OSError:
-            raise self._gone() from None
+            raise self._lost() from None
 
     def _answer(self, *kinds: str) -> dict[str, Any]:
-        """Return the next message that is no news of a worker's end."""
+        """Return the next message that has one of these keys."""
         deadline = time.monotonic() + LIMIT
         while time.monotonic() < deadline:
             if select.select([self._channel], [], [], 1.0)[0]:
                 for message in self._receive():
                     if any(kind in message for kind in kinds):
                         return message
-        raise CommError(
-            f"the preloaded process gave no answer for {LIMIT:g} s; end it (pid {self.pid}), try again"
-        )
+        raise CommError(f"the fork server did not answer within {LIMIT:g} s; end it (pid {self.pid}), try again")
 
     def _receive(self) -> list[dict[str, Any]]:
-        """Take in what has come; return the messages that are no news of a worker's end."""
+        """Receive messages; note the workers that have ended, and return the other messages."""
         try:
             data = self._channel.recv(1 << 16)
         except OSError:
             data = b""
         if not data:
-            raise self._gone()
+            raise self._lost()
         *lines, self._buffer = (self._buffer + data).split(b"\n")
         messages = [json.loads(line) for line in lines]
         self._ended += [(message["ended"], message["code"]) for message in messages if "ended" in message]
         return [message for message in messages if "ended" not in message]
 
-    def _gone(self) -> CommError:
+    def _lost(self) -> CommError:
         return CommError(
-            "the preloaded process, from which workers are started, has ended, and the workers with it; look for "
-            "a lack of memory, then go on with --resume DIR"
+            "the fork server, which starts the workers, has ended, and the workers with it; check for a lack of "
+            "memory, then go on with --resume DIR"
         )
-
-
-class _Server:
-    """The other end."""
-
-    def __init__(self, channel: socket.socket) -> None:
-        self._channel = channel
-        self._workers: set[int] = set()
-        self._woken, wake = socket.socketpair()
-        self._wake = wake
-        wake.setblocking(False)
-        signal.set_wakeup_fd(wake.fileno())
-        signal.signal(signal.SIGCHLD, lambda *_: None)  # wakes `select` up
-
-    def serve(self) -> ProcessSpec | None:
-        """Fork on request until nobody is at the other end; return in each worker what it is to be."""
-        buffer = b""
-        self._send({"ready": True})
-        while True:
-            readable = select.select([self._channel, self._woken], [], [])[0]
-            if self._woken in readable:
-                self._woken.recv(4096)
-                self._reap()
-            if self._channel not in readable:
-                continue
-            data = self._channel.recv(1 << 16)
-            if not data:
-                self._end()
-                return None
-            *lines, buffer = (buffer + data).split(b"\n")
-            jobs = (self._obey(json.loads(line)) for line in lines)
-            if job := next((job for job in jobs if job), None):
-                return job
-
-    def _obey(self, message: dict[str, Any]) -> ProcessSpec | None:
-        if "signal" not in message:
-            return ProcessSpec(**message) if self._forked() else None
-        if message["to"] in self._workers:
-            os.kill(message["to"], message["signal"])
-        return None
-
-    def _forked(self) -> bool:
-        """Fork; return True in the new process."""
-        parent = os.getpid()
-        try:
-            pid = os.fork()
-        except OSError as error:
-            self._send({"error": error.strerror})
-            return False
-        if pid:
-            self._workers.add(pid)
-            self._send({"pid": pid})
-            return False
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        for end in (self._channel, self._woken, self._wake):
-            end.close()
-        _end_with(parent)
-        return True
-
-    def _reap(self) -> None:
-        for pid in [*self._workers]:
-            ended, status = os.waitpid(pid, os.WNOHANG)
-            if ended:
-                self._workers.remove(pid)
-                self._send({"ended": pid, "code": os.waitstatus_to_exitcode(status)})
-
-    def _end(self) -> None:
-        for pid in self._workers:
-            os.kill(pid, signal.SIGKILL)
-        for pid in self._workers:
-            os.waitpid(pid, 0)
-
-    def _send(self, message: Mapping[str, Any]) -> None:
-        with contextlib.suppress(OSError):  # nobody is there any more, which `serve` is about to notice
-            self._channel.sendall(json.dumps(message).encode() + b"\n")
-
-
-def _end_with(parent: int) -> None:
-    """Let the kernel end this process when its parent ends, where it can."""
-    if sys.platform.startswith("linux"):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)
-
-
-def _become(job: ProcessSpec) -> None:
-    """Make this process, just forked, one that was started for the job."""
-    os.setsid()
-    for number, path in ((1, job.stdout), (2, job.stderr)):
-        if path:
-            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-            os.dup2(file, number)
-            os.close(file)
-    if job.namespace:
-        from swarmstep.launch import namespace
-
-        namespace.enter(job.namespace)
-    os.environ.clear()
-    os.environ.update(job.environment)
-    sys.argv = [job.program, *job.arguments]
-
-
-def _run_theirs(program: str) -> None:
-    """Run a program of the user's; what it does not catch of swarmstep's errors is said in one line."""
-    try:
-        runpy.run_path(program, run_name="__main__")
-    except RunOver:  # the others need this worker no more
-        pass
-    except SwarmstepError as error:
-        print(f"swarmstep: {error}", file=sys.stderr, flush=True)
-        sys.exit(error.exit_code)
-
-
-def main() -> None:
-    """Be the preloaded process, or in the end a worker; arguments: the file of the channel, and modules."""
-    channel, *modules = sys.argv[1:]
-    for name in modules:
-        importlib.import_module(name)
-    gc.collect()
-    gc.freeze()  # workers share these pages
-    job = _Server(socket.socket(fileno=int(channel))).serve()
-    if job is None:
-        return
-    _become(job)
-    if job.program.endswith(".py"):
-        _run_theirs(job.program)
-    else:
-        runpy.run_module(job.program, run_name="__main__", alter_sys=True)
-
-
-if __name__ == "__main__":
-    main()

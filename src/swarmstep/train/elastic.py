@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from swarmstep.checkpoint import saver
+from swarmstep.checkpoint import loader, saver
 from swarmstep.comm.group import Group
 from swarmstep.elastic.membership import Membership
 from swarmstep.errors import CheckpointError, CommError, Interrupted, RunOver
@@ -102,7 +102,7 @@ class Elastic(Coordinator):
         folder = self.logger.path / "checkpoints"
         step, states = 0, list[dict[str, Any]]()
         try:
-            step, states = saver.load_any(folder)
+            step, states = loader.load_any(folder)
         except CheckpointError:  # all workers may have been lost before the first one; then they start anew
             if self.job.resume:
                 raise

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from swarmstep.checkpoint import saver
+from swarmstep.checkpoint import loader, saver
 from swarmstep.comm.group import Group
 from swarmstep.comm.sim import simulate
 from swarmstep.errors import CheckpointError, Interrupted, UsageError
@@ -119,9 +119,9 @@ class Lockstep(Coordinator):
     def _saved_states(self, folder: Path) -> dict[int, dict[str, Any]]:
         """Return this worker's state, or those of all if the newest checkpoint is of another number of workers."""
         try:
-            return {self.comm.rank: saver.load(folder, self.comm)}
+            return {self.comm.rank: loader.load(folder, self.comm)}
         except CheckpointError:
-            states = saver.load_any(folder)[1]
+            states = loader.load_any(folder)[1]
             if len(states) == self.comm.size:
                 raise
             return dict(enumerate(states))
