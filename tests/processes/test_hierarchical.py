@@ -13,7 +13,7 @@ from torch import Tensor
 
 from helpers import TIMINGS, Trainer, run, same, timed
 from pool import Pool
-from rounds import Array, Game, game, play
+from rounds import Array, Game, game, play, weighted
 from swarmstep import Comm, Every, Group, Hierarchical, LocalSGD, Strategy, Synchronizer, simulate
 from swarmstep.errors import CommError, NotFinite, UsageError
 from wrapped import Wrapped
@@ -32,7 +32,7 @@ def oracle(g: Game, local: int, k: int) -> Array:
         for first in range(0, g.workers, size):
             group = np.arange(first, first + size)
             if here[group].any():
-                x[group] = x[group[here[group]]].mean(axis=0)
+                x[group] = g.mean(r, x, group)
         history.append(x.copy())
     return np.stack(history)
 
@@ -60,7 +60,7 @@ def test_oracle_with_workers_that_have_finished(
     hosts: int, local: int, k: int, finished: dict[int, int], seed: int
 ) -> None:
     workers = hosts * local
-    g = game(workers, seed=seed, finished={i: r for i, r in finished.items() if i < workers - 1})
+    g = weighted(game(workers, seed=seed, finished={i: r for i, r in finished.items() if i < workers - 1}))
     np.testing.assert_allclose(
         play(Hierarchical(local, k), g).weights, oracle(g, local, k), rtol=1e-11, atol=1e-12
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import dataclasses
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +28,8 @@ class Game(NamedTuple):
     """W workers that drift apart between R rounds: x_i gets drift[r, i] before round r.
 
     `losses` [R, W] are what the roll call says; `rates` [R] the learning rates; worker i has finished from
-    round `finished[i]` on; the last `buffers` elements of x are buffers. Vectors have two tensors.
+    round `finished[i]` on; the last `buffers` elements of x are buffers. Vectors have two tensors. `weights`
+    [R, W] are the workers' weights in each round, in any unit.
     """
 
     start: Array
@@ -36,6 +38,7 @@ class Game(NamedTuple):
     rates: list[float | None]
     finished: dict[int, int]
     buffers: int
+    weights: Array
 
     @property
     def workers(self) -> int:
@@ -43,6 +46,13 @@ class Game(NamedTuple):
 
     def absent(self, r: int, i: int) -> bool:
         return r >= self.finished.get(i, len(self.drift))
+
+    def mean(self, r: int, x: Array, among: Any = slice(None)) -> Array:
+        """Return the weighted mean of those `among` all workers that take part in round r; x is [W, ...]."""
+        here = np.array([not self.absent(r, i) for i in range(self.workers)])
+        weights = np.zeros(self.workers)
+        weights[among] = np.where(here, self.weights[r], 0.0)[among]
+        return np.average(x, axis=0, weights=weights)
 
 
 def game(workers: int, rounds: int = 6, size: int = 7, seed: int = 0, **fields: object) -> Game:
@@ -54,8 +64,27 @@ def game(workers: int, rounds: int = 6, size: int = 7, seed: int = 0, **fields: 
         rates=[0.1] * rounds,
         finished={},
         buffers=0,
+        weights=np.ones((rounds, workers)),
     )
     return made._replace(**fields)
+
+
+def weighted(played: Game) -> Game:
+    """The same with other weights: each worker has seen 1 to 20 examples."""
+    rng = np.random.default_rng(1)
+    return played._replace(weights=rng.integers(1, 21, played.weights.shape).astype(float))
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightedRoll(Roll):
+    """A roll call in which the workers have weights."""
+
+    weights: torch.Tensor
+
+    def weight(self, rank: int) -> float:
+        if not self.present[rank]:
+            return 0.0
+        return float(self.weights[rank] / self.weights[self.present].max())
 
 
 def mean_square(v: torch.Tensor) -> float:
@@ -85,7 +114,7 @@ def play(strategy: Strategy, game: Game, seed: int = 0, double: bool = True) -> 
             losses = torch.tensor(np.where(gone, np.inf, game.losses[r]))
             steps = torch.tensor([0.0 if g else r + 1.0 for g in gone], dtype=torch.float64)
             reports = world.gather(torch.tensor(strategy.report(x, state, layout), dtype=torch.float64))
-            roll = Roll(steps, losses, reports)
+            roll = WeightedRoll(steps, losses, reports, torch.tensor(game.weights[r]))
             rate = None if gone[comm.rank] else game.rates[r]
             signal = Signal(r + 1, seed, rate, lambda: 0.0, no_gradient, mean_square, layout)
             before = [x.clone(), *(t.clone() for t in state)]

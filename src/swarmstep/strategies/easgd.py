@@ -39,7 +39,7 @@ class EASGD(Strategy[EASGDState, EASGDMessage]):
 
         a   = beta / W
         x_i = x_i - a (x_i - c)                       c: before the round
-        c   = c + a sum_i (x_i - c)                   x_i: before the round; beta (mean_i x_i - c) if all take part
+        c   = c + a K (mean_i x_i - c)                x_i: before the round; over the K workers that take part
 
     Workers keep different weights. The model at the end is the centre.
 
@@ -73,9 +73,9 @@ class EASGD(Strategy[EASGDState, EASGDMessage]):
         return EASGDState(x.clone())
 
     def exchange(self, x: Tensor, state: EASGDState, signal: Signal, roll: Roll, comm: Comm) -> EASGDMessage:
-        mean, weight = comm.mean(x, roll.weight(comm.rank))
+        mean, _ = comm.mean(x, roll.weight(comm.rank))
         pull = torch.tensor(self.beta / comm.size, dtype=torch.float64)
-        return EASGDMessage(mean, pull, pull * weight)
+        return EASGDMessage(mean, pull, pull * int(roll.present.sum()))
 
     def apply(self, x: Tensor, state: EASGDState, message: EASGDMessage, layout: Layout) -> None:
         x.add_(state.centre - x, alpha=float(message.pull))

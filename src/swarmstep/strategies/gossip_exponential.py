@@ -64,9 +64,9 @@ class GossipExponential(Strategy[GossipExponentialState, GossipExponentialMessag
             return GossipExponentialMessage(x.clone())
         distance = 2 ** (int(state.rounds) % (comm.size - 1).bit_length())
         theirs = comm.permute(x, [(i - distance) % comm.size for i in range(comm.size)])
-        if not roll.weight((comm.rank - distance) % comm.size):
+        if not roll.present[(comm.rank - distance) % comm.size]:
             return GossipExponentialMessage(x.clone())
-        if not roll.weight(comm.rank):
+        if not roll.present[comm.rank]:
             return GossipExponentialMessage(theirs)
         return GossipExponentialMessage(theirs.add_(x).mul_(0.5))
 

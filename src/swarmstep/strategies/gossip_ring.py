@@ -64,11 +64,11 @@ class GossipRing(Strategy[NoState, GossipRingMessage]):
     def exchange(self, x: Tensor, state: NoState, signal: Signal, roll: Roll, comm: Comm) -> GossipRingMessage:
         rank, size = comm.rank, comm.size
         offsets = range(1, size) if 2 * self.reach >= size else [*range(1, self.reach + 1), *range(-self.reach, 0)]
-        mixed, answering = x.clone(), not roll.weight(rank)
+        mixed, answering = x.clone(), not roll.present[rank]
         heard = 0
         for offset in offsets:
             theirs = comm.permute(x, [(i - offset) % size for i in range(size)])
-            if not roll.weight((rank - offset) % size):
+            if not roll.present[(rank - offset) % size]:
                 continue
             heard += 1
             # One that only answers takes the running mean of those it hears, and gives nothing of its own.

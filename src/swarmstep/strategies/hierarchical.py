@@ -91,13 +91,14 @@ class Hierarchical(Strategy[HierarchicalState, HierarchicalMessage]):
         meet = (int(state.rounds) + 1) % self.outer_every == 0
         if local == comm.size or (meet and local == 1):
             return HierarchicalMessage(comm.mean(x, roll.weight(comm.rank))[0])
-        present = roll.present.view(-1, local)[comm.rank // local].tolist()
+        first = comm.rank - comm.rank % local
+        weights = [roll.weight(rank) for rank in range(first, first + local)]
         if meet:
-            return HierarchicalMessage(_mean_of_all(x, present, *_groups(comm, local)))
-        if local == 1 or not any(present):
+            return HierarchicalMessage(_mean_of_all(x, weights, *_groups(comm, local)))
+        if local == 1 or not any(weights):
             return HierarchicalMessage(x.clone())
         inside, _ = _groups(comm, local)
-        return HierarchicalMessage(inside.mean(x, float(present[inside.rank]))[0])
+        return HierarchicalMessage(inside.mean(x, weights[inside.rank])[0])
 
     def apply(self, x: Tensor, state: HierarchicalState, message: HierarchicalMessage, layout: Layout) -> None:
         x.copy_(message.mean)
@@ -113,11 +114,13 @@ def _groups(comm: Comm, local: int) -> tuple[Comm, Comm]:
     return inside, comm.split(comm.rank % local, f"across hosts of {local}")
 
 
-def _mean_of_all(x: Tensor, present: list[bool], inside: Comm, across: Comm) -> Tensor:
-    """Return the mean of all workers that take part; `present` tells which do on this host."""
+def _mean_of_all(x: Tensor, weights: list[float], inside: Comm, across: Comm) -> Tensor:
+    """Return the mean of all workers that take part; `weights` are those of the workers of this host."""
     slices = torch.nn.functional.pad(x, (0, -len(x) % inside.size)).view(inside.size, -1)
-    theirs = inside.all_to_all(slices)  # this worker's slice of each worker of the host
-    counted = [row for row, here in zip(theirs, present, strict=True) if here]
-    mine = rank_ordered_sum(counted).div_(len(counted)) if counted else theirs[0]
-    mean = across.mean(mine, float(len(counted)))[0]
+    rows = inside.all_to_all(slices)  # row j: the slice that this worker adds up, of worker j of the host
+    total = sum(weights)
+    weighed = zip(rows, weights, strict=True)
+    terms = [row if weight == 1.0 else row.mul_(weight) for row, weight in weighed if weight]
+    host_mean = rank_ordered_sum(terms).div_(total) if terms else rows[0]
+    mean = across.mean(host_mean, total)[0]
     return inside.gather(mean).view(-1)[: len(x)]

@@ -58,7 +58,7 @@ class InformedSwarm(Strategy[InformedSwarmState, InformedSwarmMessage]):
 
     ::
 
-        c = sum_i a_i x_i                     consensus; a_i >= 0, sum_i a_i = 1: the swarm's trust
+        c = sum_i a_i x_i / sum_i a_i         consensus; a_i >= 0: the swarm's trust times the worker's weight
         d = c - x                             what the round found; x: the common weights before it
         u = w u + d                           the swarm's velocity
         x = x + s (d + w u)                   with look-ahead
@@ -204,12 +204,13 @@ class InformedSwarm(Strategy[InformedSwarmState, InformedSwarmMessage]):
 
     def _weight(self, included: Tensor, roll: Roll, rank: int) -> float:
         """Return a_i of this rank, up to a factor that is common to all."""
-        if self.trust != "loss" or not included[rank]:
-            return float(included[rank])
+        weight = roll.weight(rank) if included[rank] else 0.0
+        if self.trust != "loss" or not weight:
+            return weight
         losses = roll.losses[included]
         excess = (roll.losses[rank] / losses.median() - 1.0) / self.temperature
         least = (losses.min() / losses.median() - 1.0) / self.temperature
-        return math.exp(-float(excess - least)) if math.isfinite(excess - least) else 1.0
+        return weight * math.exp(-float(excess - least)) if math.isfinite(excess - least) else weight
 
     def _cost(self, state: InformedSwarmState, signal: Signal, comm: Comm) -> float:
         """Return the cost of one probe in local steps: of the slowest worker, measured once."""
@@ -226,13 +227,14 @@ class InformedSwarm(Strategy[InformedSwarmState, InformedSwarmMessage]):
         x = comm.sent(x)
         if self.audit:
             x = comm.permute(x, [(rank + 1) % comm.size for rank in range(comm.size)])
-        k = int(included.sum())
-        base = signal.probe(mean)
-        q = 0.0
-        if included[judged] and k > 1:
-            q = (signal.probe((k * mean - x) / (k - 1)) - base) * (k - 1) / base
-        elif roll.present[judged] and not included[judged]:
-            q = (base - signal.probe((k * mean + x) / (k + 1))) * (k + 1) / base
+        total = sum(roll.weight(rank) for rank in range(comm.size) if included[rank])
+        weight, q, base = roll.weight(judged), 0.0, signal.probe(mean)
+        if included[judged] and 0 < weight < total:
+            rest = total - weight
+            q = (signal.probe((total * mean - weight * x) / rest) - base) * (rest / weight) / base
+        elif weight and not included[judged]:
+            more = total + weight
+            q = (base - signal.probe((total * mean + weight * x) / more)) * (more / weight) / base
         rows = comm.gather(torch.tensor([q, base], dtype=torch.float64))
         if self.audit:
             rows = rows.roll(1, 0)

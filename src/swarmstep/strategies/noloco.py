@@ -88,12 +88,15 @@ class NoLoCo(Strategy[NoLoCoState, NoLoCoMessage]):
         sent = x.clone()
         sent[:n].add_(state.anchor[:n], alpha=self._ratio - 1.0)
         partners = pairs(signal.seed, signal.step, comm.size)
-        theirs = comm.permute(sent, partners)
-        if not roll.weight(partners[comm.rank]):
+        received = comm.permute(sent, partners)
+        own, other = roll.weight(comm.rank), roll.weight(partners[comm.rank])
+        if not other:
             return NoLoCoMessage(sent)
-        if not roll.weight(comm.rank):
-            return NoLoCoMessage(theirs)
-        return NoLoCoMessage(sent.add_(theirs).mul_(0.5))
+        if not own:
+            return NoLoCoMessage(received)
+        if own == other:
+            return NoLoCoMessage(sent.add_(received).mul_(0.5))
+        return NoLoCoMessage(sent.mul_(own).add_(received.mul_(other)).div_(own + other))
 
     def apply(self, x: Tensor, state: NoLoCoState, message: NoLoCoMessage, layout: Layout) -> None:
         n = layout.parameters

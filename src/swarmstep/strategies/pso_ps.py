@@ -198,7 +198,7 @@ class PSOPS(Strategy[PSOPSState, PSOPSMessage]):
         if self.fitness == "training":
             return roll.losses
         assert signal.probe is not None
-        mine = signal.probe(x) if roll.weight(comm.rank) else math.inf
+        mine = signal.probe(x) if roll.present[comm.rank] else math.inf
         losses = comm.gather(torch.tensor(mine, dtype=torch.float64))
         return losses.where(losses.isfinite(), math.inf)
 

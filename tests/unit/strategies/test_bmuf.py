@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rounds import Array, Game, game, play
+from rounds import Array, Game, game, play, weighted
 from swarmstep import BMUF
 from swarmstep.errors import UsageError
 
@@ -16,8 +16,7 @@ def oracle(g: Game, w: float, z: float, nesterov: bool) -> tuple[Array, Array]:
     x, u, history = g.start.copy(), np.zeros(n), []
     y = x.copy()
     for r, drift in enumerate(g.drift):
-        here = [i for i in range(g.workers) if not g.absent(r, i)]
-        m = y + drift[here].mean(axis=0)
+        m = y + g.mean(r, drift)
         u = w * u + z * (m - y)[:n]
         x = np.concatenate([x[:n] + u, m[n:]])
         y = x.copy()
@@ -45,6 +44,14 @@ def test_default_momentum_follows_the_number_of_workers(workers: int) -> None:
     np.testing.assert_allclose(
         play(BMUF(), g).weights[:, 0], oracle(g, 1 - 1 / workers, 1.0, False)[0], atol=1e-12
     )
+
+
+@pytest.mark.parametrize("finished", [{}, {1: 2, 3: 4}])
+def test_unequal_weights(finished: dict[int, int]) -> None:
+    g = weighted(game(4, buffers=2, finished=finished))
+    played, expected = play(BMUF(momentum=0.8, nesterov=True), g), oracle(g, 0.8, 1.0, True)[0]
+    for i in range(4):
+        np.testing.assert_allclose(played.weights[:, i], expected, atol=1e-12)
 
 
 def test_finished_workers_follow() -> None:

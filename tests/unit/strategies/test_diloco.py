@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rounds import Array, Game, game, play
+from rounds import Array, Game, game, play, weighted
 from swarmstep import DiLoCo, Every
 from swarmstep.errors import UsageError
 
@@ -14,8 +14,7 @@ def oracle(g: Game, s: float, w: float) -> Array:
     n = len(g.start) - g.buffers
     x, u, history = g.start.copy(), np.zeros(n), []
     for r, drift in enumerate(g.drift):
-        here = [i for i in range(g.workers) if not g.absent(r, i)]
-        m = x + drift[here].mean(axis=0)
+        m = x + g.mean(r, drift)
         gradient = (x - m)[:n]
         u = w * u + gradient
         x = np.concatenate([x[:n] - s * (gradient + w * u), m[n:]])
@@ -32,6 +31,14 @@ def test_oracle(workers: int, lr: float, momentum: float, finished: dict[int, in
     for i in range(workers):
         np.testing.assert_allclose(played.weights[:, i], expected, atol=1e-12)
         np.testing.assert_allclose(played.results[i], expected[-1], atol=1e-12)
+
+
+@pytest.mark.parametrize("finished", [{}, {1: 2, 3: 4}])
+def test_unequal_weights(finished: dict[int, int]) -> None:
+    g = weighted(game(4, buffers=2, finished=finished))
+    played, expected = play(DiLoCo(), g), oracle(g, 0.7, 0.9)
+    for i in range(4):
+        np.testing.assert_allclose(played.weights[:, i], expected, atol=1e-12)
 
 
 def test_defaults_are_the_papers() -> None:

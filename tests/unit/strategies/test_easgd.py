@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rounds import Array, Game, game, play
+from rounds import Array, Game, game, play, weighted
 from swarmstep import EASGD
 from swarmstep.errors import UsageError
 
@@ -16,9 +16,7 @@ def oracle(g: Game, beta: float) -> tuple[Array, Array]:
     for r, drift in enumerate(g.drift):
         here = [i for i in range(g.workers) if not g.absent(r, i)]
         x[here] += drift[here]
-        pull = a * (x - centre)
-        x = x - pull
-        centre = centre + pull[here].sum(axis=0)
+        x, centre = x - a * (x - centre), centre + a * len(here) * (g.mean(r, x) - centre)
         history.append(x.copy())
     return np.stack(history), centre
 
@@ -39,6 +37,16 @@ def test_a_worker_that_has_finished_follows_and_gives_nothing() -> None:
     played = play(EASGD(), g)
     np.testing.assert_allclose(played.weights, weights, atol=1e-12)
     np.testing.assert_allclose(played.results[0], centre, atol=1e-12)
+
+
+@pytest.mark.parametrize("finished", [{}, {1: 2, 3: 4}])
+def test_unequal_weights(finished: dict[int, int]) -> None:
+    """They weigh in the centre; each worker's own string is as strong as before."""
+    g = weighted(game(4, finished=finished))
+    weights, centre = oracle(g, 0.6)
+    played = play(EASGD(0.6), g)
+    np.testing.assert_allclose(played.weights, weights, atol=1e-12)
+    np.testing.assert_allclose(played.results, np.tile(centre, (4, 1)), atol=1e-12)
 
 
 def test_the_centre_is_a_moving_average_of_the_mean() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rounds import Array, Game, game, play
+from rounds import Array, Game, game, play, weighted
 from swarmstep import NoLoCo
 from swarmstep.errors import UsageError
 from swarmstep.strategies.noloco import pairs
@@ -22,10 +22,11 @@ def oracle(g: Game, a: float, b: float, c: float) -> Array:
         partners, z_old = pairs(0, r + 1, count), z.copy()
         for i in range(count):
             group = [j for j in {i, partners[i]} if j in here] or [i]
-            moved = (x[group] - z_old[group])[:, :n].mean(axis=0)
-            u[i] = b * u[i] + a * moved + c * (z_old[group][:, :n].mean(axis=0) - z_old[i, :n])
+            p = g.weights[r, group] / g.weights[r, group].sum()
+            moved = p @ (x[group] - z_old[group])[:, :n]
+            u[i] = b * u[i] + a * moved + c * (p @ z_old[group][:, :n] - z_old[i, :n])
             z[i, :n] = z_old[i, :n] + u[i]
-            z[i, n:] = x[group][:, n:].mean(axis=0)
+            z[i, n:] = p @ x[group][:, n:]
         x = z.copy()
         history.append(x.copy())
     return np.stack(history)
@@ -45,6 +46,12 @@ def test_oracle(workers: int, gossip: float | None, buffers: int) -> None:
 def test_a_partner_that_has_finished_counts_for_nothing() -> None:
     g = game(5, finished={0: 1, 3: 2}, buffers=1)
     np.testing.assert_allclose(play(NoLoCo(), g).weights, oracle(g, 0.7, 0.5, 0.7), atol=1e-12)
+
+
+@pytest.mark.parametrize("finished", [{}, {0: 1, 3: 2}])
+def test_unequal_weights(finished: dict[int, int]) -> None:
+    g = weighted(game(5, finished=finished, buffers=2))
+    np.testing.assert_allclose(play(NoLoCo(gossip=0.3), g).weights, oracle(g, 0.7, 0.5, 0.3), atol=1e-12)
 
 
 def test_with_lr_1_and_no_momentum_pairs_are_averaged() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rounds import Array, Game, game, play
+from rounds import Array, Game, game, play, weighted
 from swarmstep import PAPA
 from swarmstep.errors import UsageError
 
@@ -18,7 +18,7 @@ def oracle(g: Game, a: float) -> Array:
         rate = g.rates[r]
         highest = max(highest, rate or 0.0)
         b = (1 - a) * (1.0 if rate is None else rate / highest)
-        x = (1 - b) * x + b * x[here].mean(axis=0)
+        x = (1 - b) * x + b * g.mean(r, x)
         history.append(x.copy())
     return np.stack(history)
 
@@ -31,6 +31,12 @@ def test_oracle(workers: int, a: float) -> None:
     played = play(PAPA(a), g)
     np.testing.assert_allclose(played.weights, weights, atol=1e-12)
     np.testing.assert_allclose(played.results, np.tile(weights[-1].mean(axis=0), (workers, 1)), atol=1e-12)
+
+
+@pytest.mark.parametrize("finished", [{}, {1: 2, 3: 4}])
+def test_unequal_weights(finished: dict[int, int]) -> None:
+    g = weighted(game(4, finished=finished))
+    np.testing.assert_allclose(play(PAPA(0.7), g).weights, oracle(g, 0.7), atol=1e-12)
 
 
 def test_finished_workers_take_the_others_rate() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rounds import Array, Game, game, play
+from rounds import Array, Game, game, play, weighted
 from swarmstep import SlowMo
 from swarmstep.errors import UsageError
 
@@ -14,8 +14,7 @@ def oracle(g: Game, a: float, b: float) -> Array:
     n = len(g.start) - g.buffers
     x, u, history = g.start.copy(), np.zeros(n), []
     for r, drift in enumerate(g.drift):
-        here = [i for i in range(g.workers) if not g.absent(r, i)]
-        m, rate = x + drift[here].mean(axis=0), g.rates[r]
+        m, rate = x + g.mean(r, drift), g.rates[r]
         assert rate
         u = b * u + (x - m)[:n] / rate
         x = np.concatenate([x[:n] - a * rate * u, m[n:]])
@@ -35,6 +34,14 @@ def test_oracle(workers: int, a: float, b: float) -> None:
     for i in range(workers):
         np.testing.assert_allclose(played.weights[:, i], expected, atol=1e-12)
         np.testing.assert_allclose(played.results[i], expected[-1], atol=1e-12)
+
+
+@pytest.mark.parametrize("finished", [{}, {1: 2, 3: 4}])
+def test_unequal_weights(finished: dict[int, int]) -> None:
+    g = weighted(game(4, buffers=2, finished=finished))
+    played, expected = play(SlowMo(0.7, 0.9), g), oracle(g, 0.7, 0.9)
+    for i in range(4):
+        np.testing.assert_allclose(played.weights[:, i], expected, atol=1e-12)
 
 
 def test_finished_workers_use_the_others_rate() -> None:
