@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from swarmstep import Every, InformedSwarm, Membership, Options, Synchronizer
+from swarmstep import Every, InformedSwarm, Membership, Options, Round, Synchronizer
 
 STEPS = 480
 
@@ -37,11 +37,11 @@ def main() -> None:
         loss = cross_entropy(model(inputs), targets)
         loss.backward()
         optimizer.step()
-        report = sync.step(loss)
+        event = sync.step(loss)
         optimizer.zero_grad()
         time.sleep(0.02)  # a larger model takes its time
-        if report and sync.comm.rank == 0 and report.number % 10 == 0:
-            print(f"round {report.number}: {', '.join(report.members)}", flush=True)
+        if isinstance(event, Round) and sync.comm.rank == 0 and event.number % 10 == 0:
+            print(f"round {event.number}: {', '.join(event.members)}", flush=True)
     sync.finish()
     members.end()
     inputs, targets = batch(STEPS, 0, 8)

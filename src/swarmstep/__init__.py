@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from swarmstep.runtime.gradients import average_gradients
     from swarmstep.runtime.options import Options
     from swarmstep.runtime.synchronizer import Synchronizer
-    from swarmstep.signal import Round
+    from swarmstep.signal import MembershipChange, Round
     from swarmstep.strategies import STRATEGIES
     from swarmstep.strategies.base import Strategy
     from swarmstep.strategies.bmuf import BMUF
@@ -78,6 +78,7 @@ __all__ = [
     "Int8",
     "LocalSGD",
     "Membership",
+    "MembershipChange",
     "Metered",
     "Never",
     "NoLoCo",
@@ -126,6 +127,7 @@ _MODULES = {
     "NoLoCo": "swarmstep.strategies.noloco",
     "Options": "swarmstep.runtime.options",
     "QuadraticRule": "swarmstep.when",
+    "MembershipChange": "swarmstep.signal",
     "Round": "swarmstep.signal",
     "SimComm": "swarmstep.comm.sim",
     "SlowMo": "swarmstep.strategies.slowmo",

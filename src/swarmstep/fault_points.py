@@ -46,6 +46,7 @@ SPLITTING = "splitting"  # a part of the group gets connections of its own
 CONNECTING_PART = "connecting part"
 ENTERING = "entering"  # all is in its place in the new group; it is not decided yet whether it counts
 ENTERED = "entered"
+MEMBERSHIP_CHANGED = "membership changed"  # this worker is in the new group. change: its MembershipChange; x
 
 # The end of a run.
 FINISHING = "finishing"  # this worker has taken its last step

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -94,8 +96,8 @@ class Round:
     `seconds` are what the training spent on it, by the Comm's clock: in real processes they include the wait
     for the others, in simulation they are this worker's own; `probe_seconds` went into the probe. `distrusted`
     are the workers that the strategy left out. In an elastic group `members` are the names of all that were in
-    it, in rank order, `epoch` which of the groups it was, and `fate` is what they decided beside that the round
-    counts. `number` counts the rounds of the whole run, from 1.
+    it, in rank order, `epoch` which of the groups it was, and `decision` is what they decided besides that the
+    round counts. `number` counts the rounds of the whole run, from 1.
     """
 
     step: int
@@ -111,5 +113,43 @@ class Round:
     distrusted: tuple[Distrust, ...]
     epoch: int = 0
     members: tuple[str, ...] = ()
-    fate: Decision = KEPT
+    decision: Decision = KEPT
     number: int = 0
+
+    def __str__(self) -> str:
+        losses = [loss for loss in self.losses if math.isfinite(loss)]
+        loss = f", mean loss {sum(losses) / len(losses):.4g}" if losses else ""
+        left_out = f", without rank {', '.join(str(worker.rank) for worker in self.distrusted)}"
+        return (
+            f"round {self.number} at step {self.step}: {self.strategy} of {self.participants} of "
+            f"{len(self.losses)} workers{left_out if self.distrusted else ''}{loss}, "
+            f"{self.bytes_sent / 1e6:.3g} MB sent, {self.seconds:.3g} s"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class MembershipChange:
+    """A change of membership in an elastic group, as every member sees it.
+
+    `step` is how many steps all members have taken, `committed` the step of the last round that counts: what a
+    lost worker did after it is lost; `rounds` how many rounds the run has behind it. `epoch` is the number of the
+    new group, and `sources`, `names` and `rank` are its. `newcomer` says whether this worker is one. `states`
+    are copies of the strategy's, one for each fragment. `seconds` is what the change took this worker.
+
+    A newcomer also gets the changes that the member it took its state from had not returned yet, before its own:
+    with rank -1, since it was not in those groups. What both have as `Options.stateful` follows these alike.
+    """
+
+    step: int
+    committed: int
+    rounds: int
+    epoch: int
+    sources: tuple[int | None, ...]
+    names: tuple[str, ...]
+    rank: int
+    newcomer: bool
+    states: tuple[NamedTuple, ...]
+    seconds: float
+
+
+Event = Round | MembershipChange  # what `Synchronizer.step` and `Synchronizer.events` return

@@ -160,7 +160,7 @@ def test_every_field_of_the_state_says_whose_it_is(variant: str) -> None:
         for _ in range(6):
             trainer.step()
             states.append(trainer.sync.state_dict()["fragments"][0]["state"])
-        return type(trainer.sync._lanes[0].state), states
+        return type(trainer.sync._group.fragments[0].state), states
 
     found = simulate(train, WORKERS)
     kinds = {n: hint.__metadata__[0] for n, hint in get_type_hints(found[0][0], include_extras=True).items()}

@@ -158,6 +158,8 @@ def check(trial: Trial, world: World) -> None:
     ends = {name: told.done for name, told in world.told.items() if told.done}
     assert ends
     assert len({done[1] for done in ends.values()}) == 1, {name: done[:3] for name, done in ends.items()}
+    histories = {name: done[5] for name, done in ends.items()}
+    assert len({tuple(epochs) for epochs in histories.values()}) == 1, histories
     at_the_end = any(fault.point in AT_THE_END for fault in trial.faults.values())
     if not (
         at_the_end and trial.replaced

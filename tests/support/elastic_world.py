@@ -43,8 +43,8 @@ from swarmstep.comm.process_groups import serve_store
 from swarmstep.elastic.membership import Membership
 from swarmstep.errors import PeerLost, RunOver
 from swarmstep.runtime.flat import Flat
-from swarmstep.runtime.options import Change
 from swarmstep.seeding import mix
+from swarmstep.signal import Event, MembershipChange, Round
 
 WORKERS = 3
 PERIOD = 4  # local steps between two rounds
@@ -135,20 +135,35 @@ class Plan:
     after: Callable[[Membership], Any] | None = None  # called at the end, before it leaves
 
 
+class History:
+    """What must follow every change of membership alike on all members, as a sampler must."""
+
+    def __init__(self) -> None:
+        self.epochs: list[int] = []
+
+    def follow(self, events: list[Event]) -> None:
+        self.epochs += [event.epoch for event in events if isinstance(event, MembershipChange)]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epochs": [*self.epochs]}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        self.epochs = saved["epochs"]
+
+
 class Worker:
     """One process's training: what `simulate` does in the oracle, too."""
 
-    def __init__(self, plan: Plan, comm: Any, slot: int, changed: Callable[..., None] | None = None) -> None:
+    def __init__(self, plan: Plan, comm: Any, slot: int) -> None:
         strategy, options = METHODS[plan.method]
         self.slot = slot
         self.model = (
             network(slot) if plan.width == 8 else nn.Sequential(nn.Linear(5, plan.width), nn.Linear(plan.width, 3))
         )
         self.optimizer = Momentum(self.model.parameters())
-        extra: dict[str, Any] = {"stateful": {"optimizer": self.optimizer}}
-        if changed:
-            extra["changed"] = lambda change: changed(change, self.weights())
-        self.sync = Synchronizer(self.model, strategy, comm, Options(**options, **extra))
+        self.history = History()
+        options = {**options, "stateful": {"optimizer": self.optimizer, "history": self.history}}
+        self.sync = Synchronizer(self.model, strategy, comm, Options(**options))
 
     def local_step(self) -> torch.Tensor:
         """Do the optimizer step that follows; the data are those of the slot, whatever the rank is."""
@@ -206,12 +221,15 @@ class Reporter:
             raise PeerLost("the connection broke")
 
     def hook(self, point: str, **what: Any) -> None:
-        """Be called at each fault point: report a round that has landed, and pass the point."""
+        """Be called at each fault point: report what has happened, and pass the point."""
         if point == fault_points.LANDED:
             report, x = what["report"], what["x"].clone()
             digest = hashlib.sha256(x.numpy().tobytes()).hexdigest()[:16]
             states = shared_digest([what["state"]])
             self.say("round", report.number, report.step, report.members, digest, states, x if self.loud else None)
+        elif point == fault_points.MEMBERSHIP_CHANGED:
+            change, x = what["change"], what["x"].clone()
+            self.say("change", dataclasses.replace(change, states=()), shared_digest(change.states), x)
         self.at(point)
 
 
@@ -233,29 +251,32 @@ def live(end: Connection, port: int, name: str, plan: Plan, fault: Fault | None)
 def _train(reporter: Reporter, port: int, name: str, plan: Plan) -> None:
     slot = int(name.split(".")[0])
     membership_module.GATHERING = plan.gathering
-
-    def changed(change: Change, x: torch.Tensor) -> None:
-        reporter.say("change", dataclasses.replace(change, states=()), shared_digest(change.states), x)
-
     membership = Membership(
         ("127.0.0.1", port), name, start=plan.start, silence=plan.silence, patience=plan.patience, exact=True
     )
     comm = membership.join()
-    worker = Worker(plan, comm, slot, changed)
+    worker = Worker(plan, comm, slot)
     sync = worker.sync
     reporter.say("begun", sync.steps, sync.rounds, worker.weights())
-    over = any(report.fate.finish for report in sync._landed)  # which a newcomer's first step reports
+    over = follow(worker, sync.events())
     while not over and sync.steps != plan.steps:
         loss = worker.local_step()
         reporter.at(STEP)
-        report = sync.step(loss, lr=LR)
-        over = any(r.fate.finish or r.fate.stop for r in [report, *sync._landed] if r)
+        event = sync.step(loss, lr=LR)
+        over = follow(worker, [*([event] if event else []), *sync.events()])
         time.sleep(plan.pace)
-    sync.finish()
+    follow(worker, sync.finish())
     result = plan.after(membership) if plan.after else None
-    reporter.say("done", sync.steps, sync.rounds, sync.committed, worker.weights(), result)
+    reporter.say("done", sync.steps, sync.rounds, sync.committed, worker.weights(), result, worker.history.epochs)
     membership.end()
     membership.leave()
+
+
+def follow(worker: Worker, events: list[Event]) -> bool:
+    """Follow the changes of membership; return whether a round has decided that the run ends."""
+    worker.history.follow(events)
+    decisions = [event.decision for event in events if isinstance(event, Round)]
+    return any(decision.finish or decision.stop for decision in decisions)
 
 
 @dataclasses.dataclass

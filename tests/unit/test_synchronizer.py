@@ -112,7 +112,7 @@ def test_no_steps_after_finish_and_finishing_twice_does_nothing() -> None:
 def test_ranks_at_different_steps_are_named() -> None:
     def drift(comm: Comm) -> None:
         trainer = Trainer(LocalSGD(when=Every(2)), comm)
-        trainer.sync.steps = 2 * comm.rank
+        trainer.sync._counts.steps = 2 * comm.rank
         trainer.step()
         trainer.step()
 
@@ -148,7 +148,7 @@ def test_the_probe_leaves_everything_alone_but_its_own_copy() -> None:
         state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
         random = torch.get_rng_state()
-        signal = sync._lanes[0]._signal(1, None, torch.zeros(()), 1)
+        signal = sync._group.fragments[0]._signal(1, None, torch.zeros(()), 1)
         assert signal.probe is not None
         x = Flat(model).read()
         losses = [signal.probe(x), signal.probe(2 * x), signal.probe(x)]
@@ -165,7 +165,7 @@ def test_the_probe_measures_the_vector_it_is_given() -> None:
     def train(comm: Comm) -> None:
         model = network()
         sync = Synchronizer(model, LocalSGD(), comm, options())
-        signal = sync._lanes[0]._signal(1, None, torch.zeros(()), 1)
+        signal = sync._group.fragments[0]._signal(1, None, torch.zeros(()), 1)
         other = network(3).eval()
         assert signal.probe is not None
         assert signal.probe(Flat(other).read()) == pytest.approx(probe(other, 1).item(), rel=1e-6)

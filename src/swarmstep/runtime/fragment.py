@@ -162,9 +162,9 @@ class Fragment:
                 buffers = self._metered.broadcast(buffers, int(roll.present.int().argmax()))
         probing = probe.seconds - probed if probe else 0.0
         fault_points.reach(fault_points.EXCHANGED)
-        fate = setting.comm.decide()
+        decision = setting.comm.decide()
         fault_points.reach(fault_points.DECIDED)
-        return RoundResult(roll, message, buffers, called.traffic + traffic, probing, fate)
+        return RoundResult(roll, message, buffers, called.traffic + traffic, probing, decision)
 
     def _signal(self, step: int, lr: float | None, loss: Tensor, count: int) -> Signal:
         setting = self.setting
@@ -220,7 +220,7 @@ class Fragment:
             distrusted=left_out,
             epoch=self.setting.comm.epoch,
             members=self.setting.comm.names,
-            fate=arrived.fate,
+            decision=arrived.decision,
         )
 
     def _copied(self, x: Tensor, name: str) -> Tensor:

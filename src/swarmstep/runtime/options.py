@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -14,31 +14,10 @@ from swarmstep.errors import UsageError
 
 
 class Stateful(Protocol):
-    """What can be taken down and taken over, like an optimizer."""
+    """What can be saved and loaded, like an optimizer."""
 
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state_dict: dict[str, Any], /) -> object: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Change:
-    """A change of membership, as all members see it.
-
-    `step` is what all of them have taken, `committed` the step of the last round that counts: what a lost worker
-    did after it is lost; `rounds` how many rounds the run has behind it. `sources` and `rank` are those of the new
-    group, `names` its members'. `newcomer` says whether this worker is one. `states` are the strategy's, one for
-    each fragment: to look at. `seconds` is what the change took this worker.
-    """
-
-    step: int
-    committed: int
-    rounds: int
-    sources: tuple[int | None, ...]
-    names: tuple[str, ...]
-    rank: int
-    newcomer: bool
-    states: tuple[NamedTuple, ...]
-    seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +54,6 @@ class Options:
             `comm` is then the group of those who hold the same shard, one in each island.
         stateful: in an elastic group, what a newcomer takes from a healthy member besides weights and swarm state:
             by name, the optimizer say. Numbers, strings and tensors.
-        changed: called on every member of an elastic group once it goes on with other members.
     """
 
     seed: int = 0
@@ -90,7 +68,6 @@ class Options:
     offload: str | None = None
     island: Comm | None = None
     stateful: Mapping[str, Stateful] = dataclasses.field(default_factory=dict[str, Stateful])
-    changed: Callable[[Change], None] | None = None
 
     def __post_init__(self) -> None:
         if self.delay < 0:

@@ -56,7 +56,7 @@ class RoundResult(NamedTuple):
     buffers: Tensor  # of the first present rank where the policy is "first", else this worker's
     traffic: Traffic
     probe_seconds: float
-    fate: Decision = KEPT
+    decision: Decision = KEPT
 
     @property
     def step(self) -> int:

@@ -16,7 +16,7 @@ from swarmstep.runtime.options import Options
 from swarmstep.runtime.pending_round import RoundContext
 from swarmstep.runtime.probe import Probe
 from swarmstep.runtime.startup_checks import agree, agree_on_loss, start_alike
-from swarmstep.runtime.state_transfer import finite, take_over, tensors_of
+from swarmstep.runtime.state_transfer import is_finite, take_over, tensors_of
 from swarmstep.strategies.base import Strategy, check_choice
 
 
@@ -82,9 +82,9 @@ class Replica:
             agree_on_loss(probe.last_loss, comm)
 
     @property
-    def sound(self) -> bool:
-        """Whether what a newcomer would take of this worker is finite."""
-        return finite([*module_tensors(self.model).values(), self._stateful()])
+    def finite(self) -> bool:
+        """Whether everything that a newcomer would take from this worker is finite."""
+        return is_finite([*module_tensors(self.model).values(), self._stateful()])
 
     def possessions(self) -> dict[str, Any]:
         """Return what a newcomer takes of this worker, beside the swarm's state."""
@@ -123,8 +123,8 @@ class Replica:
                 self._probe(x, 0)  # timed: the first call is slower
         return self._probe
 
-    def lanes(self, whole: Metered) -> list[Fragment]:
-        """Return new lanes in a group, in which rounds in the background have groups of their own. Collective."""
+    def fragments(self, whole: Metered) -> list[Fragment]:
+        """Return new fragments in a group; rounds in the background get a group of their own. Collective."""
         options, island = self.options, self.options.island
         away = options.delay > 0
         votes = self.strategy.when.voting

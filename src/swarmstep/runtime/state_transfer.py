@@ -42,12 +42,12 @@ def hand_over(make: Callable[[], dict[str, Any]], comm: Comm, donor: int) -> dic
     return parcel
 
 
-def finite(value: Any) -> bool:
+def is_finite(value: Any) -> bool:
     """Return whether all numbers are finite in a nest of lists, dictionaries and tensors."""
     if isinstance(value, Tensor):
         return bool(value.isfinite().all())
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    return all(finite(part) for part in inner)
+    return all(is_finite(part) for part in inner)
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from swarmstep.checkpoint.saver import Saver
-from swarmstep.runtime.options import Change
-from swarmstep.signal import Round
+from swarmstep.signal import MembershipChange, Round
 from swarmstep.train.job import Job
 from swarmstep.train.run_logger import RunLogger
 
@@ -41,7 +40,7 @@ class Coordinator(ABC):
         """Return whether the worker takes another step; the run's number of steps has not been reached."""
 
     @abstractmethod
-    def membership_changed(self, change: Change) -> None:
+    def membership_changed(self, change: MembershipChange) -> None:
         """Take note that the worker is in another group."""
 
     @abstractmethod
@@ -77,7 +76,7 @@ class Coordinator(ABC):
 
     def record_round(self, report: Round) -> None:
         """Record a round that has landed."""
-        row = {**dataclasses.asdict(report), "fate": None}
+        row = {**dataclasses.asdict(report), "decision": None}
         self.logger.record(kind="round", landed=self.trainer.sync.steps, **row)
 
     def record_end(self, means: dict[str, float]) -> dict[str, Any]:

@@ -14,8 +14,7 @@ from swarmstep.comm.group import Group
 from swarmstep.elastic.membership import Membership
 from swarmstep.errors import CheckpointError, CommError, Interrupted, RunOver
 from swarmstep.runtime.flat import Flat
-from swarmstep.runtime.options import Change
-from swarmstep.signal import Round
+from swarmstep.signal import MembershipChange, Round
 from swarmstep.train import faults
 from swarmstep.train.config import Config
 from swarmstep.train.coordinator import Coordinator
@@ -95,7 +94,21 @@ class Elastic(Coordinator):
             self._load()
         self.logger.rewind(self.trainer.sync.steps)
         self.logger.begin(self.trainer.config)
-        self._record_joined(self.trainer.sync.change(seconds=time.monotonic() - self._began))
+        sync, comm = self.trainer.sync, self.comm
+        self._record_joined(
+            MembershipChange(
+                step=sync.steps,
+                committed=sync.committed,
+                rounds=sync.rounds,
+                epoch=comm.epoch,
+                sources=comm.sources,
+                names=comm.names,
+                rank=comm.rank,
+                newcomer=False,
+                states=sync.states,
+                seconds=time.monotonic() - self._began,
+            )
+        )
 
     def _load(self) -> None:
         assert self.logger.path
@@ -114,17 +127,19 @@ class Elastic(Coordinator):
             restore(self.trainer, dict(enumerate(states)), folder)
             self._before = self.trainer.sync.committed
 
-    def membership_changed(self, change: Change) -> None:
+    def membership_changed(self, change: MembershipChange) -> None:
         """Record that this worker is in another group."""
+        if change.rank < 0:  # it was before this worker came
+            return
         self.logger.lead(change.rank == 0)
         if change.newcomer:
             self._before = change.committed
         self._record_joined(change)
 
-    def _record_joined(self, change: Change) -> None:
+    def _record_joined(self, change: MembershipChange) -> None:
         self.events.write(
             "joined",
-            epoch=self.membership.epoch,
+            epoch=change.epoch,
             round=change.rounds,
             step=change.step,
             members=list(change.names),
@@ -156,7 +171,7 @@ class Elastic(Coordinator):
             members=list(report.members),
             averaged=report.participants,
             loss=tally.train_loss,
-            print=shared_print(trainer.sync.change(0.0).states) if present else None,
+            print=shared_print(trainer.sync.states) if present else None,
         )
         self.record_round(report)
 
@@ -177,10 +192,10 @@ class Elastic(Coordinator):
         self._before = max(self._before, report.step)  # a worker that was suspended may report an old round
         if evaluates and self.comm.rank == 0:
             self._evaluate()
-        if self.saver and (report.fate.stop or saves):
+        if self.saver and (report.decision.stop or saves):
             self._save(self.saver, step)
-        self._over = report.fate.finish
-        if report.fate.stop:
+        self._over = report.decision.finish
+        if report.decision.stop:
             self._settle()
             self.membership.end()
             saved = self.saver and self.saver.done == step

@@ -13,8 +13,8 @@ from swarmstep.data.elastic_sampler import ElasticSampler
 from swarmstep.data.sampler import Batch, Sampler
 from swarmstep.data.sharding import Shard, hold_out, shard
 from swarmstep.errors import UsageError
-from swarmstep.runtime.options import Change
 from swarmstep.seeding import generator
+from swarmstep.signal import MembershipChange
 from swarmstep.train.config import Config
 from swarmstep.train.local_step import measure_loss
 from swarmstep.workloads import Workload
@@ -70,7 +70,7 @@ class Feed:
             inputs = self._workload.augment(inputs, generator(self._seed, step, self._rank, "augment"))
         return inputs.to(self._device), batch.targets.to(self._device)
 
-    def deal(self, change: Change) -> None:
+    def deal(self, change: MembershipChange) -> None:
         """Go on with other members; see `ElasticSampler.deal`.
 
         A worker behind `change.step` draws as before until it gets there.
@@ -90,7 +90,7 @@ class Feed:
         if self.ledger:
             self.ledger.load_state_dict(saved)
 
-    def change(self, before: Config, change: Change) -> None:
+    def change(self, before: Config, change: MembershipChange) -> None:
         """Go on from a checkpoint of a run that had `before.workers`, each with its shard, or a ledger by now.
 
         Raises:

@@ -13,8 +13,7 @@ from swarmstep.comm.group import Group
 from swarmstep.comm.sim import simulate
 from swarmstep.errors import CheckpointError, Interrupted, UsageError
 from swarmstep.runtime.flat import Flat
-from swarmstep.runtime.options import Change
-from swarmstep.signal import Round
+from swarmstep.signal import MembershipChange, Round
 from swarmstep.train import faults
 from swarmstep.train.config import Config
 from swarmstep.train.coordinator import Coordinator
@@ -131,7 +130,7 @@ class Lockstep(Coordinator):
         until = self.trainer.config.until_accuracy
         return until is None or self.trainer.scores.get("test_accuracy", 0.0) < until
 
-    def membership_changed(self, change: Change) -> None:
+    def membership_changed(self, change: MembershipChange) -> None:
         """Never happens: the group stays as it is."""
         raise AssertionError(change)
 

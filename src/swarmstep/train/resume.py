@@ -9,6 +9,7 @@ from typing import Any
 
 from swarmstep.errors import CheckpointError
 from swarmstep.runtime.flat import Flat
+from swarmstep.signal import MembershipChange
 from swarmstep.train.config import FREE, Config
 from swarmstep.train.trainer import Trainer
 
@@ -49,7 +50,18 @@ def _restore(trainer: Trainer, states: Mapping[int, dict[str, Any]]) -> dict[str
     sync.load_state_dict(state["sync"], sources)
     trainer.feed.load_state_dict(state["feed"])
     if sources:
-        change = dataclasses.replace(sync.change(0.0), sources=sources)
+        change = MembershipChange(
+            step=sync.steps,
+            committed=sync.committed,
+            rounds=sync.rounds,
+            epoch=sync.comm.epoch,
+            sources=sources,
+            names=sync.comm.names,
+            rank=rank,
+            newcomer=rank >= before,
+            states=sync.states,
+            seconds=0.0,
+        )
         trainer.feed.change(Config(**state["config"]), change)
     trainer.load_state_dict(state["trainer"])
     if trainer.fault and rank < before:

@@ -15,10 +15,10 @@ from torch import Tensor
 from swarmstep.comm.group import Group
 from swarmstep.network.trace import Trace
 from swarmstep.runtime.flat import Flat
-from swarmstep.runtime.options import Change, Options
+from swarmstep.runtime.options import Options
 from swarmstep.runtime.synchronizer import Synchronizer
 from swarmstep.seeding import mix, seed_torch
-from swarmstep.signal import Round
+from swarmstep.signal import Event, MembershipChange, Round
 from swarmstep.train.build import build_options, build_strategy
 from swarmstep.train.config import Config
 from swarmstep.train.coordinator import Coordinator
@@ -64,7 +64,6 @@ class Trainer:
         self.optimizer = build_optimizer(self.model, config)
         self.spare = copy.deepcopy(self.model)
         self.strategy = build_strategy(config)
-        self._changes: list[Change] = []
         self.sync = Synchronizer(self.model, self.strategy, comm, self._options())
         self._averaging = GradientAveraging.of(config, self.model, comm)
 
@@ -79,7 +78,6 @@ class Trainer:
             probe=self.feed.probe,
             probe_cost=self.feed.probe_cost,
             stateful={"optimizer": self.optimizer, "feed": self.feed, "trainer": self},
-            changed=self._changes.append,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -121,7 +119,7 @@ class Trainer:
                 loss, events = self._take_step(self.sync.steps + 1)
             coordinator.after_step(loss, self._note(events, coordinator))
         with self.timed():
-            events = [*self._changes, *self.sync.finish()]
+            events = self.sync.finish()
             if self._averaging:
                 self._averaging.finish()
         self._note(events, coordinator)
@@ -134,7 +132,7 @@ class Trainer:
         yield
         self.tally.seconds += time.perf_counter() - started
 
-    def _take_step(self, step: int) -> tuple[Tensor, list[Round | Change]]:
+    def _take_step(self, step: int) -> tuple[Tensor, list[Event]]:
         """Take a local step and what is due of rounds; return the step's loss, and what has happened."""
         comm = self.sync.comm
         began, end = comm.clock(), time.monotonic() + self.job.pace
@@ -157,15 +155,14 @@ class Trainer:
         self.tally.compute_seconds += comm.clock() - began - (report.seconds if report else 0.0)
         return loss.detach(), self._events(self.sync.step(loss, lr) or report)
 
-    def _events(self, first: Round | None) -> list[Round | Change]:
+    def _events(self, first: Event | None) -> list[Event]:
         """Return `first`, if there is one, and whatever else has happened in the Synchronizer."""
-        changes, self._changes[:] = [*self._changes], []
-        return [*changes, *([first] if first else []), *self.sync.landed()]
+        return [*([first] if first else []), *self.sync.events()]
 
-    def _note(self, events: list[Round | Change], coordinator: Coordinator) -> list[Round]:
+    def _note(self, events: list[Event], coordinator: Coordinator) -> list[Round]:
         """Take note of what has happened, and return the rounds of it."""
         for event in events:
-            if isinstance(event, Change):
+            if isinstance(event, MembershipChange):
                 self.feed.deal(event)
                 coordinator.membership_changed(event)
             else:
