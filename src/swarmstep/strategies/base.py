@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Generic, NamedTuple
+from typing import Any, ClassVar, Generic, Literal, NamedTuple
 
 from torch import Tensor
 from typing_extensions import TypeVar
@@ -19,6 +19,7 @@ from swarmstep.when import Every, When
 
 State = TypeVar("State", bound=NamedTuple, default=Any)
 Message = TypeVar("Message", bound=NamedTuple, default=Any)
+Target = Literal["weights", "gradients"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +38,9 @@ class Strategy(ABC, Generic[State, Message]):
     """
 
     card: ClassVar[Card]
+    # What a round changes: the weights after the optimizer's step (`Synchronizer.step`), or the gradient before it
+    # (`Synchronizer.reduce`). x is then the flat gradient of the parameters, but for `init` and `result`.
+    target: ClassVar[Target] = "weights"
 
     when: When = dataclasses.field(default=Every(16), kw_only=True)
 

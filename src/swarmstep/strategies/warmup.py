@@ -58,6 +58,8 @@ class Warmup(Strategy):
                 "Warmup: expected first.when=Every(n), with one n for all ranks, or Never(), "
                 f"found {self.first.when}"
             )
+        if "gradients" in (self.first.target, self.then.target):
+            raise UsageError("Warmup: expected two strategies that synchronize weights, found one for gradients")
         if self.first.common == "none":
             raise UsageError(
                 f"Warmup: expected a first strategy that leaves a vector common to all ranks, found {self.first}"

@@ -34,6 +34,7 @@ from swarmstep import (
 from swarmstep.comm.codecs import Int8
 from swarmstep.errors import UsageError
 from swarmstep.signal import Layout, Signal
+from swarmstep.strategies.synchronous import Synchronous
 from swarmstep.train.build import build_strategy
 from swarmstep.train.config import Config
 from swarmstep.when import NoState
@@ -172,6 +173,7 @@ def test_whose_turn_it_is() -> None:
             "Warmup: expected first.when=Every(n), with one n for all ranks, or Never(), found Vote(factor=1.0)",
         ),
         (lambda: Warmup(PSOPS(), 1, first=LocalSGD(when=Every((1, 2)))), "found Every(n=(1, 2))"),
+        (lambda: Warmup(Synchronous(), 1), "expected two strategies that synchronize weights"),
         (lambda: Warmup(PSOPS(), 1, first=GossipRing()), "leaves a vector common to all ranks, found GossipRing"),
     ],
 )
