@@ -289,7 +289,7 @@ def test_a_group_on_another_address_needs_a_secret(monkeypatch: pytest.MonkeyPat
     described = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "10.0.0.254", "MASTER_PORT": "1"}
     for name, value in described.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UsageError, match=r"'10\.0\.0\.254' is not on loopback and there is no secret"):
+    with pytest.raises(UsageError, match=r"'10\.0\.0\.254' is not a loopback address and there is no secret"):
         DistComm.from_env("gloo")
 
 
