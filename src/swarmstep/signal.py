@@ -55,25 +55,37 @@ class Signal:
 
 @dataclass(frozen=True, slots=True)
 class Roll:
-    """The roll call that opens every round: one pair from each worker, the same on all ranks.
+    """The roll call that opens every round: one row from each worker, the same on all ranks.
 
-    `steps` [W] float64, the step each worker is at, 0 for one that has finished its data; `losses` [W]
-    float64, its mean training loss since the last round, +inf where it has none, NaN where its weights are
-    not finite; `reports` [W, k] float64, what the strategy's `report` said on each rank.
+    `rounds` [W] float64, the number of the round each worker is at, 0 for one that has finished its data; `steps`
+    [W] float64, the step it is at, 0 likewise; `losses` [W] float64, its mean training loss since the last round,
+    +inf where it has none, NaN where its weights are not finite; `weights` [W] float64, the sum of the weights of
+    its steps since the last round; `seconds` [W, 3] float64, what it spent computing since the last round, and
+    waiting and sending in that round; `reports` [W, k] float64, the strategy's `report` of each rank.
     """
 
+    rounds: Tensor
     steps: Tensor
     losses: Tensor
+    weights: Tensor
+    seconds: Tensor
     reports: Tensor
 
     @property
     def present(self) -> Tensor:
         """Which workers take part, bool [W]: not finished, and with finite weights."""
-        return (self.steps > 0) & ~self.losses.isnan()
+        return (self.rounds > 0) & ~self.losses.isnan()
 
     def weight(self, rank: int) -> float:
-        """Return 1 for a worker that takes part in the round, 0 for one that only answers."""
-        return float(self.present[rank])
+        """Return the weight of a worker in the round: 1 for the largest of those present, 0 for one that is not.
+
+        Equal weights are exactly 1, also where all are 0.
+        """
+        present = self.present
+        largest = float(self.weights[present].max()) if present.any() else 0.0
+        if not present[rank]:
+            return 0.0
+        return float(self.weights[rank]) / largest if largest else 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +102,15 @@ class Round:
     """What a round did.
 
     `step` is the one it started at; `fragment` which part of the model it was about, 0 where there is one.
-    `participants` is how many workers had weight; `losses` are the workers' mean training losses since the
-    round before, in rank order (+inf: has none); `bytes_sent` and `bytes_received` are this worker's payload, and
-    `calls` what it was sent by: (verb, bytes of the tensor that this worker gave to it, size of its group).
-    `seconds` are what the training spent on it, by the Comm's clock: in real processes they include the wait
-    for the others, in simulation they are this worker's own; `probe_seconds` went into the probe. `distrusted`
-    are the workers that the strategy left out. In an elastic group `members` are the names of all that were in
-    it, in rank order, `epoch` which of the groups it was, and `decision` is what they decided besides that the
+    `participants` is how many workers had weight. In rank order, of the time since the round before: `losses` are
+    the workers' mean training losses (+inf: has none), `weights` the weights of their steps, `compute_seconds`
+    what they spent on local steps; `wait_seconds` and `send_seconds` are what they spent in the round before,
+    waiting for the slowest in the roll call and exchanging vectors. `bytes_sent` and `bytes_received` are this
+    worker's payload, and `calls` what it was sent by: (verb, bytes of the tensor that this worker gave to it, size
+    of its group). `seconds` are what the training spent on the round, by the group's clock: in real processes they
+    include the wait for the others, in simulation they are this worker's own; `probe_seconds` went into the probe.
+    `distrusted` are the workers that the strategy left out. In an elastic group `members` are the names of all
+    in it, in rank order, `epoch` is the number of the group, and `decision` what they decided besides that the
     round counts. `number` counts the rounds of the whole run, from 1.
     """
 
@@ -105,6 +119,10 @@ class Round:
     fragment: int
     participants: int
     losses: tuple[float, ...]
+    weights: tuple[float, ...]
+    compute_seconds: tuple[float, ...]
+    wait_seconds: tuple[float, ...]
+    send_seconds: tuple[float, ...]
     bytes_sent: int
     bytes_received: int
     calls: tuple[tuple[str, int, int], ...]

@@ -134,7 +134,7 @@ def test_metered_bytes_are_the_formula_of_the_card(variant: str, workers: int) -
     strategy = chosen(variant, when=Every(1))
     found = simulate(lambda comm: rounds_of(comm, strategy, 3), workers)
     P = found[0][2]
-    numbers = (16 + NUMBERS.get(variant, 0)) * (workers - 1) * workers
+    numbers = (56 + NUMBERS.get(variant, 0)) * (workers - 1) * workers
     units = formula(strategy.card.traffic, workers) * workers * 4
     for r in range(3):
         sent, received = sum(f[0][r] for f in found), sum(f[1][r] for f in found)

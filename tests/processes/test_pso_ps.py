@@ -218,7 +218,7 @@ def test_a_round_is_the_pairs_and_one_broadcast_if_the_leader_is_new(pool: Pool,
     expected = broadcasts(found[0][2], best == "historical")
     assert sum(expected) == 16 if best == "round" else 0 < sum(expected) < 16
     for r, count in enumerate(expected):
-        pairs, vector = 16 * workers * (workers - 1), 4 * P * (workers - 1)
+        pairs, vector = 56 * workers * (workers - 1), 4 * P * (workers - 1)
         assert sum(reports[r].bytes_sent for _, _, reports in found) == pairs + count * vector
         assert sum(reports[r].bytes_received for _, _, reports in found) == pairs + count * vector
 

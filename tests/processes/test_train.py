@@ -181,7 +181,7 @@ def test_bytes_are_the_formula(workers: int) -> None:
         assert summary["bytes_sent_per_worker"] == summary["bytes_received_per_worker"]
         return summary["rounds"], summary["bytes_sent_per_worker"]
 
-    roll, share = 16 * (workers - 1), (workers - 1) / workers
+    roll, share = 56 * (workers - 1), (workers - 1) / workers
     assert sent("independent") == (0, 0)
     assert sent("pso-ps", every=4) == (2, pytest.approx(2 * (roll + share * 4 * p)))
     assert sent("local-sgd", every=2) == (4, pytest.approx(4 * (roll + share * 2 * 4 * (p + 1))))

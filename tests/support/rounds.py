@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,18 +74,6 @@ def weighted(played: Game) -> Game:
     return played._replace(weights=rng.integers(1, 21, played.weights.shape).astype(float))
 
 
-@dataclasses.dataclass(frozen=True)
-class WeightedRoll(Roll):
-    """A roll call in which the workers have weights."""
-
-    weights: torch.Tensor
-
-    def weight(self, rank: int) -> float:
-        if not self.present[rank]:
-            return 0.0
-        return float(self.weights[rank] / self.weights[self.present].max())
-
-
 def mean_square(v: torch.Tensor) -> float:
     """The probe."""
     return float((v**2).mean())
@@ -114,7 +101,8 @@ def play(strategy: Strategy, game: Game, seed: int = 0, double: bool = True) -> 
             losses = torch.tensor(np.where(gone, np.inf, game.losses[r]))
             steps = torch.tensor([0.0 if g else r + 1.0 for g in gone], dtype=torch.float64)
             reports = world.gather(torch.tensor(strategy.report(x, state, layout), dtype=torch.float64))
-            roll = WeightedRoll(steps, losses, reports, torch.tensor(game.weights[r]))
+            seconds = torch.zeros(comm.size, 3, dtype=torch.float64)
+            roll = Roll(steps, steps, losses, torch.tensor(game.weights[r]), seconds, reports)
             rate = None if gone[comm.rank] else game.rates[r]
             signal = Signal(r + 1, seed, rate, lambda: 0.0, no_gradient, mean_square, layout)
             before = [x.clone(), *(t.clone() for t in state)]

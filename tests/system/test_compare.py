@@ -140,7 +140,7 @@ def test_a_grid_is_run_once(place: Path, capsys: pytest.CaptureFixture[str]) -> 
     )
     run = next(c for c in found.values() if (c.purpose, c.config["every"]) == ("run", 4))
     assert [point.step for point in run.points] == [4, 8, 12]
-    assert run.points[-1].bytes == pytest.approx(3 * (16 + (4 * (run.parameters + 1))))  # (W-1)/W is a half
+    assert run.points[-1].bytes == pytest.approx(3 * (56 + (4 * (run.parameters + 1))))  # (W-1)/W is a half
     assert [(r.started, r.landed) for r in run.rounds()] == [(4, 4), (8, 8), (12, 12)]
     assert [call.verb for call in next(iter(run.rounds())).calls] == ["gather", "mean"]
     ages = {file: file.stat().st_mtime_ns for file in (place / "found" / "cells").iterdir()}

@@ -412,7 +412,8 @@ def round_of(pso: PSOPS, states: list[PSOPSState], xs: list[float], losses: list
     def play(comm: Comm) -> tuple[PSOPSState, Tensor]:
         x, state = torch.full((3,), xs[comm.rank]), states[comm.rank]
         steps = torch.full((comm.size,), float(step), dtype=torch.float64)
-        roll = Roll(steps, torch.tensor(losses, dtype=torch.float64), torch.zeros(comm.size, 0))
+        losses_ = torch.tensor(losses, dtype=torch.float64)
+        roll = Roll(steps, steps, losses_, steps, torch.zeros(comm.size, 3), torch.zeros(comm.size, 0))
         signal = Signal(step, 0, 0.1, lambda: 0.0, lambda: x, None, LAYOUT)
         pso.apply(x, state, pso.exchange(x, state, signal, roll, comm), LAYOUT)
         return state, pso.result(x, state, comm)

@@ -50,7 +50,7 @@ def test_a_report_says_what_the_round_did() -> None:
         assert reports[1].participants == 3
         assert reports[1].seconds >= 0
     for side in ("bytes_sent", "bytes_received"):
-        assert sum(getattr(r[1], side) for r in found) == 16 * 6 + 2 * 2 * 4 * (P + 1)
+        assert sum(getattr(r[1], side) for r in found) == 56 * 6 + 2 * 2 * 4 * (P + 1)
 
 
 def test_a_vector_of_losses_is_refused_and_the_step_not_counted() -> None:

@@ -20,6 +20,7 @@ from swarmstep.microbench.options import add_sizes, check_memory, checked
 from swarmstep.microbench.place import add_link, interface_counters, placed
 from swarmstep.microbench.results import Measurement, Report, Sent, rows_of
 from swarmstep.microbench.workers import WorkerGroup
+from swarmstep.runtime.roll_call import HEAD
 from swarmstep.strategies import LocalSGD
 from swarmstep.strategies.pso_ps import PSOPS
 from swarmstep.when import Every
@@ -27,7 +28,7 @@ from swarmstep.when import Every
 VECTORS = 40
 PLAIN = "local-sgd"
 CODECS = ("bfloat16", "int8", "int4", "topk:0.02")
-ROLL_CALL = 16  # bytes of a worker's row in the roll call
+ROLL_CALL = 8 * HEAD  # bytes of a worker's row in the roll call
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -22,6 +22,7 @@ from swarmstep.runtime import pending_round
 from swarmstep.runtime.pending_round import Now, PendingRound, RoundContext, RoundResult
 from swarmstep.runtime.probe import Probe
 from swarmstep.runtime.roll_call import GROWTH, RankStatus, RollCall, call_roll, reported_loss
+from swarmstep.runtime.window import Window
 from swarmstep.signal import Distrust, Roll, Round, Signal
 from swarmstep.strategies.base import Strategy
 from swarmstep.when import NoState
@@ -31,8 +32,9 @@ class Loading(NamedTuple):
     """What a lane takes from a checkpoint, found to fit."""
 
     pairs: list[tuple[Tensor, Tensor]]  # (tensor, value)
-    steps: int  # since the last round
-    norm: float  # of the parameters after it
+    window: Window
+    rounds: int  # that have landed
+    norm: float  # of the parameters after the last one
     phase: int
     state: NamedTuple
     flight: PendingRound | None
@@ -68,27 +70,23 @@ class Fragment:
         # Steps from the start of a round to that of the next, at least: a vote waits until the round has landed.
         self._apart = max(1, options.delay) if strategy.when.voting else 1
         self._copies: dict[str, Tensor] = {}
-        self._loss = torch.zeros((), device=x.device)
-        self._count = 0
-        self._since = setting.comm.clock()  # when the count began
+        self._window = Window(x.device, setting.comm.clock())
+        self._rounds = 0  # that have landed, the same on all ranks
+        self._spent = (0.0, 0.0)  # seconds of the last round in its roll call, and after it
         self._norm = float(x[: self.layout.parameters].norm())  # of the parameters after the last round
         self.flight: PendingRound | None = None
         started = {"target": "weights", "fragment": index, "x": x}
         fault_points.reach(fault_points.STARTED, **started)
 
-    def note(self, loss: Tensor | float) -> None:
+    def note(self, loss: Tensor | float, weight: float) -> None:
         """Count a local step."""
-        if isinstance(loss, Tensor):
-            loss = loss.detach().view(())
-            self._loss = self._loss.to(loss.device)  # where it may be summed without waiting for it
-        self._loss += loss
-        self._count += 1
+        self._window.note(loss, weight)
 
     def wishes(self, step: int, lr: float | None) -> bool:
         """Ask the trigger, once a step; each fragment's steps are shifted by its share of the period."""
         if step <= self._offset:
             return False
-        signal = self._signal(step - self._offset, lr, self._loss, self._count)
+        signal = self._signal(step - self._offset, lr, self._window)
         return self.setting.strategy.when.due(self.trigger, signal)
 
     def open(self, now: Now) -> Tensor:
@@ -105,22 +103,29 @@ class Fragment:
 
     def call(self, now: Now) -> RollCall:
         """Call the roll before a round that may not be due, or not be of this fragment."""
-        return self._call(self.setting.flat.open(self.index), now, self._loss, self._count)
+        return self._call(self.setting.flat.open(self.index), now, self._window)
 
-    def _call(self, x: Tensor, now: Now, loss: Tensor, count: int) -> RollCall:
-        reports = self.strategy.report(x, self.state, self.layout)
-        sight = x, self.layout.parameters, self._norm
-        if now.finished:
-            answer = RankStatus(0, reported_loss(math.inf, *sight), tuple(0.0 for _ in reports), False, self.index)
-        else:
-            mean = reported_loss(float(loss) / count if count else math.inf, *sight)
-            answer = RankStatus(now.step, mean, reports, now.wish, self.index)
+    def _call(self, x: Tensor, now: Now, window: Window) -> RollCall:
+        status = self._status(x, now, window)
         comm = self.setting.heard or self._metered
         fault_points.reach(fault_points.ROLL_CALL)
-        called = call_roll(answer, comm, self.setting.island, self.setting.options.fragments)
+        began = comm.clock()
+        called = call_roll(status, comm, self.setting.island, self.setting.options.fragments)
+        self._spent = comm.clock() - began, self._spent[1]
         fault_points.reach(fault_points.ROLL_CALLED)
         _check_finite(called.roll, now.step, self.strategy)
         return called
+
+    def _status(self, x: Tensor, now: Now, window: Window) -> RankStatus:
+        """Return what this worker reports at a roll call."""
+        reports = self.strategy.report(x, self.state, self.layout)
+        loss = reported_loss(
+            math.inf if now.finished else window.mean_loss(), x, self.layout.parameters, self._norm
+        )
+        if now.finished:
+            return RankStatus(0, 0, loss, 0.0, (0.0, *self._spent), False, self.index, tuple(0.0 for _ in reports))
+        seconds = self.setting.comm.clock() - window.began, *self._spent
+        return RankStatus(self._rounds + 1, now.step, loss, window.weight, seconds, now.wish, self.index, reports)
 
     def start(self, x: Tensor, now: Now, called: RollCall | None = None) -> None:
         """Start a round from x: in the background if there is a delay, and this worker has not finished.
@@ -132,29 +137,27 @@ class Fragment:
         """
         began = self.setting.comm.clock()
         delay = 0 if now.finished else self.setting.options.delay
-        loss, count = self._loss, self._count
+        window = self._window
         if delay:
             x = self._copied(x, "start")
-            self._loss, self._count, self._since = torch.zeros_like(loss), 0, began  # of the next round
-        task = functools.partial(self._travel, x, now, loss, count, called)
+            self._window = window.next(began)
+        task = functools.partial(self._travel, x, now, window, called)
         pending: Pending[RoundResult | None] = self._metered.start(task) if delay else Done(task)
         self.flight = PendingRound(now.step + delay, x, pending, self.setting.comm.clock() - began)
 
-    def _travel(
-        self, x: Tensor, now: Now, loss: Tensor, count: int, called: RollCall | None
-    ) -> RoundResult | None:
+    def _travel(self, x: Tensor, now: Now, window: Window, called: RollCall | None) -> RoundResult | None:
         """Do all of the round's collectives, which change nothing; None if nobody wishes a round."""
         setting, probe = self.setting, self.setting.probe
         self._metered.recycle()
         if self._wire:
             self._wire.recycle()
             self._wire.discard()
-        called = called or self._call(x, now, loss, count)
+        called = called or self._call(x, now, window)
         if not called.due:
             return None
-        roll, step = called.roll, int(called.roll.steps.max())
+        roll, step, began = called.roll, int(called.roll.steps.max()), setting.comm.clock()
         probed = probe.seconds if probe else 0.0
-        signal = self._signal(step, now.lr, loss, count)
+        signal = self._signal(step, now.lr, window)
         buffers = x[self.layout.parameters :].clone()
         with self._metered.counting() as traffic:
             message = self.strategy.exchange(x, self.state, signal, roll, self._comm)
@@ -163,30 +166,31 @@ class Fragment:
         probing = probe.seconds - probed if probe else 0.0
         fault_points.reach(fault_points.EXCHANGED)
         decision = setting.comm.decide()
+        self._spent = self._spent[0], setting.comm.clock() - began
         fault_points.reach(fault_points.DECIDED)
         return RoundResult(roll, message, buffers, called.traffic + traffic, probing, decision)
 
-    def _signal(self, step: int, lr: float | None, loss: Tensor, count: int) -> Signal:
+    def _signal(self, step: int, lr: float | None, window: Window) -> Signal:
         setting = self.setting
         probe = setting.probe if setting.options.fragments == 1 else None
         return Signal(
             step=step,
             seed=setting.options.seed,
             lr=lr,
-            loss=lambda: float(loss) / count if count else math.inf,
+            loss=window.mean_loss,
             gradient=setting.flat.gradient,
             probe=functools.partial(probe, step=step) if probe else None,
             layout=self.layout,
-            probe_cost=self._probe_cost(probe, count) if probe else 0.0,
+            probe_cost=self._probe_cost(probe, window) if probe else 0.0,
             rank=setting.comm.rank,
         )
 
-    def _probe_cost(self, probe: Probe, count: int) -> float:
+    def _probe_cost(self, probe: Probe, window: Window) -> float:
         """Return the cost of a probe in local steps, measured over the steps since the last round."""
         given = self.setting.options.probe_cost
-        if given is not None or not count:
+        if given is not None or not window.steps:
             return given or 0.0
-        return probe.last / max(1e-9, (self.setting.comm.clock() - self._since) / count)
+        return probe.last / max(1e-9, (self.setting.comm.clock() - window.began) / window.steps)
 
     def settle(self) -> RoundResult | None:
         """Wait for the round under way; it lands later."""
@@ -203,15 +207,20 @@ class Fragment:
             return None
         strategy, left_out = self.strategy, self._write(under_way, arrived)
         ended = self.setting.comm.clock()
+        self._rounds += 1
         if not self.setting.options.delay:
-            self._loss.zero_()
-            self._count, self._since = 0, ended
+            self._window = self._window.next(ended)
+        compute, wait, send = (tuple(column.tolist()) for column in arrived.roll.seconds.unbind(1))
         return Round(
             step=arrived.step,
             strategy=type(strategy).__name__,
             fragment=self.index,
             participants=len({*arrived.roll.present.nonzero().view(-1).tolist()} - {w.rank for w in left_out}),
             losses=tuple(arrived.roll.losses.tolist()),
+            weights=tuple(arrived.roll.weights.tolist()),
+            compute_seconds=compute,
+            wait_seconds=wait,
+            send_seconds=send,
             bytes_sent=arrived.traffic.sent,
             bytes_received=arrived.traffic.received,
             calls=tuple(arrived.traffic.calls),
@@ -277,8 +286,8 @@ class Fragment:
         """Return what to go on from, a round under way included, for whose arrival it waits."""
         arrived = self.settle()
         return {
-            "loss": self._loss.clone(),
-            "count": self._count,
+            "window": self._window.state_dict(),
+            "rounds": self._rounds,
             "norm": self._norm,
             "phase": self._phase,
             "trigger": fields.tensors(self.trigger),
@@ -305,14 +314,14 @@ class Fragment:
         pairs = [
             pair for name in mine for pair in fields.pairs(part + name, mine[name], fields.field(saved, name))
         ]
-        loss, staged = fields.field(saved, "loss"), dict(fields.field(saved, "staged"))
-        pairs += fields.pairs("window", {"loss": self._loss}, {"loss": loss})
+        staged = dict(fields.field(saved, "staged"))
         kinds = self._wire.state._asdict() if self._wire else {}
         fields.pairs("staged", {name: kinds[name] for name in staged if name in kinds}, staged)
         flying = fields.field(saved, "flight")
         under_way = self._checked_flight(flying, strategy, state) if flying else None
-        count, norm = int(fields.field(saved, "count")), float(fields.field(saved, "norm"))
-        return Loading(pairs, count, norm, phase, state, under_way, staged)
+        window = self._window.checked(fields.field(saved, "window"))
+        rounds, norm = int(fields.field(saved, "rounds")), float(fields.field(saved, "norm"))
+        return Loading(pairs, window, rounds, norm, phase, state, under_way, staged)
 
     def _state_at(self, phase: int) -> tuple[Strategy, NamedTuple]:
         """Return the strategy whose turn it is at a step, with a state to be filled."""
@@ -360,15 +369,17 @@ class Fragment:
             pairs += zip(fresh, carried, strict=True)
         for tensor, value in pairs:
             tensor.copy_(value)
+        self._rounds = int(fields.field(saved, "rounds"))
         if sources[rank] is not None:
-            self._loss = fields.field(saved, "loss").to(self._loss)
-            self._count, self._norm = int(fields.field(saved, "count")), float(fields.field(saved, "norm"))
+            self._window = self._window.checked(fields.field(saved, "window"))
+            self._norm = float(fields.field(saved, "norm"))
 
     def load(self, checked: Loading) -> None:
         """Go on from what `checked` returned; what is under way is given up."""
         with contextlib.suppress(SwarmstepError):
             self.settle()
-        self._count, self._norm, self.flight = checked.steps, checked.norm, checked.flight
+        self._window, self._rounds, self._norm = checked.window, checked.rounds, checked.norm
+        self.flight = checked.flight
         self._phase, self.state = checked.phase, checked.state
         self.strategy = self.setting.strategy.at(self._phase)
         for tensor, value in checked.pairs:

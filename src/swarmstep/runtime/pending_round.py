@@ -81,7 +81,7 @@ def saved(flight: PendingRound, arrived: RoundResult) -> dict[str, Any]:
         "lands": flight.lands,
         "seconds": flight.seconds,
         "x": flight.x.clone(),
-        "roll": {"steps": roll.steps, "losses": roll.losses, "reports": roll.reports},
+        "roll": {field.name: getattr(roll, field.name) for field in dataclasses.fields(roll)},
         "message": fields.tensors(arrived.message),
         "buffers": arrived.buffers.clone(),
         "bytes": [arrived.traffic.sent, arrived.traffic.received],
@@ -104,13 +104,17 @@ def loaded(saved: Mapping[str, Any], strategy: Strategy, like: Tensor, size: int
         CheckpointError: a field is missing or does not fit.
     """
     parts = {name: fields.field(saved, name) for name in ("roll", "message", "bytes", "calls", "x", "buffers")}
-    said = {name: fields.field(parts["roll"], name).clone() for name in ("steps", "losses", "reports")}
+    columns = {field.name: fields.field(parts["roll"], field.name).clone() for field in dataclasses.fields(Roll)}
     each = torch.zeros(size, dtype=torch.float64)
-    fields.pairs("flight.roll", {"steps": each, "losses": each}, {n: said[n] for n in ("steps", "losses")})
-    fields.same("flight.roll.reports", (size,), tuple(said["reports"].shape[:1]))
+    expected = {
+        **dict.fromkeys(("rounds", "steps", "losses", "weights"), each),
+        "seconds": torch.zeros(size, 3, dtype=torch.float64),
+    }
+    fields.pairs("flight.roll", expected, {name: columns[name] for name in expected})
+    fields.same("flight.roll.reports", (size,), tuple(columns["reports"].shape[:1]))
     ours = {"x": like, "buffers": like[parameters:]}
     fields.pairs("flight", ours, {name: parts[name] for name in ours})
-    roll = Roll(**said)
+    roll = Roll(**columns)
     kind = get_type_hints(type(strategy).exchange)["return"]
     fields.same("fields of flight.message", sorted(kind._fields), sorted(parts["message"]))
     message = kind(**{name: tensor.clone() for name, tensor in parts["message"].items()})

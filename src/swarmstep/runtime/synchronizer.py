@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -51,6 +52,10 @@ class Synchronizer:
         self._result_loaded = False  # into the model
         self._counts = Counts()
         self._events: list[Event] = []  # not yet returned
+        if comm.elastic and strategy.when.per_rank:
+            raise UsageError(
+                f"{strategy.when}: an elastic group has no fixed ranks; give Every one number for all workers"
+            )
         self._replica = Replica(model, strategy, self.options)
         self._group = Regrouping(self._replica, self._counts, self._events)
         self._attend(self._group.enter(comm, None, comm.clock()))
@@ -101,12 +106,14 @@ class Synchronizer:
         """Whether a round is under way in the background; the same on all ranks."""
         return any(fragment.flight for fragment in self._group.fragments)
 
-    def step(self, loss: Tensor | float, lr: float | None = None) -> Event | None:
+    def step(self, loss: Tensor | float, lr: float | None = None, weight: float = 1.0) -> Event | None:
         """Count a local step; land the round that is due to land, and start the one that is due to start.
 
         Args:
             loss: this step's training loss, a scalar; its graph is not kept.
             lr: the inner optimizer's learning rate, for methods that scale with it.
+            weight: how much this step counts, >= 0: its examples or tokens, in any unit that all ranks use. A
+                worker's weight in a round is the sum since its last round; the default counts steps.
 
         Returns:
             The next event that was not returned yet: the `Round` that landed, or in an elastic group a
@@ -116,17 +123,19 @@ class Synchronizer:
         Raises:
             NotFinite: a worker's weights are not finite and the strategy cannot contain it (on all ranks).
             CommError: the group cannot go on; the weights are those before the round.
-            UsageError: `finish` was called before.
+            UsageError: `finish` was called before, or the weight is out of its range.
         """
         if self._finished:
             raise UsageError("Synchronizer.step called after finish; make a new Synchronizer to train on")
         if isinstance(loss, Tensor) and loss.numel() != 1:
             raise UsageError(f"Synchronizer.step: expected a scalar loss, found shape {list(loss.shape)}")
+        if not 0.0 <= weight < math.inf:
+            raise UsageError(f"Synchronizer.step: expected 0 <= weight < inf, found {weight}")
         self._counts.steps += 1
         try:
             for index in range(self.options.fragments):
                 fragment = self._group.fragments[index]
-                fragment.note(loss)
+                fragment.note(loss, float(weight))
                 now = Now(self.steps, lr, fragment.wishes(self.steps, lr))
                 if not self._attend(Attempt(index, now)):
                     break  # this worker is elsewhere now, where the others have done what is due at this step

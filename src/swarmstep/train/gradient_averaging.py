@@ -52,10 +52,22 @@ class GradientAveraging:
                 self._comm.count(Call("mean", size, self._comm.size), moved, moved)
             else:
                 self._average(step)
-        seconds = self._comm.clock() - began
-        calls = tuple(traffic.calls)
         return Round(
-            step, self._strategy, 0, self._comm.size, (), traffic.sent, traffic.received, calls, seconds, 0.0, ()
+            step=step,
+            strategy=self._strategy,
+            fragment=0,
+            participants=self._comm.size,
+            losses=(),
+            weights=(),
+            compute_seconds=(),
+            wait_seconds=(),
+            send_seconds=(),
+            bytes_sent=traffic.sent,
+            bytes_received=traffic.received,
+            calls=tuple(traffic.calls),
+            seconds=self._comm.clock() - began,
+            probe_seconds=0.0,
+            distrusted=(),
         )
 
     def finish(self) -> None:

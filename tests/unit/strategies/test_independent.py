@@ -54,7 +54,7 @@ def plain(rank: int) -> list[Tensor]:
 
 def test_it_is_a_plain_loop_bitwise_with_rounds_and_without() -> None:
     expected = [plain(rank) for rank in range(3)]
-    for rounds, sent in ((True, 2 * 2 * 16), (False, 0)):
+    for rounds, sent in ((True, 2 * 2 * 56), (False, 0)):
         found = simulate(lambda comm, r=rounds: synchronized(comm, r), 3)
         assert same([weights for weights, _ in found], expected)
         assert [s for _, s in found] == [sent] * 3  # the roll call, in each of two rounds, to two others
