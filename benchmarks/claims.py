@@ -1,10 +1,10 @@
-"""The measured figures of README.md, made from benchmarks/results and from nothing else.
+"""Writes the measured figures of README.md from benchmarks/results, and from nothing else.
 
-    python benchmarks/claims.py            # writes the blocks of README.md anew: make readme
+    python benchmarks/claims.py            # rewrites the blocks of README.md: make readme
     python benchmarks/claims.py --check    # says which blocks differ
 
-A block stands between `<!-- evidence: NAME -->` and `<!-- end evidence -->`. For a new one: a function that
-returns its markdown and names the files it read, an entry in BLOCKS, and the two comments in README.md.
+A block is between `<!-- evidence: NAME -->` and `<!-- end evidence -->`. To add one: a function that returns its
+Markdown and names the files it has read, an entry in BLOCKS, and the two comments in README.md.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ README = Path(__file__).parents[1] / "README.md"
 RESULTS = Path(__file__).parent / "results"
 FOLDER = "benchmarks/results"
 
-# How the files were made that do not say it themselves.
+# The commands of the files that do not contain theirs.
 COMMANDS = {
     "bench-overlap.json": "sudo .venv/bin/swarmstep bench overlap --link 100mbit --repeats 5 --ddp-steps 4",
     "bench-round.json": ".venv/bin/swarmstep bench round --repeats 21",
@@ -44,10 +44,10 @@ COMMANDS = {
 
 
 def read(name: str) -> Any:
-    """Return what a result file holds.
+    """Return the content of a result file.
 
     Raises:
-        DataError: there is none, or it is damaged.
+        DataError: it is missing or damaged.
     """
     try:
         return json.loads((RESULTS / name).read_text())
@@ -59,32 +59,32 @@ def command(name: str) -> str:
     """Return the command that made a result file.
 
     Raises:
-        DataError: nobody knows it.
+        DataError: it is unknown.
     """
     content = read(name)
     if isinstance(content, dict):
-        found = content.get("command") or content.get("about", {}).get("command")
-        if found:
-            return found
+        line = content.get("command") or content.get("about", {}).get("command")
+        if line:
+            return line
     if name not in COMMANDS:
-        raise DataError(f"{FOLDER}/{name} has no `command`; write down in it what made it")
+        raise DataError(f"{FOLDER}/{name} has no `command`; add the command that made it")
     return COMMANDS[name]
 
 
 def option(name: str, flag: str) -> str:
-    """Return what was given for an option of the command that made a result file."""
+    """Return the value of an option in the command that made a result file."""
     words = shlex.split(command(name))
     return words[words.index(flag) + 1]
 
 
 def claim(sentence: str, holds: bool) -> str:
-    """Return a sentence without figures, as long as the results say so.
+    """Return a sentence without figures, if the results support it.
 
     Raises:
         DataError: they no longer do.
     """
     if not holds:
-        raise DataError(f"the results no longer say: {sentence!r}; write in benchmarks/claims.py what they say")
+        raise DataError(f"the results no longer say: {sentence!r}; correct it in benchmarks/claims.py")
     return sentence
 
 
@@ -110,17 +110,17 @@ def table(*rows: Sequence[str]) -> str:
 
 
 def bench(name: str) -> dict[str, dict[str, Any]]:
-    """Return the rows of a file of `swarmstep bench` by name."""
+    """Return the rows in a file of `swarmstep bench`, by name."""
     return {row["name"]: row for row in read(name)["rows"]}
 
 
 def overlap() -> str:
     file = "bench-overlap.json"
     rows, cores = bench(file), read(file)["machine"]["cpus"]
-    model, turns = rows["no communication"], link(f"medians of {option(file, '--repeats')} turns", file)
+    model, medians = rows["no communication"], link(f"medians of {option(file, '--repeats')} turns", file)
     about = f"""A CNN with {model["parameters"]:,} parameters, {model["workers"]} workers, each in a network
         namespace with {rate(file)}, {cores} cores; speed as a fraction of that without communication
-        (`{command(file)}`, {turns}, good to some hundredths):"""
+        (`{command(file)}`, {medians}, good to some hundredths):"""
     shown = {
         "torch's DistributedDataParallel": "ddp",
         "the same, its bfloat16 hook": "ddp, bfloat16",
@@ -137,20 +137,20 @@ def rounds() -> str:
     cells = {(cell["variant"], cell["seed"]): cell["test_accuracy"] for cell in read(codec)["cells"]}
     count, rows = len(cells) // 2, bench(loopback)
     points, half = interval([100 * (cells["--codec int8", seed] - cells["", seed]) for seed in range(count)])
-    took = {name: row["ratio"] for name, row in rows.items()}
+    ratios = {name: row["ratio"] for name, row in rows.items()}
     return paragraph(
         f"""On MNIST (LeNet-5, n = {option(codec, "--every")}) int8 changes the accuracy of local SGD by
         {points:+.2f} +- {half:.2f} points ({count} seeds, 95 % interval; the
         {link("command is in the file", codec)}). A round of {rows["local-sgd"]["parameters"] / 1e6:.0f} M
-        parameters on loopback takes {took["local-sgd"]:.2f} times a bare all-reduce, torch's own averager
-        {took["torch-periodic-averager"]:.1f} times, Accelerate's {took["accelerate-local-sgd"]:.1f} times
+        parameters on loopback takes {ratios["local-sgd"]:.2f} times a bare all-reduce, torch's own averager
+        {ratios["torch-periodic-averager"]:.1f} times, Accelerate's {ratios["accelerate-local-sgd"]:.1f} times
         ({made(loopback)}); at {rate(wire)} an int8 round takes {bench(wire)["local-sgd, int8"]["ratio"]:.2f} of a
         float32 round ({made(wire)})."""
     )
 
 
 def sections(name: str) -> list[Section]:
-    """Return what a file of `swarmstep report --format json` says."""
+    """Return the sections of a file of `swarmstep report --format json`."""
     return _analysed(RESULTS / name)
 
 
@@ -170,30 +170,30 @@ def timed() -> str:
     about = results.load(RESULTS / file).about
     cell = next(iter(results.load(RESULTS / file).runs()))
     best = next(line for line in lines if line.method.startswith("swarm+"))
-    said = f"""Time to a test accuracy of {100 * about["target"]["accuracy"]:g} % on MNIST with a network of
+    intro = f"""Time to a test accuracy of {100 * about["target"]["accuracy"]:g} % on MNIST with a network of
         {cell.parameters:,} parameters, {cell.config["workers"]} real processes, each with a link of
         {cell.link}, as a multiple of what an
         infinitely fast network would take (the steps of synchronous training times a step without communication);
         mean and 95 % interval over {best.seeds} seeds ({link("cells and commands", file)}):"""
     rows: list[tuple[str, ...]] = [("method", "multiple", "seconds", "steps", "MB sent by a worker")]
     for line in lines:
-        there = line.reached == line.seeds
+        reached = line.reached == line.seeds
         seeds = {1: " (1 seed)", 2: " (2 seeds)"}.get(line.seeds, "")
         rows.append(
             (
                 headline.name(line) + seeds,
-                within(line.multiple, 2) if there else f"not reached ({line.reached} of {line.seeds})",
-                within(line.seconds, 1) if there else "",
-                f"{line.steps.mean:.0f}" if there else "",
-                f"{line.megabytes.mean:,.0f}" if there else "",
+                within(line.multiple, 2) if reached else f"not reached ({line.reached} of {line.seeds})",
+                within(line.seconds, 1) if reached else "",
+                f"{line.steps.mean:.0f}" if reached else "",
+                f"{line.megabytes.mean:,.0f}" if reached else "",
             )
         )
     first = [row.method for row in sections(file)[0].rows if row.rank == 1]
-    rare = {line.method for line in lines if line.every > 1 and line.reached == line.seeds}
-    counts = claim("synchronizing rarely is what counts", set(first) == rare)
-    plainly = f"""So, plainly: {counts}, and between the ways to do it {best.seeds} seeds do not tell: a target is
-        reached at one round or at the next."""
-    return f"{paragraph(said)}\n\n{table(*rows)}\n\n{paragraph(plainly)}"
+    infrequent = {line.method for line in lines if line.every > 1 and line.reached == line.seeds}
+    counts = claim("synchronizing rarely is what counts", set(first) == infrequent)
+    conclusion = f"""So, plainly: {counts}, and between the ways to do it {best.seeds} seeds do not tell: a target
+        is reached at one round or at the next."""
+    return f"{paragraph(intro)}\n\n{table(*rows)}\n\n{paragraph(conclusion)}"
 
 
 def paper() -> str:
@@ -203,20 +203,20 @@ def paper() -> str:
         ("evidence-cifar10.json", "CIFAR-10, a small CNN"),
     ):
         (section,) = sections(file)
-        by_n = {method: dict(found) for method, found in section.by_n.items()}
+        by_n = {method: dict(points) for method, points in section.by_n.items()}
         shown = [name for name in ("local-sgd", "pso-ps", "pso-ps+best=historical", "swarm") if name in by_n]
         everies = sorted({n for name in shown for n in by_n[name]})
         rows: list[tuple[str, ...]] = [(what, *(f"n = {n}" for n in everies))]
         rows.append(("synchronous", within(by_n["synchronous"][1]), *("" for _ in everies[1:])))
         rows += [(name, *(within(by_n[name][n]) if n in by_n[name] else "" for n in everies)) for name in shown]
         parts.append(table(*rows))
-        below += [found.mean < by_n["local-sgd"][n].mean for n, found in by_n["pso-ps"].items()]
+        below += [accuracy.mean < by_n["local-sgd"][n].mean for n, accuracy in by_n["pso-ps"].items()]
         parts.append(paragraph(f"Test accuracy, 4 workers, tuned, {link('cells and commands', file)}."))
     behind = claim("PSO-PS is below averaging at every n", all(below))
-    plainly = (
+    conclusion = (
         f"So, plainly: {behind}, because pulling to one best worker throws away what the other shards taught."
     )
-    return "\n\n".join([*parts, paragraph(plainly)])
+    return "\n\n".join([*parts, paragraph(conclusion)])
 
 
 CONDITIONS = {
@@ -232,16 +232,16 @@ def conditions() -> str:
     file, methods = "evidence-conditions.json", ("swarm", "diloco", "local-sgd")
     rows, ahead = [("condition", *methods)], list[bool]()
     for section in sections(file):
-        found, said = {row.method: row for row in section.rows}, section.condition
-        what = " ".join(said[key] for key in ("shards", "fault") if said[key] not in ("iid", "none"))
-        accuracies = (within(found[method].accuracy, 3) for method in methods)
-        rows.append((CONDITIONS[said["workers"], what], *accuracies))
-        ahead.append(found["swarm"].accuracy.mean == max(found[method].accuracy.mean for method in methods))
+        by_method, condition = {row.method: row for row in section.rows}, section.condition
+        deviations = [condition[key] for key in ("shards", "fault") if condition[key] not in ("iid", "none")]
+        accuracies = (within(by_method[method].accuracy, 3) for method in methods)
+        rows.append((CONDITIONS[condition["workers"], " ".join(deviations)], *accuracies))
+        ahead.append(by_method["swarm"].accuracy.mean == max(by_method[m].accuracy.mean for m in methods))
     about = f"""LeNet-5 on MNIST with bad workers or uneven shards, n = 16, tuned for each; test accuracy
         ({link("cells and commands", file)}):"""
     best = claim("The informed swarm has the highest mean in each of them", all(ahead))
-    plainly = f"{best}; where intervals overlap, 3 seeds do not tell it from the next."
-    return f"{paragraph(about)}\n\n{table(*rows)}\n\n{paragraph(plainly)}"
+    conclusion = f"{best}; where intervals overlap, 3 seeds do not tell it from the next."
+    return f"{paragraph(about)}\n\n{table(*rows)}\n\n{paragraph(conclusion)}"
 
 
 def chaos() -> str:
@@ -249,17 +249,17 @@ def chaos() -> str:
     head = "faults an hour, survived, states wiped, rounds lost, recovery: median (max), throughput, loss"
     rows = [tuple(head.split(", "))]
     for file in files:
-        found = read(file)
+        summary = read(file)
         rows.append(
             (
-                f"{found['faults_per_hour']:g}",
-                f"{found['survived']} of {found['faults']}",
-                str(found["wiped_states"]),
-                f"{found['lost_rounds']} of {found['committed_rounds']}",
-                f"{found['recover_seconds_median']:.1f} s ({found['recover_seconds_max']:.1f} s)",
-                f"{found['throughput_ratio']:.3f}",
-                f"{found['final_loss']:.4f}, fault-free {found['fault_free_loss']:.4f} ± "
-                f"{found['fault_free_deviation']:.4f}",
+                f"{summary['faults_per_hour']:g}",
+                f"{summary['survived']} of {summary['faults']}",
+                str(summary["wiped_states"]),
+                f"{summary['lost_rounds']} of {summary['committed_rounds']}",
+                f"{summary['recover_seconds_median']:.1f} s ({summary['recover_seconds_max']:.1f} s)",
+                f"{summary['throughput_ratio']:.3f}",
+                f"{summary['final_loss']:.4f}, fault-free {summary['fault_free_loss']:.4f} ± "
+                f"{summary['fault_free_deviation']:.4f}",
             )
         )
     first = read(files[0])
@@ -284,26 +284,26 @@ MARKER = re.compile(r"<!--\s*(?:end )?evidence")
 
 
 def rewritten(text: str) -> str:
-    """Return a page with all its blocks made anew.
+    """Return a page with all its blocks rewritten.
 
     Raises:
-        DataError: a block has no end, no function or no place; or its results are missing or contradict it.
+        DataError: a block has no end, no function or no place, or its results are missing or contradict it.
     """
-    names = [found[2] for found in BLOCK.finditer(text)]
+    names = [match[2] for match in BLOCK.finditer(text)]
     if sorted(names) != sorted(BLOCKS) or len(MARKER.findall(text)) != 2 * len(names):
         raise DataError(
             f"README.md: expected one block each, ended, for {', '.join(BLOCKS)}; found {', '.join(names)}"
         )
     try:
-        return BLOCK.sub(lambda found: f"{found[1]}{BLOCKS[found[2]]()}\n{found[4]}", text)
+        return BLOCK.sub(lambda match: f"{match[1]}{BLOCKS[match[2]]()}\n{match[4]}", text)
     except KeyError as error:
         raise DataError(f"{FOLDER} lacks {error}, which a block needs; run its benchmark again") from None
 
 
 def stale(text: str) -> list[str]:
-    """Return the names of the blocks of a page that are not what the results make them."""
+    """Return the names of the blocks of a page that differ from the results."""
     pairs = zip(BLOCK.findall(text), BLOCK.findall(rewritten(text)), strict=True)
-    return [found[1] for found, expected in pairs if found != expected]
+    return [block[1] for block, expected in pairs if block != expected]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -318,9 +318,9 @@ def main(arguments: list[str] | None = None) -> int:
     except DataError as error:
         print(error)
         return 1
-    said = "differs from the results; run `make readme`" if args.check else "rewritten"
+    outcome = "differs from the results; run `make readme`" if args.check else "rewritten"
     for name in differ:
-        print(f"README.md, block {name}: {said}")
+        print(f"README.md, block {name}: {outcome}")
     return 1 if differ and args.check else 0
 
 

@@ -3,7 +3,7 @@
     python benchmarks/conditions.py --seeds 3 swarm
     python benchmarks/conditions.py --seeds 1 local-sgd diloco median swarm,trust=loss
 
-Cells are kept in benchmarks/results/mnist-conditions.json; a finished one is not run again.
+Cells are kept in benchmarks/results/mnist-conditions.json; finished ones are not run again.
 """
 
 import argparse
@@ -45,22 +45,22 @@ def main() -> None:
         for seed in range(args.seeds)
     ]
 
-    def work(key: tuple[str, int, str, int]) -> None:
+    def run(key: tuple[str, int, str, int]) -> None:
         condition, every, method, seed = key
         options = f"{TRAINING} {CONDITIONS[condition]} --every {every}".split()
         done[key] = {"condition": condition, "every": every, **cell("mnist", method, seed, options)}
         RESULTS.write_text(json.dumps([done[k] for k in sorted(done)], indent=1) + "\n")
 
     with ThreadPoolExecutor(args.jobs) as pool:
-        list(pool.map(work, [key for key in wanted if key not in done]))
+        list(pool.map(run, [key for key in wanted if key not in done]))
     print(f"| condition | n | {' | '.join(args.methods)} |\n|{'---|' * (2 + len(args.methods))}")
     for condition in CONDITIONS:
         for every in (16, 32):
-            found = [
+            columns = [
                 spread([done[condition, every, method, seed] for seed in range(args.seeds)], "test_loss", 3)
                 for method in args.methods
             ]
-            print(f"| {condition} | {every} | {' | '.join(found)} |")
+            print(f"| {condition} | {every} | {' | '.join(columns)} |")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 #!/bin/sh
-# The experiments behind the README and docs/evidence.html, each a few commands; what is done is not done again.
+# The experiments behind the README and docs/evidence.html, each a few commands; finished cells are not run again.
 #
 #     benchmarks/evidence.sh headline | link | mnist | conditions | cifar10 | report ...
 #
-# Data come from SWARMSTEP_DATA (default: ./data). Cells are kept in evidence/. `headline` and `link` make a real slow
-# network and need Linux and root; whatever is timed runs alone, so leave the machine to it.
+# Data come from SWARMSTEP_DATA (default: ./data). Cells are kept in evidence/. `headline` and `link` create a real slow
+# network and need Linux and root; they measure time, so the machine should be idle otherwise.
 set -eu
 cd "$(dirname "$0")/.."
 swarmstep=$PWD/.venv/bin/swarmstep
@@ -17,7 +17,7 @@ link() {
     one_link 3 swarm+codec=int8+delay=8,diloco,swarm,local-sgd
 }
 
-# The same in less than 20 minutes: DDP, which takes most of the time, with one seed only.
+# A part of it in less than 20 minutes: DDP, which takes most of the time, with one seed only.
 headline() {
     one_link 1 swarm+codec=int8+delay=8,diloco
 }
@@ -29,7 +29,7 @@ one_link() {
     compare mnist "$@" --eval-every 32 --strategies "$methods"
     compare mnist "$@" --eval-every 32 --seeds 2 --strategies pso-ps
     compare mnist "$@" --eval-every 448 --lr-grid 0.03 --strategies independent
-    # Long ones, which end at the target: one that all others reached within their steps.
+    # Long runs, which stop at the target: an accuracy that all others reached within their steps.
     compare mnist "$@" --eval-every 32 --target-accuracy 0.98 --seeds 1 --strategies synchronous
     compare mnist "$@" --eval-every 32 --target-accuracy 0.98 --seeds "$ddp" --strategies ddp
 }
@@ -58,7 +58,7 @@ cifar10() {
         --schedule constant --every 1,16,64 --strategies synchronous,local-sgd,pso-ps --out evidence/cifar10
 }
 
-# From the cells to what is committed; an experiment without cells is left as it is.
+# From the cells to the committed files; an experiment without cells is left as it is.
 report() {
     set --
     for name in link mnist conditions cifar10; do

@@ -32,7 +32,7 @@ NAMES = {
 
 
 class Line(NamedTuple):
-    """What one method took: None where not every seed reached the target."""
+    """The cost of one method, over the seeds that reached the target."""
 
     method: str
     every: int
@@ -45,43 +45,43 @@ class Line(NamedTuple):
 
 
 def name(line: Line) -> str:
-    """Return what a method is called in prose, with its n and options."""
+    """Return the name of a method in prose, with its n and options."""
     base, *options = line.method.split("+")
-    said = [
+    texts = [
         option.partition("=")[2] if option.startswith("codec") else option.replace("=", " ") for option in options
     ]
     rounds = [f"n = {line.every}"] if line.every > 1 else []
-    return ", ".join([NAMES.get(base, base), *rounds, *said])
+    return ", ".join([NAMES.get(base, base), *rounds, *texts])
 
 
 @functools.cache
 def lines(source: Path = SOURCE) -> list[Line]:
     """Return a line for each method that communicates, the fastest first."""
-    whole = results.load(source)
-    target, runs = whole.about["target"], [c for c in whole.cells if c.real and c.purpose == "run"]
-    found: dict[tuple[str, int], dict[int, Point | None]] = {}
+    loaded = results.load(source)
+    target, runs = loaded.about["target"], [c for c in loaded.cells if c.real and c.purpose == "run"]
+    by_method: dict[tuple[str, int], dict[int, Point | None]] = {}
     for cell in runs:
         if cell.method != "independent":
-            found.setdefault((cell.method, cell.group.every), {})[cell.seed] = first_reaching(cell, target)
-    alone = [cell.points[-1] for cell in runs if cell.method == "independent" and not cell.failed]
-    step = estimate([point.seconds / point.step for point in alone]).mean
-    # DDP is synchronous training, and takes its steps but for the order of sums.
-    fast = {seed: point.step * step for seed, point in found["ddp", 1].items() if point}
-    made = [_line(method, every, points, fast) for (method, every), points in found.items()]
-    return sorted(made, key=lambda line: (line.reached < line.seeds, line.multiple.mean))
+            by_method.setdefault((cell.method, cell.group.every), {})[cell.seed] = first_reaching(cell, target)
+    independent = [cell.points[-1] for cell in runs if cell.method == "independent" and not cell.failed]
+    step = estimate([point.seconds / point.step for point in independent]).mean
+    # DDP takes the steps of synchronous training, apart from the order of sums.
+    ideal = {seed: point.step * step for seed, point in by_method["ddp", 1].items() if point}
+    unsorted = [_line(method, every, points, ideal) for (method, every), points in by_method.items()]
+    return sorted(unsorted, key=lambda line: (line.reached < line.seeds, line.multiple.mean))
 
 
-def _line(method: str, every: int, points: dict[int, Point | None], fast: dict[int, float]) -> Line:
-    there = {seed: point for seed, point in sorted(points.items()) if point}
+def _line(method: str, every: int, points: dict[int, Point | None], ideal: dict[int, float]) -> Line:
+    reached = {seed: point for seed, point in sorted(points.items()) if point}
     return Line(
         method,
         every,
-        len(there),
+        len(reached),
         len(points),
-        estimate([point.step for point in there.values()]),
-        estimate([point.seconds for point in there.values()]),
-        estimate([point.bytes / 1e6 for point in there.values()]),
-        estimate([point.seconds / fast[seed] for seed, point in there.items() if seed in fast]),
+        estimate([point.step for point in reached.values()]),
+        estimate([point.seconds for point in reached.values()]),
+        estimate([point.bytes / 1e6 for point in reached.values()]),
+        estimate([point.seconds / ideal[seed] for seed, point in reached.items() if seed in ideal]),
     )
 
 
@@ -97,19 +97,19 @@ text { font: 13px system-ui, sans-serif; fill: #24292f; }
 
 
 def svg(source: Path = SOURCE) -> str:
-    """Return the figure: one bar a method, on a logarithmic scale that begins at half the fast network's time."""
-    there = [line for line in lines(source) if line.reached == line.seeds]
+    """Return the figure: one bar a method, on a logarithmic scale that starts at half the ideal time."""
+    shown = [line for line in lines(source) if line.reached == line.seeds]
     accuracy = results.load(source).about["target"]["accuracy"]
     left, width, row = 270, 400, 30
-    top = max(line.multiple.high if math.isfinite(line.multiple.high) else line.multiple.mean for line in there)
+    top = max(line.multiple.high if math.isfinite(line.multiple.high) else line.multiple.mean for line in shown)
 
     def x(multiple: float) -> float:
         return round(left + width * math.log(max(multiple, 0.5) / 0.5) / math.log(top / 0.5), 1)
 
-    height = row * len(there) + 60
+    height = row * len(shown) + 60
     parts = [f'<line class="line" x1="{x(1)}" x2="{x(1)}" y1="30" y2="{height - 28}"/>']
     parts.append(f'<text class="small" x="{x(1)}" y="22" text-anchor="middle">an infinitely fast network</text>')
-    for i, line in enumerate(there):
+    for i, line in enumerate(shown):
         y, m = 40 + row * i, line.multiple
         kind = "ours" if line.method.startswith("swarm") else "bar"
         parts.append(f'<text x="{left - 10}" y="{y + 14}" text-anchor="end">{escape(name(line))}</text>')

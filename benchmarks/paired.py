@@ -1,8 +1,9 @@
-"""What an option does to a method: accuracy with and without it, paired by seed, with a 95 % interval.
+"""The effect of an option on a method: accuracy with and without it, paired by seed, with a 95 % interval.
 
     python benchmarks/paired.py mnist local-sgd --with="--codec int8" --seeds 5 -o FILE -- --every 16 --steps 1500
 
-Each --with is a set of options to compare with none. Finished cells of the JSON file (-o) are not run again.
+Each --with is a set of options to compare with none. Cells are kept in a JSON file (-o); finished ones are not run
+again.
 """
 
 import argparse
@@ -20,9 +21,9 @@ from swarmstep.compare.statistics import estimate
 
 
 def interval(differences: list[float]) -> tuple[float, float]:
-    """Return mean and half width of the 95 % interval."""
-    found = estimate(differences)
-    return found.mean, found.high - found.mean
+    """Return the mean and the half width of its 95 % interval."""
+    mean = estimate(differences)
+    return mean.mean, mean.high - mean.mean
 
 
 def main() -> None:
@@ -51,9 +52,9 @@ def main() -> None:
 
     def run(job: tuple[str, int]) -> None:
         variant, seed = job
-        found = {"variant": variant, **cell(args.workload, args.method, seed, [*options, *shlex.split(variant)])}
-        finished[job] = found
-        print(found, flush=True)
+        result = {"variant": variant, **cell(args.workload, args.method, seed, [*options, *shlex.split(variant)])}
+        finished[job] = result
+        print(result, flush=True)
         done["cells"] = [finished[key] for key in sorted(finished)]
         args.output.write_text(json.dumps(done, indent=1) + "\n")
 

@@ -1,4 +1,4 @@
-"""What the informed swarm's tests cost: their share of each worker's time, in process.
+"""The cost of the informed swarm's tests: their share of each worker's time, in simulation.
 
 python benchmarks/probe_cost.py
 """

@@ -2,8 +2,8 @@
 
     python benchmarks/table.py mnist pso-ps local-sgd synchronous --seeds 3 -- --every 16 --steps 1500
 
-A method is NAME or NAME,setting=value,...; what follows `--` goes to `swarmstep train` as it is. Runs are cells of
-a JSON file (-o): a finished cell is not run again. As many cells at once as there are cores.
+A method is NAME or NAME,setting=value,...; what follows `--` is passed to `swarmstep train`. Runs are cells of a
+JSON file (-o); finished ones are not run again. As many cells run in parallel as there are cores.
 """
 
 import argparse
@@ -62,14 +62,14 @@ def main() -> None:
     done = {(c["method"], c["seed"]): c for c in known if "failed" not in c}
     wanted = [(method, seed) for seed in range(args.seeds) for method in args.methods]
 
-    def work(key: tuple[str, int]) -> None:
+    def run(key: tuple[str, int]) -> None:
         done[key] = cell(args.workload, *key, options)
         if args.output:
             cells = [done[k] for k in sorted(done)]
             args.output.write_text(json.dumps({"command": command, "cells": cells}, indent=1) + "\n")
 
     with ThreadPoolExecutor(args.jobs) as pool:
-        list(pool.map(work, [key for key in wanted if key not in done]))
+        list(pool.map(run, [key for key in wanted if key not in done]))
     print("| method | test accuracy | test loss | sent by a worker |\n|---|---|---|---|")
     for method in args.methods:
         cells = [done[method, seed] for seed in range(args.seeds)]

@@ -24,14 +24,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarmstep.chaos import disk, verdict
+from swarmstep.chaos import consistency, disk, recovery
 from swarmstep.chaos import schedule as schedule_
 from swarmstep.chaos.disk import Disk
-from swarmstep.chaos.event_log import Joined, Landed, Log, Saved, Struck, Tail, event, struck
+from swarmstep.chaos.event_log import FaultLog, InjectedFault, Joined, Landed, Saved, Tail, event, injected_faults
 from swarmstep.chaos.injector import Injector
-from swarmstep.chaos.runner import Ground, simulated_losses
+from swarmstep.chaos.run_record import RunRecord
+from swarmstep.chaos.runner import RunContext, simulated_losses
 from swarmstep.chaos.schedule import KINDS, QUIET, SECONDS, ScheduledFault, schedule, victim
-from swarmstep.chaos.verdict import Ride, complaints, summarize
+from swarmstep.chaos.throughput import live_seconds, throughput, worker_steps
+from swarmstep.chaos.verdict import complaints, summarize
 from swarmstep.cli import chaos
 from swarmstep.comm.sim import simulate
 from swarmstep.elastic.supervisor import Supervisor, SupervisorOptions
@@ -43,7 +45,7 @@ from swarmstep.network.link import Link
 from swarmstep.network.namespaces import Network, check_rights
 from swarmstep.signal import Layout
 from swarmstep.strategies import STRATEGIES
-from swarmstep.train.worker_events import shared_print
+from swarmstep.train.worker_events import shared_digest
 
 LIMIT = 60.0  # seconds; a hang, not a measurement
 
@@ -65,10 +67,10 @@ def test_a_schedule_is_even_exact_and_leaves_the_end_alone(
 ) -> None:
     faults = schedule(seed, seconds, per_hour, workers, kinds)
     assert faults == schedule(seed, seconds, per_hour, workers, kinds)
-    stormy = seconds - 20
-    assert len(faults) == round(per_hour * stormy / 3600)
+    usable = seconds - 20
+    assert len(faults) == round(per_hour * usable / 3600)
     for index, fault in enumerate(faults):  # one in each interval
-        assert index * stormy / len(faults) <= fault.at <= (index + 1) * stormy / len(faults)
+        assert index * usable / len(faults) <= fault.at <= (index + 1) * usable / len(faults)
         shortest, longest = SECONDS.get(fault.kind, (0, 0))
         assert shortest <= fault.seconds <= longest
     counts = Counter(fault.kind for fault in faults)
@@ -107,7 +109,7 @@ ALL, TWO, NEW = ("0.0", "1.0", "2.0"), ("0.0", "1.0"), ("0.0", "1.0", "2.1")
 
 def landed(number: int, members: Sequence[str], epoch: int, at: float | None = None, **more: Any) -> list[Landed]:
     at = 9.0 + number if at is None else at
-    about = {"epoch": epoch, "round": number, "step": 4 * number, "print": number / 8, **more}
+    about = {"epoch": epoch, "round": number, "step": 4 * number, "digest": number / 8, **more}
     return [
         Landed(at + 0.01 * k, name, members=(*members,), averaged=len(members), loss=1.0, **about)
         for k, name in enumerate(members)
@@ -117,7 +119,7 @@ def landed(number: int, members: Sequence[str], epoch: int, at: float | None = N
 def joined(
     members: Sequence[str], epoch: int, number: int, at: float, new: Sequence[str] = (), **more: Any
 ) -> list[Joined]:
-    about = {"round": number, "step": 4 * number, "seconds": 0.25, "print": number / 8, **more}
+    about = {"round": number, "step": 4 * number, "seconds": 0.25, "digest": number / 8, **more}
     return [Joined(at, name, epoch, members=(*members,), newcomer=name in new, **about) for name in members]
 
 
@@ -133,20 +135,20 @@ def story() -> dict[str, list[Any]]:
     }
 
 
-KILL = Struck(12.5, "kill", 2, "2.0", 12.5)
+KILL = InjectedFault(12.5, "kill", 2, "2.0", 12.5)
 END = {"kind": "ended", "time": 12.52, "slot": 2, "worker": "2.0", "lost": True, "code": -9}
 
 
-def told(parts: Mapping[str, Sequence[Any]], *faults: Struck) -> Ride:
+def told(parts: Mapping[str, Sequence[Any]], *faults: InjectedFault) -> RunRecord:
     events = sorted((event for part in parts.values() for event in part), key=lambda event: event.time)
-    return Ride(events, [END], faults or (KILL,), len(faults) or 1)
+    return RunRecord(events, [END], faults or (KILL,), len(faults) or 1)
 
 
 def test_a_log_where_all_went_well() -> None:
-    ride = told(story())
-    calm = Ride([*joined(ALL, 0, 0, 9.0, ALL), *(e for n in range(1, 6) for e in landed(n, ALL, 0))], [])
-    assert verdict.throughput(calm) == pytest.approx(4.0)  # steps a second, of each worker
-    summary = summarize(ride, calm, 0.52, [0.5, 0.51, 0.49])
+    run = told(story())
+    calm = RunRecord([*joined(ALL, 0, 0, 9.0, ALL), *(e for n in range(1, 6) for e in landed(n, ALL, 0))], [])
+    assert throughput(calm) == pytest.approx(4.0)  # steps a second, of each worker
+    summary = summarize(run, calm, 0.52, [0.5, 0.51, 0.49])
     assert summary["scheduled"] == summary["faults"] == summary["survived"] == 1
     assert (summary["given_up"], summary["unplanned_deaths"], summary["digest"]) == (0, [], True)
     assert (summary["wiped_states"], summary["lost_rounds"], summary["committed_rounds"]) == (0, 0, 7)
@@ -171,16 +173,16 @@ def test_a_log_where_all_went_well() -> None:
 def test_the_worker_that_comes_back_counts_from_where_it_joined() -> None:
     parts = story()
     parts["back"] = joined(NEW, 2, 4, 13.5, ["2.1"], step=19)  # in the middle of a round that was retried
-    assert verdict.worker_steps(told(parts)) == 4 * 17 - 3
+    assert worker_steps(told(parts)) == 4 * 17 - 3
 
 
-@pytest.mark.parametrize("what", ["missing", "two", "print", "back", "same step", "two epochs", "epoch before"])
+@pytest.mark.parametrize("what", ["missing", "two", "digest", "back", "same step", "two epochs", "epoch before"])
 def test_a_lost_round(what: str) -> None:
     parts = story()
     parts["without"] = {
         "missing": [],
         "two": [*landed(4, TWO, 1), *landed(4, ALL, 0, at=13.2)[2:]],  # "2.0" has committed it alone
-        "print": [*landed(4, TWO, 1)[:1], *landed(4, TWO, 1, print=0.1)[1:]],
+        "digest": [*landed(4, TWO, 1)[:1], *landed(4, TWO, 1, digest=0.1)[1:]],
         "back": landed(4, TWO, 1, step=11),
         "same step": landed(4, TWO, 1, step=12),
         "two epochs": [*landed(4, TWO, 1)[:1], *landed(4, TWO, 2)[1:]],
@@ -188,67 +190,67 @@ def test_a_lost_round(what: str) -> None:
     }[what]
     if what == "epoch before":  # round 5 goes on from somewhere else
         parts["after"] = [*landed(5, NEW, 0), *(event for number in (6, 7) for event in landed(number, NEW, 2))]
-    assert verdict.lost_rounds(told(parts)) == 1
-    assert "1 committed rounds are not continued" in complaints(summarize(told(parts), None, 0.5, []), 720)
+    assert consistency.lost_rounds(told(parts)) == 1
+    assert "1 committed rounds were lost" in complaints(summarize(told(parts), None, 0.5, []), 720)
 
 
 def test_a_round_that_is_written_down_late() -> None:
     """By a worker that had landed it, was given up, and is back when it says so."""
     parts = story()
     back = joined(ALL, 2, 4, 13.5, ["2.0"])
-    (late,) = landed(3, ALL, 0, at=13.6, print=None)[2:]  # by "2.0", which has the others' state by now
+    (late,) = landed(3, ALL, 0, at=13.6, digest=None)[2:]  # by "2.0", which has the others' state by now
     parts |= {"before": [e for e in parts["before"] if (e.round, e.worker) != (3, "2.0")], "back": [*back, late]}
-    assert verdict.lost_rounds(told(parts)) == 0
-    for other in ({"members": ("2.0",)}, {"epoch": 2}, {"print": 4 / 8}, {"step": 13}):
+    assert consistency.lost_rounds(told(parts)) == 0
+    for other in ({"members": ("2.0",)}, {"epoch": 2}, {"digest": 4 / 8}, {"step": 13}):
         parts["back"] = [*back, late._replace(**other)]
-        assert verdict.lost_rounds(told(parts)) == 1
+        assert consistency.lost_rounds(told(parts)) == 1
 
 
 @pytest.mark.parametrize("what", ["newcomer", "survivor", "nobody", "behind"])
 def test_a_wiped_state(what: str) -> None:
     parts = story()
-    fresh = joined(NEW, 2, 4, 13.5, ["2.1"], print=77.0)
+    fresh = joined(NEW, 2, 4, 13.5, ["2.1"], digest=77.0)
     parts["back"], expected = {
         "newcomer": ([*parts["back"][:2], fresh[2]], 1),
         "survivor": ([parts["back"][0], fresh[1], parts["back"][2]], 1),
         "nobody": (joined(NEW, 2, 4, 13.5, NEW), 3),
-        "behind": (joined(NEW, 2, 3, 13.5, ["2.1"], print=4 / 8), 3),
+        "behind": (joined(NEW, 2, 3, 13.5, ["2.1"], digest=4 / 8), 3),
     }[what]
-    assert verdict.wiped_states(told(parts)) == expected
+    assert consistency.wiped_states(told(parts)) == expected
     assert complaints(summarize(told(parts), None, 0.5, []), 720)[0].startswith(f"{expected} times a worker")
 
 
 def test_a_start_of_newcomers_alone_and_prints_that_are_not_there_are_no_wiped_states() -> None:
     parts = story()
-    assert verdict.wiped_states(told(parts)) == 0
-    parts = {name: [event._replace(print=None) for event in part] for name, part in parts.items()}
-    assert verdict.wiped_states(told(parts)) == 0
+    assert consistency.wiped_states(told(parts)) == 0
+    parts = {name: [event._replace(digest=None) for event in part] for name, part in parts.items()}
+    assert consistency.wiped_states(told(parts)) == 0
     summary = summarize(told(parts), None, 0.5, [])
     assert not summary["digest"]
     assert "a wiped state is seen by its round only, not by a digest" in in_words(summary)
-    assert verdict.wiped_states(Ride([], [])) == verdict.lost_rounds(Ride([], [])) == 0
+    assert consistency.wiped_states(RunRecord([], [])) == consistency.lost_rounds(RunRecord([], [])) == 0
 
 
 def test_faults_that_are_not_survived() -> None:
     parts = story()
     parts["after"] = parts["back"] = []  # it has recovered, but its victim has not come back
-    (fate,) = verdict.fates(told(parts))
-    assert (fate.survived, fate.recovered) == (False, pytest.approx(0.5))
+    (outcome,) = recovery.fault_outcomes(told(parts))
+    assert (outcome.survived, outcome.recovered) == (False, pytest.approx(0.5))
     parts["without"] = []  # nor has it recovered
-    (fate,) = verdict.fates(told(parts))
-    assert (fate.survived, fate.recovered, fate.noticed) == (False, None, None)
+    (outcome,) = recovery.fault_outcomes(told(parts))
+    assert (outcome.survived, outcome.recovered, outcome.noticed) == (False, None, None)
     assert complaints(summarize(told(parts), None, 0.5, []), 720) == ["1 of 1 faults were not survived"]
 
 
-def test_faults_that_are_never_struck() -> None:
+def test_faults_that_are_never_injected() -> None:
     summary = summarize(told(story())._replace(scheduled=3), None, 0.5, [])
     assert (summary["scheduled"], summary["given_up"], summary["faults"]) == (3, 2, 1)
-    assert complaints(summary, 720) == ["2 of 3 faults of the schedule were not struck"]
+    assert complaints(summary, 720) == ["2 of 3 scheduled faults were not injected"]
     assert "1 survived; 3 were scheduled, 2 given up" in in_words(summary)
 
 
 def test_deaths_that_no_kill_explains() -> None:
-    ride = told(story())
+    run = told(story())
     ends = [
         END | {"worker": "0.0", "code": -6},
         END | {"worker": "1.0", "code": 5},
@@ -256,15 +258,15 @@ def test_deaths_that_no_kill_explains() -> None:
         END | {"worker": "1.2", "code": 0, "lost": False},
         {"kind": "started", "time": 12.6, "slot": 1, "worker": "1.1"},
     ]
-    summary = summarize(ride._replace(rows=[END, *ends]), None, 0.5, [])
+    summary = summarize(run._replace(rows=[END, *ends]), None, 0.5, [])
     assert summary["unplanned_deaths"] == ["0.0 (SIGABRT)", "1.0 (exit code 5)", "1.1 (SIGKILL)"]
-    said = "3 workers died that no kill had struck: 0.0 (SIGABRT), 1.0 (exit code 5), 1.1 (SIGKILL)"
+    said = "3 workers died without being killed: 0.0 (SIGABRT), 1.0 (exit code 5), 1.1 (SIGKILL)"
     assert complaints(summary, 720) == [said]
     # one that had ended by itself when it was to be killed; and one that was only stopped
-    assert verdict.unplanned_deaths(ride._replace(rows=[END | {"code": 5}])) == ["2.0 (exit code 5)"]
-    assert verdict.unplanned_deaths(ride._replace(faults=(KILL._replace(kind="stop"),))) == ["2.0 (SIGKILL)"]
+    assert consistency.unplanned_deaths(run._replace(rows=[END | {"code": 5}])) == ["2.0 (exit code 5)"]
+    assert consistency.unplanned_deaths(run._replace(faults=(KILL._replace(kind="stop"),))) == ["2.0 (SIGKILL)"]
     # in the run without faults, too, which the throughput is compared with
-    calm = summarize(ride, Ride(ride.events, [END | {"worker": "1.0"}]), 0.5, [])
+    calm = summarize(run, RunRecord(run.events, [END | {"worker": "1.0"}]), 0.5, [])
     assert calm["unplanned_deaths"] == ["1.0 (SIGKILL)"]
 
 
@@ -280,44 +282,44 @@ def test_what_a_digest_is_of(name: str) -> None:
     one, same, other = (
         simulate(lambda comm, x=x: STRATEGIES[name]().init(x, layout, comm), 1) for x in (x, x.clone(), 2 * x)
     )
-    assert shared_print(one) == shared_print(same)
+    assert shared_digest(one) == shared_digest(same)
     if name in COMMON:
-        assert shared_print(one) == 15.0
-        assert shared_print(other) == 30.0
+        assert shared_digest(one) == 15.0
+        assert shared_digest(other) == 30.0
     else:
-        assert shared_print(one) is None
+        assert shared_digest(one) is None
 
 
 def test_a_worker_that_stood_still() -> None:
-    still = Struck(12.5, "stop", 2, "2.0", 13.2)
+    still = InjectedFault(12.5, "stop", 2, "2.0", 13.2)
     same = {name: [e._replace(members=tuple(m.replace("2.1", "2.0") for m in e.members),
                               worker=e.worker.replace("2.1", "2.0")) for e in part]
             for name, part in story().items()}  # fmt: skip
-    ride = Ride(told(same).events, [], (still,))
-    (fate,) = verdict.fates(ride)
-    assert (fate.survived, fate.recovered) == (True, pytest.approx(0.5))
-    assert verdict.live_seconds(ride, 10.0, 16.0) == pytest.approx(6 + 6 + 2.5 + 2.5)
+    run = RunRecord(told(same).events, [], (still,))
+    (outcome,) = recovery.fault_outcomes(run)
+    assert (outcome.survived, outcome.recovered) == (True, pytest.approx(0.5))
+    assert live_seconds(run, 10.0, 16.0) == pytest.approx(6 + 6 + 2.5 + 2.5)
     # one that goes on before the others gave it up: the round waits for it
     waited = story() | {"left": [], "back": [], "without": landed(4, ALL, 0, at=13.4), "after": landed(5, ALL, 0)}
-    ride = Ride(told(waited).events, [], (still,))
-    (fate,) = verdict.fates(ride)
-    assert (fate.survived, fate.recovered, fate.noticed) == (True, pytest.approx(0.9), None)
-    assert verdict.live_seconds(ride, 10.0, 14.0) == pytest.approx(4 + 4 + 2.5 + 0.58)  # from its word at 13.42
+    run = RunRecord(told(waited).events, [], (still,))
+    (outcome,) = recovery.fault_outcomes(run)
+    assert (outcome.survived, outcome.recovered, outcome.noticed) == (True, pytest.approx(0.9), None)
+    assert live_seconds(run, 10.0, 14.0) == pytest.approx(4 + 4 + 2.5 + 0.58)  # from its word at 13.42
     for_ever = still._replace(until=math.inf)
-    (fate,) = verdict.fates(Ride(told(same).events, [], (for_ever,)))
-    assert not fate.survived
+    (outcome,) = recovery.fault_outcomes(RunRecord(told(same).events, [], (for_ever,)))
+    assert not outcome.survived
 
 
 def test_faults_that_take_nobody_away() -> None:
-    (fate,) = verdict.fates(told(story(), Struck(12.5, "slow", 2, "2.0", 14.5)))
-    assert (fate.survived, fate.recovered) == (True, pytest.approx(1.5))  # the second round from then
-    full = Struck(12.5, "disk", None, None, 14.5)
+    (outcome,) = recovery.fault_outcomes(told(story(), InjectedFault(12.5, "slow", 2, "2.0", 14.5)))
+    assert (outcome.survived, outcome.recovered) == (True, pytest.approx(1.5))  # the second round from then
+    full = InjectedFault(12.5, "disk", None, None, 14.5)
     failed, saved = Saved(13.0, "0.0", "no space left"), Saved(15.0, "0.0", "")
     for words, survived in (([failed, saved], True), ([failed], False), ([], True), ([saved], True)):
-        (fate,) = verdict.fates(told(story() | {"words": words}, full))
-        assert fate.survived is survived
-    (fate,) = verdict.fates(told(story() | {"words": [failed, saved._replace(time=12.0)]}, full))
-    assert not fate.survived
+        (outcome,) = recovery.fault_outcomes(told(story() | {"words": words}, full))
+        assert outcome.survived is survived
+    (outcome,) = recovery.fault_outcomes(told(story() | {"words": [failed, saved._replace(time=12.0)]}, full))
+    assert not outcome.survived
 
 
 def test_complaints() -> None:
@@ -328,20 +330,20 @@ def test_complaints() -> None:
     ]
     assert complaints(good | {"final_loss": 0.1}, 120) == []
     assert complaints(good | {"final_loss": math.nan}, 120) != []
-    assert complaints(good | {"final_loss": None}, 120) == ["the run did not come to its end"]
+    assert complaints(good | {"final_loss": None}, 120) == ["the run did not finish"]
     assert complaints(good | {"throughput_ratio": 0.949}, 120) == [
         "the throughput per live worker is 0.949 of the fault-free one, below 0.95"
     ]
     assert complaints(good | {"throughput_ratio": 0.949}, 121) == []
-    nothing = summarize(Ride([], []), Ride([], []), None, [])
-    assert complaints(nothing, 720) == ["no round was committed", "the run did not come to its end"]
+    nothing = summarize(RunRecord([], []), RunRecord([], []), None, [])
+    assert complaints(nothing, 720) == ["no round was committed", "the run did not finish"]
 
 
 def test_reading_what_workers_write(tmp_path: Path) -> None:
     tail = Tail(tmp_path)
     assert tail.new() == []
     (tmp_path / "events").mkdir()
-    about = {"time": 2.0, "worker": "0.0", "epoch": 1, "round": 3, "step": 12, "members": ["0.0"], "print": 0.5}
+    about = {"time": 2.0, "worker": "0.0", "epoch": 1, "round": 3, "step": 12, "members": ["0.0"], "digest": 0.5}
     lines = [
         {"kind": "round", **about, "averaged": 1, "loss": 0.25, "more": "is not minded"},
         {"kind": "joined", **about, "time": 1.0, "newcomer": True, "seconds": 0.1},
@@ -366,14 +368,14 @@ def test_reading_what_workers_write(tmp_path: Path) -> None:
 
 
 def test_what_a_storm_writes_is_read_again(tmp_path: Path) -> None:
-    log = Log(tmp_path)
+    log = FaultLog(tmp_path)
     log.write("strike", fault=0, what="stop", slot=1, worker="1.0")
     log.write("strike", fault=1, what="disk", slot=None, worker=None)
     log.write("over", fault=0, what="stop")
     rows = [json.loads(line) for line in (tmp_path / "storm.jsonl").read_text().splitlines()]
     assert rows == log.rows
-    stop, full = struck(rows)
-    assert stop == Struck(rows[0]["time"], "stop", 1, "1.0", rows[2]["time"])
+    stop, full = injected_faults(rows)
+    assert stop == InjectedFault(rows[0]["time"], "stop", 1, "1.0", rows[2]["time"])
     assert full.until == math.inf
 
 
@@ -449,15 +451,15 @@ def test_a_terminal_that_hangs_up_is_an_interrupt_unless_that_is_ignored() -> No
 WAITS = "import time\nend = time.monotonic() + 60\nwhile time.monotonic() < end: time.sleep(0.01)\n"
 
 
-class Weather:
-    """Real processes that only wait, a storm over them, and the words that a group would write."""
+class Injection:
+    """Real processes that only wait, faults injected into them, and the events that a group would write."""
 
     def __init__(
         self, folder: Path, supervisor: Supervisor, faults: Sequence[ScheduledFault], **means: Any
     ) -> None:
         (folder / "events").mkdir()
-        self.folder, self.supervisor, self.log = folder, supervisor, Log(folder)
-        self.storm = Injector(faults, supervisor, self.log, **means)
+        self.folder, self.supervisor, self.log = folder, supervisor, FaultLog(folder)
+        self.injector = Injector(faults, supervisor, self.log, **means)
         self.until(lambda: len(supervisor.living) == supervisor.workers)
         self.epoch = 0
 
@@ -472,7 +474,7 @@ class Weather:
         self.epoch += 1
         members = [*self.supervisor.living.values()]
         row = {"kind": "joined", "time": time.time(), "worker": members[0], "epoch": self.epoch, "round": 7,
-               "step": 3, "members": members, "newcomer": False, "seconds": 0.0, "print": 0.0}  # fmt: skip
+               "step": 3, "members": members, "newcomer": False, "seconds": 0.0, "digest": 0.0}  # fmt: skip
         with (self.folder / "events" / "0.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
 
@@ -490,83 +492,83 @@ class Weather:
 
 
 @pytest.fixture
-def weather(tmp_path: Path, forked: None) -> Iterator[Any]:
+def injection(tmp_path: Path, forked: None) -> Iterator[Any]:
     (tmp_path / "waits.py").write_text(WAITS)
     with ExitStack() as stack:
 
-        def weather(workers: int, *faults: ScheduledFault, **means: Any) -> Weather:
+        def start(workers: int, *faults: ScheduledFault, **means: Any) -> Injection:
             manner = SupervisorOptions(program=str(tmp_path / "waits.py"))
             supervisor = stack.enter_context(Supervisor([], workers, tmp_path, None, manner))
-            return Weather(tmp_path, supervisor, faults, **means)
+            return Injection(tmp_path, supervisor, faults, **means)
 
-        yield weather
+        yield start
 
 
-def test_a_storm_strikes_real_processes(weather: Any) -> None:
+def test_faults_are_injected_into_real_processes(injection: Any) -> None:
     faults = [ScheduledFault(1.0, "kill", 1, 0.0), ScheduledFault(2.0, "stop", 1, 4.0),
               ScheduledFault(3.0, "kill", 2, 0.0),
               ScheduledFault(4.0, "slow", 3, 5.0), ScheduledFault(9.5, "kill", 0, 0.0)]  # fmt: skip
-    there: Weather = weather(4, *faults)
-    storm, supervisor = there.storm, there.supervisor
-    storm.tick(1.5)
+    there: Injection = injection(4, *faults)
+    injector, supervisor = there.injector, there.supervisor
+    injector.tick(1.5)
     assert there.strikes() == []  # nobody has joined a group yet: it waits
     assert [row["kind"] for row in there.log.rows] == ["postponed"]
     there.group()
-    storm.tick(1.6)
+    injector.tick(1.6)
     assert there.strikes() == [("kill", 1, "1.0")]
-    assert storm.round == 7
+    assert injector.round == 7
     there.until(lambda: supervisor.living.get(1) == "1.1")
-    assert sorted(storm.healthy) == [0, 2, 3]  # 1.1 is no member yet
-    storm.tick(2.0)
+    assert sorted(injector.healthy) == [0, 2, 3]  # 1.1 is no member yet
+    injector.tick(2.0)
     assert there.strikes()[1:] == [("stop", 2, "2.0")]  # the next one
     assert there.stands(2, True)
-    storm.tick(3.0)
+    injector.tick(3.0)
     assert len(there.strikes()) == 2  # two would not be left
     there.group()
-    storm.tick(3.1)
+    injector.tick(3.1)
     assert there.strikes()[2:] == [("kill", 3, "3.0")]  # 2 is under a fault
     there.until(lambda: supervisor.living.get(3) == "3.1")
     there.group()
-    storm.tick(4.0)
+    injector.tick(4.0)
     assert there.strikes()[3:] == [("slow", 3, "3.1")]
     assert there.stands(3, True)
-    storm.tick(4.1)
+    injector.tick(4.1)
     assert there.stands(3, True)  # for the rest of the pulse
-    storm.tick(4.2)
+    injector.tick(4.2)
     assert there.stands(3, False)
     assert there.stands(2, True)
-    storm.tick(4.4)
+    injector.tick(4.4)
     assert there.stands(3, True)
-    storm.tick(6.0)
+    injector.tick(6.0)
     assert there.stands(2, False)  # over, 4 s after it began
-    storm.tick(9.0)
+    injector.tick(9.0)
     assert there.stands(3, False)
-    assert sorted(storm.healthy) == [0, 1, 2, 3]
-    storm.end()
+    assert sorted(injector.healthy) == [0, 1, 2, 3]
+    injector.end()
     assert [row["fault"] for row in there.log.rows if row["kind"] == "given up"] == [4]
     assert [row["fault"] for row in there.log.rows if row["kind"] == "over"] == [0, 2, 1, 3]
-    assert storm.struck == 4
+    assert injector.injected == 4
 
 
-def test_the_end_of_a_storm_undoes_all(weather: Any) -> None:
-    there: Weather = weather(3, ScheduledFault(0.0, "stop", 0, 9.0), ScheduledFault(0.0, "slow", 1, 9.0))
+def test_the_end_of_the_injection_undoes_all(injection: Any) -> None:
+    there: Injection = injection(3, ScheduledFault(0.0, "stop", 0, 9.0), ScheduledFault(0.0, "slow", 1, 9.0))
     there.group()
-    there.storm.tick(0.0)
+    there.injector.tick(0.0)
     assert there.stands(0, True)
     assert there.stands(1, True)
-    there.storm.end()
+    there.injector.end()
     assert there.stands(0, False)
     assert there.stands(1, False)
 
 
-def test_a_fault_is_not_passed_on_to_a_successor(weather: Any) -> None:
-    there: Weather = weather(3, ScheduledFault(0.0, "slow", 0, 9.0))
+def test_a_fault_is_not_passed_on_to_a_successor(injection: Any) -> None:
+    there: Injection = injection(3, ScheduledFault(0.0, "slow", 0, 9.0))
     there.group()
-    there.storm.tick(0.0)
+    there.injector.tick(0.0)
     there.supervisor.send_signal("0.0", signal.SIGKILL)
     there.until(lambda: there.supervisor.living.get(0) == "0.1")
-    there.storm.tick(0.2)
-    there.storm.tick(0.4)
+    there.injector.tick(0.2)
+    there.injector.tick(0.4)
     assert there.stands(0, False)
 
 
@@ -581,21 +583,21 @@ class FullDisk:
         self.calls.append("free")
 
 
-def test_one_disk_is_filled_once_at_a_time(weather: Any) -> None:
+def test_one_disk_is_filled_once_at_a_time(injection: Any) -> None:
     full = FullDisk()
-    there: Weather = weather(
+    there: Injection = injection(
         3, ScheduledFault(0.0, "disk", None, 2.0), ScheduledFault(1.0, "disk", None, 2.0), disk=full
     )
     for now, calls in ((0.0, 1), (1.0, 1), (1.9, 1), (2.0, 3), (3.9, 3), (4.0, 4)):
-        there.storm.tick(now)
+        there.injector.tick(now)
         assert len(full.calls) == calls
     assert full.calls == ["fill", "free", "fill", "free"]
 
 
 @pytest.mark.skipif(bool(lacks(check_rights)), reason=lacks(check_rights))
-def test_a_link_is_cut_and_mended(weather: Any) -> None:
+def test_a_link_is_cut_and_mended(injection: Any) -> None:
     with Network(3, Link(1e9)) as network:
-        there: Weather = weather(3, ScheduledFault(0.0, "cut", 1, 2.0), network=network)
+        there: Injection = injection(3, ScheduledFault(0.0, "cut", 1, 2.0), network=network)
         there.group()
 
         def reached(rank: int) -> bool:
@@ -604,10 +606,10 @@ def test_a_link_is_cut_and_mended(weather: Any) -> None:
             return "refused" in subprocess.run(command, capture_output=True, text=True).stderr
 
         assert reached(1)
-        there.storm.tick(0.0)
+        there.injector.tick(0.0)
         assert reached(0)
         assert not reached(1)
-        there.storm.tick(2.0)
+        there.injector.tick(2.0)
         assert reached(1)
 
 
@@ -682,17 +684,17 @@ def test_the_command_that_makes_a_storm_names_no_folders() -> None:
 
 def test_fault_free_runs_give_their_losses(tmp_path: Path) -> None:
     said: list[str] = []
-    ground = Ground(2, None, [], said.append)
+    context = RunContext(2, None, [], said.append)
     train = ["train", "digits", "--workers", "2", "--steps", "8"]
-    first, second = simulated_losses(train, [1, 2], tmp_path, ground)
+    first, second = simulated_losses(train, [1, 2], tmp_path, context)
     assert first == json.loads((tmp_path / "fault-free-1" / "summary.json").read_text())["test_loss"]
     assert first != second
     assert len(said) == 2
     with pytest.raises(CommError, match=r"fault-free-5 ended with code 2: swarmstep: .*nowhere"):
-        simulated_losses(["train", "nowhere"], [5], tmp_path, ground)
-    ground.interrupts.append(2)
+        simulated_losses(["train", "nowhere"], [5], tmp_path, context)
+    context.interrupts.append(2)
     with pytest.raises(Interrupted):
-        simulated_losses(train, [3], tmp_path, ground)
+        simulated_losses(train, [3], tmp_path, context)
 
 
 def test_the_verdict_in_words() -> None:

@@ -21,7 +21,7 @@ from swarmstep.compare.sections import ClockError, Curve, CurvePoint, Distrusted
 from swarmstep.compare.statistics import Estimate
 from swarmstep.report import csv, markdown, page
 from swarmstep.report.figures import trust
-from swarmstep.report.labels import DASH, answer, duration, interval, ranges, value
+from swarmstep.report.labels import DASH, conclusion, duration, interval, ranges, value
 
 NAN = math.nan
 UNKNOWN = Estimate(NAN, NAN, NAN, 0)
@@ -180,10 +180,10 @@ NO_SECONDS_LATER = ToTarget(3, 3, sure(100.0), sure(1e6), UNKNOWN)
         ),
     ],
 )
-def test_the_answer_is_one_sentence(made: Section, text: str) -> None:
+def test_the_conclusion_is_one_sentence(made: Section, text: str) -> None:
     if made.rows == (UNRANKED,):
         made = dataclasses.replace(made, rows=(dataclasses.replace(UNRANKED, to_target=SWARM.to_target),))
-    assert str(answer(made)) == text
+    assert str(conclusion(made)) == text
 
 
 def test_a_mean_over_the_seeds_that_reached_the_target_is_not_shown_as_if_all_had() -> None:
@@ -268,7 +268,7 @@ def test_the_page_shows_all_there_is() -> None:
         "rank 1: NaN",
     ):
         assert expected in text
-    assert "Nobody was ever distrusted by swarm, n = 64 (seed 8)." in text
+    assert "No worker was ever distrusted by swarm, n = 64 (seed 8)." in text
     assert "2 comparisons, 9 runs" in text  # the same runs over two links
     assert found.data["sections"][0]["target"] == ["accuracy", 0.95]
     assert found.data["sections"][0]["curves"][0]["points"][1] == [

@@ -1,1 +1,1 @@
-"""What a run with workers that die, stall and come back is worth: `swarmstep chaos`."""
+"""Runs with injected faults: their schedule, injection and verdict. Such a run is called a storm."""

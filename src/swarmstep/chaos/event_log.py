@@ -1,4 +1,4 @@
-"""What a storm leaves in writing: the workers' events, and its own."""
+"""The files that a run with faults leaves behind: the events of its workers, and of the injector."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-EVENTS = "events"  # folder of the workers' files, one for each slot
-STORM = "storm.jsonl"
+WORKER_EVENTS = "events"  # folder of the workers' files, one for each slot
+FAULT_LOG = "storm.jsonl"
 
 
 class Joined(NamedTuple):
-    """A worker has entered the group of an epoch."""
+    """A worker has joined the group of an epoch."""
 
     time: float  # as of time.time()
     worker: str  # SLOT.INCARNATION
@@ -23,11 +23,11 @@ class Joined(NamedTuple):
     members: tuple[str, ...]
     newcomer: bool
     seconds: float  # that the regrouping took this worker
-    print: float | None  # digest of the common state, after entering
+    digest: float | None  # of the common state, after joining
 
 
 class Landed(NamedTuple):
-    """A worker has landed a committed round."""
+    """A worker has applied a committed round."""
 
     time: float
     worker: str
@@ -35,39 +35,39 @@ class Landed(NamedTuple):
     round: int  # from 1
     step: int
     members: tuple[str, ...]
-    averaged: int  # workers whose weights went into it
+    averaged: int  # number of workers whose weights were averaged
     loss: float | None  # mean training loss over the members
-    print: float | None  # digest of the common weights after it
+    digest: float | None  # of the common weights after the round
 
 
 class Saved(NamedTuple):
-    """A worker has written a checkpoint, or could not."""
+    """A worker has written a checkpoint, or failed to."""
 
     time: float
     worker: str
-    why: str  # it could not; "" if it could
+    error: str  # "" if the checkpoint was written
 
 
-Event = Joined | Landed | Saved
+WorkerEvent = Joined | Landed | Saved
 
 
-class Struck(NamedTuple):
-    """A fault that was carried out."""
+class InjectedFault(NamedTuple):
+    """A fault that was injected."""
 
     time: float
     kind: str
     slot: int | None
-    worker: str | None  # who was struck
-    until: float  # when it was over
+    worker: str | None  # the victim
+    until: float  # when it ended
 
 
 def slot_of(worker: str) -> int:
-    """Return the slot of a worker's name."""
+    """Return the slot in a worker's name."""
     return int(worker.partition(".")[0])
 
 
-def event(line: str) -> Event | None:
-    """Return what a line of a worker's file says; None for other events, and for a line that was cut short."""
+def event(line: str) -> WorkerEvent | None:
+    """Return the event in a line of a worker's file; None for other events and for incomplete lines."""
     try:
         row = json.loads(line)
         kind = {"joined": Joined, "round": Landed}.get(row["kind"])
@@ -82,31 +82,31 @@ def event(line: str) -> Event | None:
 
 
 class Tail:
-    """Reads the workers' files as they grow.
+    """Reads the workers' files while they grow.
 
     Args:
-        folder: of the run; the files may not be there yet.
+        folder: of the run; the files need not exist yet.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder / EVENTS
+        self._folder = folder / WORKER_EVENTS
         self._read: dict[Path, int] = {}  # bytes
 
-    def new(self) -> list[Event]:
-        """Return what was written since the last call, in time order."""
-        found: list[Event] = []
+    def new(self) -> list[WorkerEvent]:
+        """Return the events written since the last call, ordered by time."""
+        new: list[WorkerEvent] = []
         for path in sorted(self._folder.glob("*.jsonl")):
             with path.open("rb") as file:
                 file.seek(self._read.get(path, 0))
-                whole = file.read().rpartition(b"\n")[0]
-            self._read[path] = self._read.get(path, 0) + len(whole) + bool(whole)
-            events = (event(line) for line in whole.decode(errors="replace").splitlines())
-            found += [event for event in events if event]
-        return sorted(found, key=lambda event: event.time)
+                lines = file.read().rpartition(b"\n")[0]
+            self._read[path] = self._read.get(path, 0) + len(lines) + bool(lines)
+            events = (event(line) for line in lines.decode(errors="replace").splitlines())
+            new += [event for event in events if event]
+        return sorted(new, key=lambda event: event.time)
 
 
-class Log:
-    """Writes down what the storm does, and what becomes of the processes; keeps it, too.
+class FaultLog:
+    """Records what the injector does and what happens to the processes, in a file and in `rows`.
 
     Args:
         folder: of the run.
@@ -116,22 +116,22 @@ class Log:
         self.folder = folder
         self.rows: list[dict[str, Any]] = []
 
-    def write(self, kind: str, **more: Any) -> None:
-        """Add an event of now."""
-        self.add({"kind": kind, "time": time.time(), **more})
+    def write(self, kind: str, **fields: Any) -> None:
+        """Add an event with the current time."""
+        self.add({"kind": kind, "time": time.time(), **fields})
 
     def add(self, row: dict[str, Any]) -> None:
         """Add an event."""
         self.rows.append(row)
-        with (self.folder / STORM).open("a") as file:
+        with (self.folder / FAULT_LOG).open("a") as file:
             file.write(json.dumps(row) + "\n")
 
 
-def struck(rows: Sequence[dict[str, Any]]) -> list[Struck]:
-    """Return the faults that a storm's events tell of; one that was not over lasts for ever."""
+def injected_faults(rows: Sequence[dict[str, Any]]) -> list[InjectedFault]:
+    """Return the faults in the rows of a `FaultLog`; one that has no end lasts forever."""
     ends = {row["fault"]: row["time"] for row in rows if row["kind"] == "over"}
     return [
-        Struck(row["time"], row["what"], row["slot"], row["worker"], ends.get(row["fault"], float("inf")))
+        InjectedFault(row["time"], row["what"], row["slot"], row["worker"], ends.get(row["fault"], float("inf")))
         for row in rows
         if row["kind"] == "strike"
     ]

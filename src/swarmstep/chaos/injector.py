@@ -1,4 +1,4 @@
-"""Carries out a schedule of faults on the workers of a supervisor."""
+"""Injects a schedule of faults into the workers of a supervisor."""
 
 from __future__ import annotations
 
@@ -7,38 +7,38 @@ import signal
 from collections.abc import Sequence
 
 from swarmstep.chaos.disk import Disk
-from swarmstep.chaos.event_log import Joined, Landed, Log, Tail, slot_of
+from swarmstep.chaos.event_log import FaultLog, Joined, Landed, Tail, slot_of
 from swarmstep.chaos.schedule import ScheduledFault, victim
 from swarmstep.elastic.supervisor import Supervisor
 from swarmstep.network.namespaces import Network
 
-LOOK = 0.1  # seconds between two looks at the workers' files
-PULSE = 0.15  # seconds for which a slow worker runs, and then does not; far below any limit of silence
+READ_INTERVAL = 0.1  # seconds between two reads of the workers' files
+SLOW_INTERVAL = 0.15  # seconds for which a slow worker runs, then stops; far below any limit of silence
 
 
 @dataclasses.dataclass
-class _Active:
-    """A fault that is not over."""
+class _ActiveFault:
+    """A fault that has not ended."""
 
     number: int
     fault: ScheduledFault
     worker: str | None
-    until: float  # on the storm's clock
-    turn: float  # when a slow worker is stopped, or goes on
-    still: bool = False
+    until: float  # seconds since the start of the injection
+    next_switch: float  # when a slow worker is stopped or continued
+    stopped: bool = False
 
 
 class Injector:
-    """Strikes when it is time; `tick` is called again and again, by the process that runs the supervisor.
+    """Injects each fault when it is due; the process that runs the supervisor calls `tick` again and again.
 
-    Healthy is who was a member at the last look at the workers' files, under its present name, and is not under
-    a fault. A fault whose victim is not healthy strikes the next healthy slot instead; one that would leave fewer
-    than two healthy members waits, and the later ones behind it.
+    A worker is healthy if, by its present name, it is a member of the group according to the workers' files, and
+    has no other fault. If the victim of a fault is not healthy, the next healthy slot is hit instead; a fault that
+    would leave fewer than two healthy members waits, and later faults behind it.
 
     Args:
-        faults: as `schedule` returns them.
+        faults: of `schedule`.
         supervisor: of the workers.
-        log: where it is written down, in the folder of the run.
+        log: in the folder of the run.
         network: of the workers, for "cut".
         disk: of the checkpoints, for "disk".
     """
@@ -47,7 +47,7 @@ class Injector:
         self,
         faults: Sequence[ScheduledFault],
         supervisor: Supervisor,
-        log: Log,
+        log: FaultLog,
         network: Network | None = None,
         disk: Disk | None = None,
     ) -> None:
@@ -57,24 +57,24 @@ class Injector:
         self._log = log
         self._network = network
         self._disk = disk
-        self._active: list[_Active] = []
+        self._active: list[_ActiveFault] = []
         self._epoch = -1
         self._members: tuple[str, ...] = ()
         self._postponed = False
-        self._looked = -LOOK
+        self._last_read = -READ_INTERVAL
         self.round = 0  # the last one committed
-        self.struck = 0
+        self.injected = 0
 
     @property
     def healthy(self) -> dict[int, str]:
-        """The slots that may be struck, and their workers' names."""
+        """The slots that may be hit, with their workers' names."""
         busy = {active.fault.slot for active in self._active}
         living = self._supervisor.living
         members = {slot_of(name): name for name in self._members}
         return {slot: name for slot, name in members.items() if living.get(slot) == name and slot not in busy}
 
-    def look(self) -> None:
-        """Read what the workers have written since the last look."""
+    def read_events(self) -> None:
+        """Read what the workers have written since the last call."""
         for event in self._tail.new():
             if isinstance(event, Joined | Landed):
                 self.round = max(self.round, event.round)
@@ -82,34 +82,34 @@ class Injector:
                     self._epoch, self._members = event.epoch, event.members
 
     def tick(self, now: float) -> None:
-        """Do what is due.
+        """Start and end the faults that are due.
 
         Args:
-            now: seconds since the storm began.
+            now: seconds since the start of the injection.
         """
-        if now - self._looked >= LOOK:
-            self._looked = now
-            self.look()
+        if now - self._last_read >= READ_INTERVAL:
+            self._last_read = now
+            self.read_events()
         for active in [active for active in self._active if active.until <= now]:
             self._end(active)
-        while self._waiting and self._waiting[0][1].at <= now and self._strike(*self._waiting[0], now):
+        while self._waiting and self._waiting[0][1].at <= now and self._inject(*self._waiting[0], now):
             del self._waiting[0]
             self._postponed = False
         for active in self._active:
-            if active.fault.kind == "slow" and active.turn <= now:
-                active.still, active.turn = not active.still, now + PULSE
-                self._signal(active, signal.SIGSTOP if active.still else signal.SIGCONT)
+            if active.fault.kind == "slow" and active.next_switch <= now:
+                active.stopped, active.next_switch = not active.stopped, now + SLOW_INTERVAL
+                self._signal(active, signal.SIGSTOP if active.stopped else signal.SIGCONT)
 
     def end(self) -> None:
-        """End what is not over; what has not struck is given up."""
+        """End all active faults, and drop those that were not injected."""
         for active in [*self._active]:
             self._end(active)
         for number, fault in self._waiting:
             self._log.write("given up", fault=number, what=fault.kind)
         self._waiting.clear()
 
-    def _strike(self, number: int, fault: ScheduledFault, now: float) -> bool:
-        """Strike, if there is anybody who may be struck."""
+    def _inject(self, number: int, fault: ScheduledFault, now: float) -> bool:
+        """Inject a fault; return False if no worker may be hit now."""
         healthy = self.healthy
         slot = fault.slot
         if slot is not None:
@@ -121,15 +121,15 @@ class Injector:
             self._postponed = True
             return False
         worker = None if slot is None else healthy[slot]
-        active = _Active(number, fault._replace(slot=slot), worker, now + fault.seconds, now)
-        about = {"planned": fault.at, "meant": fault.slot, "seconds": fault.seconds}
-        self._log.write("strike", fault=number, what=fault.kind, slot=slot, worker=worker, **about)
-        self.struck += 1
+        active = _ActiveFault(number, fault._replace(slot=slot), worker, now + fault.seconds, now)
+        planned = {"planned": fault.at, "meant": fault.slot, "seconds": fault.seconds}
+        self._log.write("strike", fault=number, what=fault.kind, slot=slot, worker=worker, **planned)
+        self.injected += 1
         self._active.append(active)
-        self._begin(active)
+        self._start(active)
         return True
 
-    def _begin(self, active: _Active) -> None:
+    def _start(self, active: _ActiveFault) -> None:
         kind, slot = active.fault.kind, active.fault.slot
         if kind == "kill":
             self._signal(active, signal.SIGKILL)
@@ -141,7 +141,7 @@ class Injector:
         elif kind == "disk" and self._disk:
             self._disk.fill()
 
-    def _end(self, active: _Active) -> None:
+    def _end(self, active: _ActiveFault) -> None:
         kind, slot = active.fault.kind, active.fault.slot
         if kind in ("stop", "slow"):
             self._signal(active, signal.SIGCONT)
@@ -152,6 +152,6 @@ class Injector:
         self._active.remove(active)
         self._log.write("over", fault=active.number, what=kind)
 
-    def _signal(self, active: _Active, number: int) -> None:
-        if active.worker:  # if it is gone, its successor is not struck in its place
+    def _signal(self, active: _ActiveFault, number: int) -> None:
+        if active.worker:  # by name: if the worker is gone, its successor is not hit instead
             self._supervisor.send_signal(active.worker, number)

@@ -1,4 +1,4 @@
-"""The runs of `swarmstep chaos`: one through a storm, one without, and simulated ones to compare the loss with."""
+"""The runs of `swarmstep chaos`: supervised ones with and without faults, and simulated ones for comparison."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from swarmstep.chaos.disk import Disk
-from swarmstep.chaos.event_log import Log, Tail, struck
+from swarmstep.chaos.event_log import FaultLog, Tail, injected_faults
 from swarmstep.chaos.injector import Injector
+from swarmstep.chaos.run_record import RunRecord
 from swarmstep.chaos.schedule import ScheduledFault
-from swarmstep.chaos.verdict import Ride
 from swarmstep.elastic.supervisor import Supervisor, SupervisorOptions
 from swarmstep.errors import CommError, Interrupted
 from swarmstep.launch.processes import Outcome
@@ -26,135 +26,142 @@ from swarmstep.train.run_folder import RunFolder
 
 TICK = 0.02  # seconds
 START_LIMIT = 120.0  # seconds until the first committed round
-END_LIMIT = 120.0  # seconds from the word "finish" to the end of all workers
-AT_ONCE = 2  # simulated runs
-
-Say = Callable[[str], None]
+END_LIMIT = 120.0  # seconds from the order to finish until all workers have exited
+PROGRESS_INTERVAL = 5.0  # seconds between two lines of progress
+PARALLEL = 2  # simulated runs at once
 
 
 @dataclasses.dataclass(frozen=True)
-class Ground:
-    """Where runs happen.
+class RunContext:
+    """What all runs share.
 
-    `workers`: how many; `network`: theirs (None: loopback); `interrupts`: the first ends it all; `say`: is given
-    a line now and then.
+    Args:
+        workers: number of workers.
+        network: of the workers; None for loopback.
+        interrupts: the first one ends everything.
+        report: called with a line of progress now and then.
     """
 
     workers: int
     network: Network | None
     interrupts: list[int]
-    say: Say
+    report: Callable[[str], None]
 
     def check(self) -> None:
-        """Raise Interrupted if somebody asked to stop."""
+        """Raise Interrupted if the user asked to stop."""
         if self.interrupts:
             raise Interrupted("stopped on request, before there was a verdict; what was written is kept")
 
 
-def ride(
+def run_supervised(
     arguments: Sequence[str],
     folder: Path,
     seconds: float,
-    ground: Ground,
+    context: RunContext,
     faults: Sequence[ScheduledFault] = (),
-) -> tuple[Ride, Outcome]:
-    """Run workers for so many seconds from their first committed round, under these faults, and let them finish.
+) -> tuple[RunRecord, Outcome]:
+    """Run workers under faults for a time from their first committed round, then let them finish.
 
     Args:
-        arguments: of the workers' command line.
-        folder: of the run, new; with "disk" among the faults its checkpoints have a file system of their own.
+        arguments: the workers' command line.
+        folder: of the run, new; with "disk" among the faults its checkpoints get a file system of their own.
         seconds: how long.
-        ground: where.
-        faults: what goes wrong, and when.
+        context: of all runs.
+        faults: to inject.
 
     Returns:
-        What the run's files tell, and how it ended.
+        The record of the run, and how it ended.
 
     Raises:
         CheckpointError: the folder cannot be used.
-        Interrupted: somebody asked to stop.
+        Interrupted: the user asked to stop.
     """
-    held = RunFolder(folder)
-    log = Log(folder)
+    run_folder = RunFolder(folder)
+    log = FaultLog(folder)
     with contextlib.ExitStack() as stack:
-        stack.callback(held.close)
-        full = any(fault.kind == "disk" for fault in faults)
-        disk = stack.enter_context(Disk(folder / "checkpoints")) if full else None
-        place = ground.network.place() if ground.network else None
+        stack.callback(run_folder.close)
+        needs_disk = any(fault.kind == "disk" for fault in faults)
+        disk = stack.enter_context(Disk(folder / "checkpoints")) if needs_disk else None
+        place = context.network.place() if context.network else None
         words = folder / "words"
         words.mkdir()
-        manner = SupervisorOptions(listen=log.add, words=words)
-        supervisor = stack.enter_context(Supervisor(arguments, ground.workers, folder, place, manner))
-        storm = Injector(faults, supervisor, log, ground.network, disk)
-        outcome = _weather(storm, supervisor, seconds, ground, log)
-    return Ride(Tail(folder).new(), log.rows, struck(log.rows), len(faults)), outcome
+        options = SupervisorOptions(listen=log.add, words=words)
+        supervisor = stack.enter_context(Supervisor(arguments, context.workers, folder, place, options))
+        injector = Injector(faults, supervisor, log, context.network, disk)
+        outcome = _drive(injector, supervisor, seconds, context, log)
+    return RunRecord(Tail(folder).new(), log.rows, injected_faults(log.rows), len(faults)), outcome
 
 
-def _weather(storm: Injector, supervisor: Supervisor, seconds: float, ground: Ground, log: Log) -> Outcome:
-    """Let the storm pass over the workers; return how they ended."""
-    limit = time.monotonic() + START_LIMIT
-    while not storm.round:
-        storm.look()
-        if outcome := _attended(supervisor, ground, limit, "the first committed round"):
+def _drive(
+    injector: Injector, supervisor: Supervisor, seconds: float, context: RunContext, log: FaultLog
+) -> Outcome:
+    """Wait for the first round, inject faults for `seconds`, and let the workers finish; return how they ended."""
+    deadline = time.monotonic() + START_LIMIT
+    while not injector.round:
+        injector.read_events()
+        if outcome := _attend(supervisor, context, deadline, "the first committed round"):
             return outcome
-    began, shown = time.monotonic(), 0.0
+    started, last_report = time.monotonic(), 0.0
     log.write("began")
-    while (now := time.monotonic() - began) < seconds:
-        storm.tick(now)
-        if outcome := _attended(supervisor, ground):
+    while (now := time.monotonic() - started) < seconds:
+        injector.tick(now)
+        if _attend(supervisor, context):
             break
-        if now - shown >= 5.0:
-            shown = now
-            healthy = f"{len(storm.healthy)} of {ground.workers} workers healthy"
-            ground.say(f"{now:.0f} of {seconds:.0f} s, round {storm.round}, {healthy}, {storm.struck} faults")
-    storm.end()
+        if now - last_report >= PROGRESS_INTERVAL:
+            last_report = now
+            healthy = f"{len(injector.healthy)} of {context.workers} workers healthy"
+            progress = f"{now:.0f} of {seconds:.0f} s, round {injector.round}"
+            context.report(f"{progress}, {healthy}, {injector.injected} faults")
+    injector.end()
     log.write("finish")
     if not supervisor.outcome:
         supervisor.tell("finish")
-    limit = time.monotonic() + END_LIMIT
-    while not (outcome := _attended(supervisor, ground, limit, "the workers' end")):
+    deadline = time.monotonic() + END_LIMIT
+    while not (outcome := _attend(supervisor, context, deadline, "the end of the workers")):
         pass
-    log.write("ended all", code=outcome.code, said=outcome.message)
+    log.write("ended all", code=outcome.code, message=outcome.message)
     return outcome
 
 
-def _attended(
-    supervisor: Supervisor, ground: Ground, limit: float | None = None, what: str = ""
+def _attend(
+    supervisor: Supervisor, context: RunContext, deadline: float | None = None, awaited: str = ""
 ) -> Outcome | None:
-    ground.check()
-    if limit is not None and time.monotonic() >= limit:
-        return Outcome(CommError.exit_code, f"waited too long for {what}; the run's folder may tell why")
+    context.check()
+    if deadline is not None and time.monotonic() >= deadline:
+        return Outcome(CommError.exit_code, f"waited too long for {awaited}; see the folder of the run")
     return supervisor.attend(TICK)
 
 
-def simulated_losses(arguments: Sequence[str], seeds: Sequence[int], folder: Path, ground: Ground) -> list[float]:
-    """Run the same without processes and faults, once with each seed; return the test losses.
+def simulated_losses(
+    arguments: Sequence[str], seeds: Sequence[int], folder: Path, context: RunContext
+) -> list[float]:
+    """Simulate the run without processes and faults, once with each seed; return the test losses.
 
     Args:
         arguments: of ``swarmstep train``, without --seed and --out.
         seeds: of the runs.
-        folder: for their folders.
-        ground: for `say` and `interrupts`.
+        folder: for the folders of the runs.
+        context: of all runs.
 
     Raises:
-        CommError: one of them failed.
-        Interrupted: somebody asked to stop.
+        CommError: a run failed.
+        Interrupted: the user asked to stop.
     """
     losses: dict[int, float] = {}
     waiting = [*seeds]
     running: dict[int, tuple[subprocess.Popen[bytes], IO[bytes]]] = {}
     try:
         while len(losses) < len(seeds):
-            ground.check()
-            while waiting and len(running) < AT_ONCE:
+            context.check()
+            while waiting and len(running) < PARALLEL:
                 seed = waiting.pop(0)
-                running[seed] = _simulation([*arguments, "--seed", str(seed)], folder / f"fault-free-{seed}")
+                running[seed] = _start_simulation([*arguments, "--seed", str(seed)], _folder(folder, seed))
             for seed, (process, errors) in [*running.items()]:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(0.1)
-                    losses[seed] = _loss(folder / f"fault-free-{seed}", process.returncode, errors)
+                    losses[seed] = _loss(_folder(folder, seed), process.returncode, errors)
                     del running[seed]
-                    ground.say(f"fault-free run with seed {seed}: test loss {losses[seed]:.4f}")
+                    context.report(f"fault-free run with seed {seed}: test loss {losses[seed]:.4f}")
     finally:
         for process, errors in running.values():
             process.kill()
@@ -163,8 +170,12 @@ def simulated_losses(arguments: Sequence[str], seeds: Sequence[int], folder: Pat
     return [losses[seed] for seed in seeds]
 
 
-def _simulation(arguments: Sequence[str], out: Path) -> tuple[subprocess.Popen[bytes], IO[bytes]]:
-    """Start a simulated run at low priority."""
+def _folder(folder: Path, seed: int) -> Path:
+    return folder / f"fault-free-{seed}"
+
+
+def _start_simulation(arguments: Sequence[str], out: Path) -> tuple[subprocess.Popen[bytes], IO[bytes]]:
+    """Start a simulated run with low priority; return it with the file of its standard error."""
     errors = out.with_suffix(".errors").open("w+b")
     process = subprocess.Popen(
         [sys.executable, "-m", "swarmstep", *arguments, "--out", str(out)],
@@ -172,7 +183,7 @@ def _simulation(arguments: Sequence[str], out: Path) -> tuple[subprocess.Popen[b
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=errors,
-        start_new_session=True,  # an interrupt from the keyboard is for this process
+        start_new_session=True,  # a keyboard interrupt is for this process
     )
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, process.pid, 19)
@@ -182,9 +193,9 @@ def _simulation(arguments: Sequence[str], out: Path) -> tuple[subprocess.Popen[b
 def _loss(out: Path, code: int, errors: IO[bytes]) -> float:
     with errors:
         errors.seek(0)
-        said = errors.read().decode(errors="replace").strip().split("\n")[-1]
+        last_line = errors.read().decode(errors="replace").strip().split("\n")[-1]
     if code:
-        raise CommError(f"the fault-free run {out} ended with code {code}: {said}")
+        raise CommError(f"the fault-free run {out} ended with code {code}: {last_line}")
     loss = loss_of(out)
     assert loss is not None
     return loss

@@ -1,4 +1,4 @@
-"""When what goes wrong, drawn before the run."""
+"""The schedule of faults of a run, drawn before it starts."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from swarmstep.seeding import mix
 T = TypeVar("T")
 
 ABOUT = {
-    "kill": "a worker's process ends (SIGKILL) and is replaced",
-    "stop": "a worker stands still (SIGSTOP) for longer than the others wait, then goes on",
-    "cut": "a worker's network link is down for a while (root and network namespaces)",
-    "slow": "a worker runs for half of the time only",
-    "disk": "the file system of the checkpoints is full for a while (root)",
+    "kill": "a worker's process is killed (SIGKILL) and replaced",
+    "stop": "a worker is stopped (SIGSTOP) for longer than the others wait, then continues",
+    "cut": "a worker's network link is down for a while (needs root and network namespaces)",
+    "slow": "a worker runs only half of the time",
+    "disk": "the file system of the checkpoints is full for a while (needs root)",
 }
 """The kinds of faults."""
 KINDS = (*ABOUT,)
-AWAY = ("kill", "stop", "cut")  # kinds that take their victim out of the group
+REMOVING = ("kill", "stop", "cut")  # kinds that remove their victim from the group
 SECONDS = {"stop": (4.0, 8.0), "cut": (4.0, 8.0), "slow": (4.0, 8.0), "disk": (8.0, 12.0)}  # shortest, longest
 QUIET = 20.0  # seconds without faults at the end of a run, in which the last victims can come back
-LEAST = 2  # healthy members that a fault must leave
+MIN_HEALTHY = 2  # members that a fault must leave
 
 
 class ScheduledFault(NamedTuple):
-    """One thing that goes wrong."""
+    """A fault of the schedule."""
 
     at: float  # seconds after the first committed round
     kind: str  # one of KINDS
-    slot: int | None  # whose turn it is; None: all workers' (disk)
-    seconds: float  # how long; 0: it is over at once (kill)
+    slot: int | None  # of the victim; None for all workers (disk)
+    seconds: float  # duration; 0 for a kill
 
 
 def schedule(
     seed: int, seconds: float, per_hour: float, workers: int, kinds: Sequence[str]
 ) -> list[ScheduledFault]:
-    """Return the faults of a run, in time order; the same arguments give the same faults.
+    """Return the faults of a run in order of time; the same arguments give the same faults.
 
-    One in each of equal intervals, at a random moment: `per_hour` of them per hour of the run but its last QUIET
-    seconds, rounded to the nearest whole number. The kinds take turns in random order, so that their numbers
-    differ by at most one, and so do the victims of all slots.
+    The run without its last QUIET seconds is divided into equal intervals, `per_hour` an hour, rounded to a whole
+    number; each has one fault at a random time. Kinds are drawn in random order so that their counts differ by at
+    most one, and so are the victims.
 
     Args:
         seed: of all randomness.
@@ -52,39 +52,39 @@ def schedule(
         workers: slots 0 to workers - 1.
         kinds: of KINDS, at least one.
     """
-    stormy = seconds - QUIET
-    if stormy <= 0:
+    usable = seconds - QUIET
+    if usable <= 0:
         raise UsageError(
             f"expected a run of more than {QUIET:g} s, which stay free of faults; found {seconds:g} s"
         )
-    count = round(per_hour * stormy / 3600.0)
-    chance = random.Random(mix(seed, "chaos"))
-    turns = _turns(chance, kinds, count)
-    victims = iter(_turns(chance, range(workers), count))
+    count = round(per_hour * usable / 3600.0)
+    source = random.Random(mix(seed, "chaos"))
+    kinds_drawn = _evenly_drawn(source, kinds, count)
+    victims = iter(_evenly_drawn(source, range(workers), count))
     faults: list[ScheduledFault] = []
-    for index, kind in enumerate(turns):
-        at = (index + chance.random()) * stormy / count
+    for index, kind in enumerate(kinds_drawn):
+        at = (index + source.random()) * usable / count
         shortest, longest = SECONDS.get(kind, (0.0, 0.0))
         slot = None if kind == "disk" else next(victims)
-        faults.append(ScheduledFault(at, kind, slot, chance.uniform(shortest, longest)))
+        faults.append(ScheduledFault(at, kind, slot, source.uniform(shortest, longest)))
     return faults
 
 
-def _turns(chance: random.Random, choices: Sequence[T], count: int) -> list[T]:
-    """Return `count` choices, in each round of turns all of them once, in random order."""
-    rounds = (chance.sample(choices, len(choices)) for _ in range(math.ceil(count / len(choices))))
-    return [choice for turn in rounds for choice in turn][:count]
+def _evenly_drawn(source: random.Random, choices: Sequence[T], count: int) -> list[T]:
+    """Return `count` choices: random permutations of all choices, one after another."""
+    permutations = (source.sample(choices, len(choices)) for _ in range(math.ceil(count / len(choices))))
+    return [choice for permutation in permutations for choice in permutation][:count]
 
 
 def victim(slot: int, kind: str, healthy: Collection[int], workers: int) -> int | None:
-    """Return who is struck in place of `slot`: itself or the next healthy one; None: nobody may be struck now.
+    """Return the victim of a fault: its slot or the next healthy one; None if no worker may be hit now.
 
     Args:
-        slot: whose turn it is.
+        slot: of the schedule.
         kind: of the fault.
-        healthy: slots whose workers are members of the group and are not under a fault.
-        workers: how many slots.
+        healthy: slots whose workers are members of the group and have no other fault.
+        workers: number of slots.
     """
-    if not healthy or (kind in AWAY and len(healthy) <= LEAST):
+    if not healthy or (kind in REMOVING and len(healthy) <= MIN_HEALTHY):
         return None
     return min(healthy, key=lambda other: (other - slot) % workers)

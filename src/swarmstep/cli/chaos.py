@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from swarmstep.chaos import disk
-from swarmstep.chaos.runner import Ground, loss_of, ride, simulated_losses
+from swarmstep.chaos.recovery import PHASES
+from swarmstep.chaos.runner import RunContext, loss_of, run_supervised, simulated_losses
 from swarmstep.chaos.schedule import ABOUT, KINDS, QUIET, ScheduledFault, schedule
-from swarmstep.chaos.verdict import PHASES, complaints, summarize
+from swarmstep.chaos.verdict import complaints, summarize
 from swarmstep.errors import CheckpointError, UsageError
 from swarmstep.launch.processes import Outcome, noting_interrupts
 from swarmstep.network import link, namespaces
@@ -108,22 +109,22 @@ def _carry_out(
         network = None
         if _lacks(namespaces.check_rights) is None:
             network = stack.enter_context(namespaces.Network(args.workers, link.parse(args.link), args.seed))
-        ground = Ground(args.workers, network, interrupts, _say)
+        context = RunContext(args.workers, network, interrupts, _say)
         baseline = None
         if args.baseline_seconds:
             _say(f"{args.baseline_seconds:g} s without faults")
-            baseline, outcome = ride(elastic(args), out / "baseline", args.baseline_seconds, ground)
+            baseline, outcome = run_supervised(elastic(args), out / "baseline", args.baseline_seconds, context)
             if outcome.code:
                 return summarize(baseline, None, None, []), outcome
         where = "in network namespaces" if network else "on loopback"
         _say(f"{60 * args.minutes:g} s with {len(faults)} faults, {args.workers} workers {where}")
-        storm, outcome = ride(elastic(args), out / "storm", 60.0 * args.minutes, ground, faults)
+        storm, outcome = run_supervised(elastic(args), out / "storm", 60.0 * args.minutes, context, faults)
     steps = storm.rounds[-1].step if storm.rounds else 0
     losses: list[float] = []
     if steps and args.fault_free_runs:
         _say(f"{args.fault_free_runs} simulated runs of {steps} steps without faults")
         seeds = [args.seed + 1 + index for index in range(args.fault_free_runs)]
-        losses = simulated_losses(simulation(args, steps), seeds, out, ground)
+        losses = simulated_losses(simulation(args, steps), seeds, out, context)
     return summarize(storm, baseline, loss_of(out / "storm"), losses), outcome
 
 

@@ -129,7 +129,7 @@ def curves(section: Section, index: int) -> Figure | None:
         Choice("range", "Range", {"close": "close-up", "all": "all"}),
     )
     few = len(_shown(section)) < len(section.curves)
-    note = "Each method at its best n; the others can be switched on below. " if few else ""
+    note = "Each method at its best n; the legend shows the others. " if few else ""
     heads = ["method", "n", "step", "sent", "time", "accuracy", "95 % interval", "loss", "95 % interval"]
     rows = [
         [
@@ -159,7 +159,7 @@ def over_n(section: Section, index: int) -> Figure | None:
         for method, points in methods.items()
         for n, estimate in points
     ]
-    text = "What talking more rarely costs: n is the number of steps from one synchronization to the next."
+    text = "The cost of synchronizing less often: n is the number of steps between two synchronizations."
     return Figure("by_n", index, text, DataTable(f"Test {kind} at the end against n", heads, rows))
 
 
@@ -193,7 +193,7 @@ def trust(section: Section) -> TrustFigure | None:
             steps = ", ".join(f"{begin:,} to {end:,}" for begin, end in of_rank)
             rows.append(TrustRow(run.method, run.every, run.seed, rank, _bars(of_rank, last), steps))
     named = [f"{name} (seed{'s' * (len(seeds) > 1)} {ranges(sorted(seeds))})" for name, seeds in never.items()]
-    return TrustFigure("Who was distrusted when", f"step 0 to {last:,}", rows, "; ".join(named))
+    return TrustFigure("Distrusted workers", f"step 0 to {last:,}", rows, "; ".join(named))
 
 
 def _spans(run: Distrusted) -> dict[int, list[tuple[int, int]]]:
@@ -231,5 +231,5 @@ def clock_errors(section: Section) -> ClockErrorTable | None:
     ]
     finite = [abs(one.error) for one in section.clock_errors if math.isfinite(one.error)]
     worst = f"{100 * max(finite):.1f} %" if finite else ""
-    heads = ["method", "n", "real", "virtual", "error"]
-    return ClockErrorTable("The virtual clock against the real one", heads, rows, worst)
+    heads = ["method", "n", "measured", "virtual clock", "error"]
+    return ClockErrorTable("Virtual clock and measured time", heads, rows, worst)

@@ -106,7 +106,7 @@ class Conclusion(NamedTuple):
         return f"{self.question}: {self.winner}" + (f" \N{EM DASH} {self.rest}" if self.rest else "")
 
 
-def answer(section: Section) -> Conclusion:
+def conclusion(section: Section) -> Conclusion:
     """Return the conclusion of a section, or why there is none."""
     by = ranked_by(section)
     ranked = [row for row in section.rows if row.rank is not None]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from swarmstep.compare.sections import MethodRow, Section
 from swarmstep.compare.statistics import Estimate
-from swarmstep.report.labels import DASH, answer, at_target, chosen, interval, timing, value
+from swarmstep.report.labels import DASH, at_target, chosen, conclusion, interval, timing, value
 
 
 def markdown(sections: Sequence[Section]) -> str:
@@ -36,7 +36,7 @@ def _section(section: Section) -> str:
     lines = [[_plain(cell) for cell in row] for row in (shown, *zip(*shown.values(), strict=True))]
     lines.insert(1, ["---"] * len(shown))
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    about = f"{_plain(str(answer(section)))} ({_plain(timing(section))}; means and 95 % intervals)."
+    about = f"{_plain(str(conclusion(section)))} ({_plain(timing(section))}; means and 95 % intervals)."
     return f"### {_plain(section.title)}\n\n{about}\n\n{text}\n"
 
 

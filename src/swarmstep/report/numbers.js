@@ -1,5 +1,5 @@
 "use strict";
-// How numbers read on the axes and in the notes of plots.
+// Formats numbers and places ticks.
 
 const UNITS = {
   bytes: [[1e9, "GB"], [1e6, "MB"], [1e3, "kB"], [1, "B"]],
@@ -11,7 +11,7 @@ function unitOf(kind, size) {
   return units.find(([factor]) => size >= factor) ?? units.at(-1);
 }
 
-function say(kind, value) {
+function format(kind, value) {
   if (value === null) return "\u2013";
   if (kind === "accuracy" || kind === "loss") return value.toFixed(4);
   if (kind === "seconds" && value >= 60) {
@@ -31,12 +31,12 @@ function ticksOf(low, high, count) {
   return Array.from({ length: Math.floor(high / step + 1e-9) - first + 1 }, (_, i) => +((first + i) * step).toPrecision(12));
 }
 
-// 1, 2, 5, 10 ... for a logarithmic axis; of seconds, whole minutes and hours.
+// 1, 2, 5, 10 ... for a logarithmic axis; seconds continue with whole minutes and hours.
 function logTicksOf(low, high, kind) {
-  const found = [];
-  for (let power = -6; power < 16; power++) found.push(...[1, 2, 5].map((factor) => +`${factor}e${power}`));
+  const powers = [];
+  for (let power = -6; power < 16; power++) powers.push(...[1, 2, 5].map((factor) => +`${factor}e${power}`));
   const clock = [60, 120, 300, 600, 1800, 3600, 7200, 18000, 43200, 86400, 172800, 604800];
-  const all = kind === "seconds" ? [...found.filter((tick) => tick < 50), ...clock] : found;
+  const all = kind === "seconds" ? [...powers.filter((tick) => tick < 50), ...clock] : powers;
   return all.filter((tick) => tick >= low && tick <= high);
 }
 

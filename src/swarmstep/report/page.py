@@ -14,7 +14,9 @@ from swarmstep.compare.sections import Section
 from swarmstep.report import figures
 from swarmstep.report.figures import DataTable
 from swarmstep.report.headline import headline
-from swarmstep.report.labels import Conclusion, answer, plural, ranges, timing
+from swarmstep.report.labels import Conclusion, conclusion, plural, ranges, timing
+
+SCRIPTS = ("numbers.js", "series.js", "plot.js", "page.js")  # in the order in which they need each other
 
 
 def page(sections: Sequence[Section], title: str) -> str:
@@ -28,9 +30,8 @@ def page(sections: Sequence[Section], title: str) -> str:
         UsageError: Jinja2 is not installed.
     """
     files = resources.files("swarmstep.report")
-    style, numbers, drawing = (
-        files.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "numbers.js", "page.js")
-    )
+    style = files.joinpath("page.css").read_text(encoding="utf-8")
+    script = "\n".join(files.joinpath(name).read_text(encoding="utf-8") for name in SCRIPTS)
     runs = sum(section.cells for section in _once(sections))
     return _template().render(
         title=title,
@@ -39,8 +40,8 @@ def page(sections: Sequence[Section], title: str) -> str:
         plots=figures.plots(sections),
         style=style,
         style_hash=_hash(style),
-        script=numbers + drawing,
-        script_hash=_hash(numbers + drawing),
+        script=script,
+        script_hash=_hash(script),
     )
 
 
@@ -73,7 +74,7 @@ def _section(section: Section, index: int) -> dict[str, Any]:
     return {
         "title": section.title,
         "timing": timing(section),
-        "answer": Conclusion(*map(_unbroken, answer(section))),
+        "conclusion": Conclusion(*map(_unbroken, conclusion(section))),
         "condition": section.condition,
         "headline": headline(section),
         "curves": figures.curves(section, index),

@@ -24,7 +24,7 @@ from swarmstep.train.resume import restore
 from swarmstep.train.run_folder import RunFolder
 from swarmstep.train.run_logger import RunLogger
 from swarmstep.train.trainer import Trainer
-from swarmstep.train.worker_events import WorkerEvents, shared_print
+from swarmstep.train.worker_events import WorkerEvents, shared_digest
 from swarmstep.workloads import Workload
 
 
@@ -145,7 +145,7 @@ class Elastic(Coordinator):
             members=list(change.names),
             newcomer=change.newcomer,
             seconds=change.seconds,
-            print=shared_print(change.states),
+            digest=shared_digest(change.states),
         )
 
     def wants_step(self) -> bool:
@@ -171,7 +171,7 @@ class Elastic(Coordinator):
             members=list(report.members),
             averaged=report.participants,
             loss=tally.train_loss,
-            print=shared_print(trainer.sync.states) if present else None,
+            digest=shared_digest(trainer.sync.states) if present else None,
         )
         self.record_round(report)
 

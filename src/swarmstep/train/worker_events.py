@@ -34,10 +34,10 @@ class WorkerEvents:
                 file.write(line)
 
 
-def shared_print(states: Sequence[NamedTuple]) -> float | None:
-    """Return the sum of all vectors that the members share, by which it is seen that they do; None without any.
+def shared_digest(states: Sequence[NamedTuple]) -> float | None:
+    """Return the sum of all vectors that the members share, to check that they do; None without any.
 
-    Only of floating-point vectors: counts and sizes are the same in a state that was wiped.
+    It covers floating-point vectors only: counts and sizes are the same in a state that was wiped.
     """
     sums = [
         float(tensor.double().sum())
