@@ -631,7 +631,7 @@ def in_words(summary: Mapping[str, Any]) -> str:
         (["--faults-per-hour", "0"], "--faults-per-hour: expected 0.001 to 36000, found 0"),
         (["--pace", "-1"], "--pace: expected 0 to 60, found -1"),
         (["--silence", "1"], "--silence: expected 2 to 1e+06, found 1"),
-        (["--fault-free-runs", "1"], "--fault-free-runs: expected 0, or 2 and more"),
+        (["--fault-free-runs", "1"], "--fault-free-runs: expected 0, or at least 2"),
         (["--link", "fast"], "fast"),
         (
             ["--minutes", str(20 / 60)],

@@ -19,7 +19,7 @@ import pytest
 
 from runs import ROOT, rows, weights
 from swarmstep import STRATEGIES, __version__
-from swarmstep.cli import main
+from swarmstep.cli import doctor, main
 from swarmstep.cli.exit_codes import MEANINGS
 from swarmstep.errors import SwarmstepError
 
@@ -338,18 +338,20 @@ def test_weights_that_are_not_finite(strategy: str, refuse: Refuse) -> None:
     assert "lower the learning rate" in line
 
 
-def test_the_last_line_is_json(capsys: pytest.CaptureFixture[str], place: Path) -> None:
-    (place / "mine.py").write_text(FILE)
+def test_a_summary_as_json(capsys: pytest.CaptureFixture[str], place: Path) -> None:
+    """One document on standard output, though the workload prints something, too."""
+    (place / "mine.py").write_text(f"{FILE}\nprint('loaded')\n")
     assert main(["train", "mine.py:no_accuracy", "--json", "--workers", "2", "--out", "run"]) == 0
     out, err = capsys.readouterr()
 
     def no_such_number(text: str) -> None:
         raise ValueError(text)
 
-    summary = json.loads(out.splitlines()[-1], parse_constant=no_such_number)
+    summary = json.loads(out, parse_constant=no_such_number)
     assert summary["test_accuracy"] is None
     assert summary == json.loads((place / "run" / "summary.json").read_text())
     assert "step 12/12" in err
+    assert "loaded" in err
     assert main(["train", "mine.py:no_accuracy", "--no-files"]) == 0
     out, _ = capsys.readouterr()
     assert "accuracy" not in out
@@ -409,6 +411,32 @@ def test_the_table_of_methods(capsys: pytest.CaptureFixture[str], refuse: Refuse
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"swarmstep {__version__}\n"
+
+
+def test_what_a_machine_has_as_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_trial", lambda: "no luck")
+    monkeypatch.setattr(doctor, "_has_tls", lambda: False)
+    assert main(["doctor", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["problem"] == "no luck"
+    assert found["data"] == {"mnist": False, "cifar10": False}
+
+
+def test_a_paper_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cite", "diloco", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["name"] == "diloco"
+    assert found["bibtex"].startswith("@")
+
+
+def test_a_program_of_ones_own_and_json(place: Path) -> None:
+    """What the processes print goes to standard error."""
+    (place / "own.py").write_text("import sys\nprint('from a worker', sys.argv[1:])\n")
+    command = [sys.executable, "-m", "swarmstep", "run", "--workers", "1", "--json", "own.py", "--json", "x"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    found = json.loads(done.stdout)
+    assert (done.returncode, found["exit_code"], found["arguments"]) == (0, 0, ["--json", "x"])
+    assert "from a worker ['--json', 'x']" in done.stderr
 
 
 def test_doctor(capsys: pytest.CaptureFixture[str], place: Path) -> None:

@@ -353,8 +353,15 @@ def test_real_processes(place: Path, capsys: pytest.CaptureFixture[str]) -> None
 # The files
 
 
-def test_what_is_written_is_read(place: Path) -> None:
-    assert compare(f"{SHORT} --strategies swarm --lr-grid 0.05") == 0
+def test_what_is_written_is_read(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare(f"{SHORT} --strategies swarm --lr-grid 0.05 --json") == 0
+    assert json.loads(capsys.readouterr().out)["failed"] == 0
+    assert main(["report", "found", "--format", "md", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["format"], printed["file"]) == ("md", None)
+    assert "swarm" in printed["text"]
+    assert main(["report", "found", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"format": "html", "file": "report.html", "text": None}
     found = results.load(place / "found")
     (place / "all.json").write_text(results.dumps(found))
     again = results.load(place / "all.json")
