@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import errno
 import json
 import math
@@ -24,7 +24,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarmstep.chaos import consistency, disk, recovery
+from swarmstep.chaos import command_line, consistency, disk, recovery, trial, verdict_text
 from swarmstep.chaos import schedule as schedule_
 from swarmstep.chaos.disk import Disk
 from swarmstep.chaos.event_log import FaultLog, InjectedFault, Joined, Landed, Saved, Tail, event, injected_faults
@@ -32,9 +32,12 @@ from swarmstep.chaos.injector import Injector
 from swarmstep.chaos.run_record import RunRecord
 from swarmstep.chaos.runner import RunContext, simulated_losses
 from swarmstep.chaos.schedule import KINDS, QUIET, SECONDS, ScheduledFault, schedule, victim
+from swarmstep.chaos.settings import ChaosSettings
 from swarmstep.chaos.throughput import live_seconds, throughput, worker_steps
 from swarmstep.chaos.verdict import complaints, summarize
-from swarmstep.cli import chaos
+from swarmstep.cli import main
+from swarmstep.cli.app import load
+from swarmstep.cli.options import fields_of
 from swarmstep.comm.sim import simulate
 from swarmstep.elastic.supervisor import Supervisor, SupervisorOptions
 from swarmstep.errors import CommError, Interrupted, UsageError
@@ -613,18 +616,13 @@ def test_a_link_is_cut_and_mended(injection: Any) -> None:
         assert reached(1)
 
 
-def command_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser()
-    chaos.add_options(parser)
-    return parser
-
-
-def options(*given: str) -> argparse.Namespace:
-    return command_parser().parse_args(["digits", *given])
+def options(*given: str) -> ChaosSettings:
+    context = load("chaos").make_context("chaos", ["digits", *given])
+    return ChaosSettings(**fields_of(ChaosSettings, context.params))
 
 
 def in_words(summary: Mapping[str, Any]) -> str:
-    return chaos.in_words({**summary, "skipped": {"cut": "needs root"}, "complaints": []})
+    return verdict_text.in_words({**summary, "skipped": {"cut": "needs root"}, "complaints": []})
 
 
 @pytest.mark.parametrize(
@@ -635,35 +633,38 @@ def in_words(summary: Mapping[str, Any]) -> str:
         (["--faults-per-hour", "0"], "--faults-per-hour: expected 0.001 to 36000, found 0"),
         (["--pace", "-1"], "--pace: expected 0 to 60, found -1"),
         (["--silence", "1"], "--silence: expected 2 to 1e+06, found 1"),
-        (["--fault-free-runs", "1"], "--fault-free-runs: expected 0, or 2 and more"),
+        (["--fault-free-runs", "1"], "--fault-free-runs: expected 0, or at least 2"),
         (["--link", "fast"], "fast"),
-        (["--minutes", str(20 / 60)], "--minutes: expected more than the 20 s that stay quiet"),
+        (
+            ["--minutes", str(20 / 60)],
+            "--minutes: expected more than the 20 s at the end that stay free of faults",
+        ),
         (["--minutes", "nan"], "--minutes: expected"),
     ],
 )
 def test_options_out_of_range(given_: list[str], said: str) -> None:
     with pytest.raises(UsageError) as caught:
-        chaos.check(options(*given_))
+        options(*given_)
     assert said in str(caught.value)
 
 
 def test_kinds_that_are_not_possible_are_left_out_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    found, skipped = chaos.possible(None)
+    found, skipped = trial.possible(None)
     assert found == ["kill", "stop", "slow"]
     assert set(skipped) == {"cut", "disk"}
     assert "root" in skipped["cut"]
     assert "root" in skipped["disk"]
-    assert chaos.possible("slow,kill") == (["slow", "kill"], {})
+    assert trial.possible("slow,kill") == (["slow", "kill"], {})
     with pytest.raises(UsageError, match=r"--kinds: none of them is possible: .*root"):
-        chaos.possible("cut")
+        trial.possible("cut")
     with pytest.raises(UsageError, match="--kinds: expected some of kill, stop, cut, slow, disk, found 'kil'"):
-        chaos.possible("kil")
+        trial.possible("kil")
 
 
 def test_the_storm_and_what_it_is_compared_with_train_alike() -> None:
     args = options("--workers", "5", "--every", "4", "--data", "DIR", "--seed", "3")
-    storm, calm = chaos.elastic(args), chaos.simulation(args, 40)
+    storm, calm = command_line.elastic(args), command_line.simulation(args, 40)
     assert storm[storm.index("--elastic") + 1] == "local"
     assert storm[storm.index("--checkpoint-every") + 1] == "50"
     pairs = {name: (storm[storm.index(name) + 1], calm[calm.index(name) + 1]) for name in
@@ -675,11 +676,10 @@ def test_the_storm_and_what_it_is_compared_with_train_alike() -> None:
 def test_the_command_that_makes_a_storm_names_no_folders() -> None:
     given = ["--workers", "5", "--minutes", "0.5", "--kinds", "kill,stop", "--link", "100mbit,2ms"]
     args = options(*given, "--pace=0.02", "--data", "MY DATA", "--out=MINE", "--json", "--silence", "2")
-    made = chaos.command_line(args)
+    made = command_line.command_line(args)
     assert made.startswith("swarmstep chaos digits --")
-    again = command_parser().parse_args(shlex.split(made)[2:])
-    assert vars(again) == vars(args) | {"data": None, "out": None, "json": False}
-    assert chaos.command_line(options()) == "swarmstep chaos digits"
+    assert options(*shlex.split(made)[3:]) == dataclasses.replace(args, data=None)
+    assert command_line.command_line(options()) == "swarmstep chaos digits"
 
 
 def test_fault_free_runs_give_their_losses(tmp_path: Path) -> None:
@@ -713,14 +713,24 @@ def test_a_short_storm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """All of it for real: 3 workers, of which one is killed, one stands still and one is slow, in 15 s."""
-    for module in (chaos, schedule_):
-        monkeypatch.setattr(module, "QUIET", 7.0)
+    monkeypatch.setattr(schedule_, "QUIET", 7.0)
     monkeypatch.setattr(schedule_, "SECONDS", {"stop": (2.5, 3.0), "slow": (1.0, 1.5)})
-    given = ["--workers", "3", "--minutes", "0.25", "--faults-per-hour", "1350", "--kinds", "kill,stop,slow"]
+    given = [
+        "chaos",
+        "digits",
+        "--workers",
+        "3",
+        "--minutes",
+        "0.25",
+        "--faults-per-hour",
+        "1350",
+        "--kinds",
+        "kill,stop,slow",
+    ]
     given += ["--pace", "0.02", "--every", "8", "--baseline-seconds", "0", "--fault-free-runs", "0", "--json"]
-    code = chaos.run(options(*given, "--out", str(tmp_path / "storm")))
+    code = main([*given, "--out", str(tmp_path / "storm")])
     out, err = capsys.readouterr()
-    summary = json.loads(out.splitlines()[-1])
+    summary = json.loads(out)
     assert (code, summary["complaints"]) == (0, []), err
     assert summary["scheduled"] == summary["faults"] == summary["survived"] == 3
     assert (summary["given_up"], summary["unplanned_deaths"], summary["digest"]) == (0, [], True)

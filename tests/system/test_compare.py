@@ -245,7 +245,7 @@ def _default_interrupts() -> None:
         ("--strategies swarm+nope=1", "unknown setting 'nope'"),
         ("--every 0", "--every '0': expected whole numbers of at least 1"),
         ("--workers x", "--workers 'x'"),
-        ("--seeds 0", "expected whole numbers"),
+        ("--seeds 0", "--seeds: expected at least 1, found 0"),
         ("--lr-grid 0.1,-1", "--lr-grid"),
         ("--target-accuracy 2", "--target-accuracy"),
         ("--link 100", "link '100'"),
@@ -322,11 +322,11 @@ def test_the_command_line_of_a_config() -> None:
         workload="digits", fault="sign:1", fast_sums=True
     )
     resolved = resolve(config, DIGITS)
-    from swarmstep.cli.app import _parser
-    from swarmstep.cli.train import settings
+    from swarmstep.cli.app import load
+    from swarmstep.cli.options import given as given_by
 
-    args = _parser().parse_args(run_processes.arguments(resolved, Path("x")))
-    assert resolve(Config(**settings(args)), DIGITS) == resolved
+    context = load("train").make_context("train", run_processes.arguments(resolved, Path("x"))[1:])
+    assert resolve(Config(**given_by(context, Config)), DIGITS) == resolved
 
 
 def test_a_warm_up_keeps_its_n() -> None:
@@ -353,8 +353,15 @@ def test_real_processes(place: Path, capsys: pytest.CaptureFixture[str]) -> None
 # The files
 
 
-def test_what_is_written_is_read(place: Path) -> None:
-    assert compare(f"{SHORT} --strategies swarm --lr-grid 0.05") == 0
+def test_what_is_written_is_read(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare(f"{SHORT} --strategies swarm --lr-grid 0.05 --json") == 0
+    assert json.loads(capsys.readouterr().out)["failed"] == 0
+    assert main(["report", "found", "--format", "md", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["format"], printed["file"]) == ("md", None)
+    assert "swarm" in printed["text"]
+    assert main(["report", "found", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"format": "html", "file": "report.html", "text": None}
     found = results.load(place / "found")
     (place / "all.json").write_text(results.dumps(found))
     again = results.load(place / "all.json")

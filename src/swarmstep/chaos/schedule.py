@@ -8,7 +8,6 @@ from collections.abc import Collection, Sequence
 from typing import NamedTuple, TypeVar
 
 from swarmstep.errors import UsageError
-from swarmstep.seeding import mix
 
 T = TypeVar("T")
 
@@ -52,6 +51,8 @@ def schedule(
         workers: slots 0 to workers - 1.
         kinds: of KINDS, at least one.
     """
+    from swarmstep.seeding import mix  # which imports torch; the help of the command reads the constants only
+
     usable = seconds - QUIET
     if usable <= 0:
         raise UsageError(

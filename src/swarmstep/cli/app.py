@@ -1,39 +1,109 @@
-"""The command ``swarmstep``."""
+"""The command ``swarmstep``: its commands together, and how a call of it ends."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
+import functools
 import os
+import re
 import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any
 
+import typer
+import typer.main
+from typer.core import TyperCommand
+
+from swarmstep import __version__
+from swarmstep.cli.exit_codes import EXIT_CODES
 from swarmstep.errors import Interrupted, SwarmstepError, UsageError
+from swarmstep.launch.stopping import orphaned
 
-EXIT_CODES = """exit codes:
-  0    done
-  1    an error in swarmstep or in a workload of your own (SWARMSTEP_TRACEBACK=1 shows where)
-  2    a wrong option or value
-  3    data missing, foreign or damaged
-  4    a run folder or checkpoint cannot be used
-  5    a worker was lost, or the workers do not agree
-  6    a worker's weights are not finite
-  130  stopped on request; a checkpoint was written"""
+NAME = "swarmstep"
+HELP = ["-h", "--help"]
+COMPLETION = "_SWARMSTEP_COMPLETE"  # the environment variable by which a shell asks for completions
+
+# Each is a module beside this one, imported when the command is used: `swarmstep --help` imports none of them.
+COMMANDS = {
+    "train": ("Training", "Train a model with W workers, each on its own share of the data."),
+    "run": ("Training", "Run a Python program of your own as W processes, and start again those that die."),
+    "compare": ("Comparing", "Find out which method reaches the accuracy you want soonest, on your network."),
+    "report": ("Comparing", "Make a page or a table of comparisons."),
+    "bench": ("Measuring", "Measure what a round costs on this machine."),
+    "chaos": ("Measuring", "Train while faults strike the workers, and say what was lost."),
+    "doctor": ("Measuring", "Show what this machine has, and try out whether real processes can train on it."),
+    "strategies": ("Methods", "List the methods, or show one of them with its settings."),
+    "cite": ("Methods", "Print the BibTeX entry of a method's paper."),
+}
+
+app = typer.Typer(
+    help="Train one PyTorch model with many workers that communicate rarely.",
+    epilog=f"\n{EXIT_CODES}",  # the empty line keeps the indent
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": HELP},
+)
+
+
+@functools.cache
+def load(name: str) -> Any:
+    """Return one of COMMANDS with its options, as Typer builds it from its module."""
+    return _tidied(typer.main.get_command(import_module(f"swarmstep.cli.{name}").app))
+
+
+class LazyCommand(TyperCommand):
+    """Stands for a command in the list of all, until it is used."""
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """Parse the words of the command by the options of the command itself."""
+        return load(str(self.name)).make_context(info_name, args, parent, **extra)
+
+
+for _name, (_panel, _about) in COMMANDS.items():
+    app.command(_name, cls=LazyCommand, help=_about, rich_help_panel=_panel)(lambda: None)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"{NAME} {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    """Take the options that stand before the command."""
+
+
+def _tidied(command: Any) -> Any:
+    """Return a command whose help fits any terminal, and shows no type for options that take no value."""
+    for one in (command, *getattr(command, "commands", {}).values()):
+        one.help = _unwrapped(one.help or "")
+        for parameter in one.get_params(typer.Context(one, help_option_names=HELP)):
+            if getattr(parameter, "is_flag", False):
+                parameter.metavar = ""
+    return command
+
+
+def _unwrapped(text: str) -> str:
+    """Return a text with each paragraph on one line; indented lines stay lines."""
+    return re.sub(r"(?<!\n)\n(?![\n ])", " ", text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with `arguments` (default: those of the process) and return its exit code."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what goes wrong is said in one line
-    warnings.showwarning = lambda message, *_: _say(f"warning: {message}")
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # an error is one line
+    warnings.showwarning = lambda message, *_: _print_error(f"warning: {message}")
     try:
-        args = _parser().parse_args(given)
-        code = args.command(args, given)
+        code = _run(words)
         if sys.stdout:
             sys.stdout.flush()
         return code
@@ -48,16 +118,56 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _unexpected(error)
 
 
+def _run(words: list[str]) -> int:
+    """Parse a command line and do what it says.
+
+    Typer's own `main` would end the process, and print errors in its own way.
+    """
+    built = _tidied(typer.main.get_command(app))
+    if COMPLETION in os.environ:
+        return built.main(words, NAME, COMPLETION)
+    try:
+        with built.make_context(NAME, words, obj=words) as context:
+            return built.invoke(context)
+    except typer.Exit as done:  # after --help or --version
+        return done.exit_code
+    except typer.TyperException as error:
+        raise UsageError(f"{_in_words(error)}; {_path(built, words)} --help shows what is valid") from None
+
+
+def _in_words(error: typer.TyperException) -> str:
+    """Return what is wrong with a command line, such as "--steps: expected a whole number, found 'x'"."""
+    message = " ".join(error.format_message().split()).rstrip(".")
+    message = re.sub(r"^Invalid value for '(.+?)': (Value error, )?", r"\1: ", message)
+    return message[0].lower() + message[1:]
+
+
+def _path(one: Any, words: Sequence[str]) -> str:
+    """Return the command that a command line names, such as "swarmstep bench wire"."""
+    path = [NAME]
+    for word in words:
+        one = getattr(one, "commands", {}).get(word)
+        if one is None:
+            break
+        one = load(word) if isinstance(one, LazyCommand) else one
+        path.append(word)
+    return " ".join(path)
+
+
 def _unexpected(error: BaseException) -> int:
-    """Say in one line what went wrong in whose code, and where."""
+    """Say in one line what went wrong, in whose code, and where."""
     if os.environ.get("SWARMSTEP_TRACEBACK"):
         traceback.print_exception(error)
     frames = traceback.extract_tb(error.__traceback__)
-    own = {getattr(m, "__file__", "") for name, m in sys.modules.items() if name.startswith("swarmstep_workload_")}
-    theirs = [frame for frame in frames if frame.filename in own]
-    if isinstance(error, SystemExit) and not theirs:
-        raise error  # --help and --version
-    frame = (theirs or list(frames))[-1]
+    workloads = {
+        getattr(module, "__file__", "")
+        for name, module in sys.modules.items()
+        if name.startswith("swarmstep_workload_")
+    }
+    own = [frame for frame in frames if frame.filename in workloads]
+    if isinstance(error, SystemExit) and not own:
+        raise error  # after a completion
+    frame = (own or list(frames))[-1]
     first = (str(error).strip().split("\n") or [""])[0]
     where = f"{frame.filename}, line {frame.lineno}"
     return _fail(f"{type(error).__name__}: {first} ({where}; SWARMSTEP_TRACEBACK=1 shows more)", 1)
@@ -65,161 +175,16 @@ def _unexpected(error: BaseException) -> int:
 
 def _fail(message: str, code: int) -> int:
     """Say why it ends; a worker leaves that to the process that started it, which says it once for all."""
-    from swarmstep.cli.train import orphaned
-
-    says = os.environ.get("SWARMSTEP_SAYS")
-    if says and not orphaned():
+    file = os.environ.get("SWARMSTEP_SAYS")
+    if file and not orphaned():
         with contextlib.suppress(OSError):
-            Path(says).write_text(f"swarmstep: {message}\n")
+            Path(file).write_text(f"{NAME}: {message}\n")
             return code
     if code != Interrupted.exit_code or os.environ.get("RANK", "0") == "0":
-        _say(message)
+        _print_error(message)
     return code
 
 
-def _say(message: str) -> None:
+def _print_error(message: str) -> None:
     with contextlib.suppress(OSError):  # nobody reads it any more
-        print(f"swarmstep: {message}", file=sys.stderr, flush=True)
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; {self.prog} --help shows what is valid")
-
-
-def _parser() -> argparse.ArgumentParser:
-    from swarmstep import __version__
-
-    parser = _Parser(
-        prog="swarmstep",
-        description="Train one model with many workers that talk rarely.",
-        epilog=EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"swarmstep {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    _add_train(commands)
-    _add_run(commands)
-    listing = commands.add_parser("strategies", help="list the methods")
-    listing.add_argument("--json", action="store_true", help="as one JSON array")
-    listing.set_defaults(command=_strategies)
-    cite = commands.add_parser("cite", help="print a method's paper as BibTeX")
-    cite.add_argument("name", metavar="NAME", help="as `swarmstep strategies` lists it")
-    cite.set_defaults(command=_cite)
-    doctor = commands.add_parser("doctor", help="say what this machine can do")
-    doctor.add_argument("--data", metavar="DIR", help="data folder (default: SWARMSTEP_DATA, or ./data)")
-    doctor.set_defaults(command=_doctor)
-    _add_bench(commands)
-    _add_compare(commands)
-    _add_chaos(commands)
-    return parser
-
-
-def _add_train(commands: Any) -> None:
-    from swarmstep.cli import train
-
-    parser = commands.add_parser(
-        "train",
-        help="train a network with W workers",
-        description=train.DESCRIPTION,
-        epilog=f"{train.defaults_table()}\n\n{EXIT_CODES}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    train.add_options(parser)
-    parser.set_defaults(command=train.run)
-
-
-def _add_run(commands: Any) -> None:
-    from swarmstep.cli import run
-
-    about = "run a program of your own as workers that may be lost and come back"
-    parser = commands.add_parser("run", help=about, description=run.DESCRIPTION)
-    run.add_options(parser)
-    parser.set_defaults(command=_run)
-
-
-def _add_chaos(commands: Any) -> None:
-    from swarmstep.cli import chaos as command
-
-    chaos = commands.add_parser(
-        "chaos",
-        help="train in a storm of faults, and say what was lost",
-        description=command.DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    command.add_options(chaos)
-    chaos.set_defaults(command=_chaos)
-
-
-def _add_bench(commands: Any) -> None:
-    from swarmstep.cli.bench import add_options
-
-    about = "measure what a round costs on this machine"
-    bench = commands.add_parser("bench", help=about, description=f"{about.capitalize()}, as ratios in one run.")
-    add_options(bench)
-    bench.set_defaults(command=_bench)
-
-
-def _add_compare(commands: Any) -> None:
-    from swarmstep.cli import compare as command
-    from swarmstep.cli import report as report_command
-
-    about = "find out which method reaches the accuracy wanted soonest"
-    compare = commands.add_parser("compare", help=about, description=command.DESCRIPTION)
-    command.add_options(compare)
-    compare.set_defaults(command=_compare)
-    report = commands.add_parser("report", help="make a page of comparisons")
-    report_command.add_options(report)
-    report.set_defaults(command=_report)
-
-
-def _strategies(args: argparse.Namespace, _given: list[str]) -> int:
-    from swarmstep.cli.catalogue import rows, table
-
-    print(json.dumps(rows()) if args.json else table())
-    return 0
-
-
-def _cite(args: argparse.Namespace, _given: list[str]) -> int:
-    from swarmstep.cli.catalogue import bibtex
-
-    print(bibtex(args.name))
-    return 0
-
-
-def _doctor(args: argparse.Namespace, _given: list[str]) -> int:
-    from swarmstep.cli.doctor import examine
-
-    return examine(Path(args.data) if args.data else None)
-
-
-def _bench(args: argparse.Namespace, _given: list[str]) -> int:
-    from swarmstep.cli.bench import run
-
-    return run(args)
-
-
-def _compare(args: argparse.Namespace, given: list[str]) -> int:
-    from swarmstep.cli.compare import run
-
-    return run(args, given)
-
-
-def _report(args: argparse.Namespace, _given: list[str]) -> int:
-    from swarmstep.cli.report import run
-
-    return run(args)
-
-
-def _run(args: argparse.Namespace, _given: list[str]) -> int:
-    from swarmstep.cli.run import run
-
-    return run(args)
-
-
-def _chaos(args: argparse.Namespace, _given: list[str]) -> int:
-    from swarmstep.cli.chaos import run
-
-    return run(args)
+        print(f"{NAME}: {message}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""What this machine can do, tried out rather than guessed."""
+"""The command ``swarmstep doctor``: what this machine can do, tried out rather than guessed."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated, Any
 
-import torch
+import typer
 
 from swarmstep import __version__
-from swarmstep.workloads import mnist
-from swarmstep.workloads.download import data_folder
+from swarmstep.cli.json_output import Json, print_json
+from swarmstep.cli.text import examples
+
+app = typer.Typer(add_completion=False)
 
 TIME = 120.0  # seconds that a trial run may take
 
@@ -31,20 +34,61 @@ except RuntimeError as error:  # where there is TLS, it asks for certificates
 """
 
 
-def examine(data: Path | None) -> int:
-    """Print what is here and what works; return 0 if real processes on this machine can train."""
-    print(f"swarmstep {__version__}, torch {torch.__version__}, Python {platform.python_version()}")
-    print(f"{platform.platform()}, {os.cpu_count()} cores, {torch.cuda.device_count()} GPUs")
+@app.command("doctor", epilog=examples("swarmstep doctor", "swarmstep doctor --json"))
+def doctor(
+    data: Annotated[
+        str | None, typer.Option(metavar="DIR", help="data folder (default: SWARMSTEP_DATA, or ./data)")
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Show what this machine has, and try out whether real processes can train on it.
+
+    Exits with 0 if they can, and with 1 otherwise.
+    """
+    found = examine(Path(data) if data else None)
+    print_json(found) if as_json else print(_in_words(found))
+    return 1 if found["problem"] else 0
+
+
+def examine(data: Path | None) -> dict[str, Any]:
+    """Return what is here and what works; "problem" is why real processes cannot train, or None."""
+    import torch
+
+    from swarmstep.workloads.download import data_folder
+
     folder = data_folder(data)
-    for name, here in _data(folder).items():
-        print(f"{name}: {'data in' if here else 'no data in'} {folder}")
-    problem = _trial()
-    print(f"two real processes over gloo: {problem or 'work'}")
-    print(f"gloo with TLS: {'in' if _has_tls() else 'not in'} this build of torch (docs/security.md)")
-    return 1 if problem else 0
+    return {
+        "swarmstep": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "gpus": torch.cuda.device_count(),
+        "data_folder": str(folder),
+        "data": _data(folder),
+        "problem": _trial(),
+        "gloo_tls": _has_tls(),
+    }
+
+
+def _in_words(found: dict[str, Any]) -> str:
+    lines = [
+        f"swarmstep {found['swarmstep']}, torch {found['torch']}, Python {found['python']}",
+        f"{found['platform']}, {found['cores']} cores, {found['gpus']} GPUs",
+        *(
+            f"{name}: {'data in' if here else 'no data in'} {found['data_folder']}"
+            for name, here in found["data"].items()
+        ),
+        f"two real processes over gloo: {found['problem'] or 'work'}",
+        f"gloo with TLS: {'in' if found['gloo_tls'] else 'not in'} this build of torch (docs/security.md)",
+    ]
+    return "\n".join(lines)
 
 
 def _data(folder: Path) -> dict[str, bool]:
+    """Return which data sets are in the folder."""
+    from swarmstep.workloads import mnist
+
     def raw(name: str) -> bool:
         path = folder / "MNIST" / "raw" / name
         return path.exists() or path.with_suffix("").exists()

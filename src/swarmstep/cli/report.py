@@ -2,68 +2,90 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, Literal, get_args
 
-from swarmstep.compare import results
-from swarmstep.compare.labels import commands
-from swarmstep.compare.results import Results
-from swarmstep.compare.series import distinct
-from swarmstep.train.run_folder import replace_file
+import typer
 
-CHOICES = ("html", "md", "csv", "json")
+from swarmstep.cli.json_output import Json, print_json
+from swarmstep.cli.options import one_of
+from swarmstep.cli.text import examples
 
+Form = Literal["html", "md", "csv", "json"]
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `report`."""
-    add = parser.add_argument
-    add(
-        "sources",
-        nargs="+",
-        metavar="SOURCE",
-        help="a folder that `compare` wrote, or a file that --format json did",
-    )
-    add(
-        "-o",
-        "--output",
-        metavar="FILE",
-        help="where to (default: report.html, or standard output for md, csv, json)",
-    )
-    add("--format", choices=CHOICES, help="default: by the name of -o, else html")
-    add("--title", metavar="TEXT", help="of the page (default: that of the first source)")
+app = typer.Typer(add_completion=False)
+
+EPILOG = examples("swarmstep report results -o report.html", "swarmstep report results other-results --format md")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Write a report of comparisons."""
-    from swarmstep.compare.analysis import analyse
-    from swarmstep.report import csv, markdown, page
+@app.command("report", epilog=EPILOG)
+def report(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE", help="folders that `compare` wrote, or files that `report --format json` wrote"
+        ),
+    ],
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="where to (default: report.html, or standard output for md, csv and json)",
+        ),
+    ] = None,
+    form: Annotated[
+        Form | None,
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            parser=one_of(Form),
+            help="html, md, csv or json (default: by the name of FILE, otherwise html)",
+        ),
+    ] = None,
+    title: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="of the page (default: that of the first source)")
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Make a page, or a table, of comparisons.
 
-    found = [results.load(Path(source)) for source in args.sources]
-    file = Path(args.output) if args.output else None
+    With --json, says where it is: {"format": ..., "file": ..., "text": ...}; without FILE the text is in it.
+    """
+    from swarmstep.train.run_folder import replace_file
+
+    file = Path(output) if output else None
     suffix = file.suffix.lstrip(".") if file else ""
-    form = args.format or (suffix if suffix in CHOICES else "html")
-    if form == "json":
-        text = results.dumps(_merged(found))
-    else:
-        sections = analyse(found)
-        title = args.title or str(found[0].about.get("title", "Methods compared"))
-        writers = {
-            "html": lambda: page(sections, title),
-            "md": lambda: markdown(sections),
-            "csv": lambda: csv(sections),
-        }
-        text = writers[form]()
-    if form == "html" and file is None:
+    chosen: str = form or (suffix if suffix in get_args(Form) else "html")
+    text = _written([Path(source) for source in sources], chosen, title)
+    if chosen == "html" and file is None:
         file = Path("report.html")
-    if file is None:
+    if file:
+        replace_file(file, lambda partial: partial.write_text(text))
+    if as_json:
+        print_json({"format": chosen, "file": str(file) if file else None, "text": None if file else text})
+    elif file:
+        print(f"wrote {file}")
+    else:
         print(text, end="")
-        return 0
-    replace_file(file, lambda partial: partial.write_text(text))
-    print(f"wrote {file}")
     return 0
 
 
-def _merged(found: Sequence[Results]) -> Results:
-    """Return all cells, each once, and what is said of the first source, with the commands of all."""
-    return Results({**found[0].about, "command": commands(found)}, tuple(distinct(found)))
+def _written(sources: list[Path], form: str, title: str | None) -> str:
+    """Return the report of the results in these sources."""
+    from swarmstep.compare import results
+    from swarmstep.compare.analysis import analyse
+    from swarmstep.compare.labels import commands
+    from swarmstep.compare.results import Results
+    from swarmstep.compare.series import distinct
+    from swarmstep.report import csv, markdown, page
+
+    found = [results.load(source) for source in sources]
+    if form == "json":
+        about = {**found[0].about, "command": commands(found)}
+        return results.dumps(Results(about, tuple(distinct(found))))  # each cell once
+    sections = analyse(found)
+    if form == "html":
+        return page(sections, title or str(found[0].about.get("title", "Methods compared")))
+    return markdown(sections) if form == "md" else csv(sections)

@@ -1,37 +1,47 @@
-"""The command ``swarmstep run``: a training loop of one's own in workers that may be lost and come back."""
+"""The command ``swarmstep run``: a training program of one's own, in workers that may be lost and come back."""
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+from typing import Annotated
 
+import typer
+
+from swarmstep.cli.json_output import Json, print_json, reserved_stdout
+from swarmstep.cli.options import whole_number
+from swarmstep.cli.text import examples
 from swarmstep.errors import UsageError
-from swarmstep.train.supervise import supervise
 
-DESCRIPTION = (
-    "Run W processes of a Python program on this machine, and start again those that die. Each joins the others "
-    "by `Membership.from_env()`; examples/elastic.py shows how. A process that ends with 0 says that the run is "
-    "over."
+app = typer.Typer(add_completion=False)
+
+EPILOG = examples(
+    "swarmstep run examples/elastic.py",
+    "swarmstep run --workers 8 train.py --epochs 3",
 )
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `run`."""
-    add = parser.add_argument
-    add("program", metavar="PROGRAM.py", help="the program")
-    add("arguments", nargs=argparse.REMAINDER, metavar="...", help="its arguments")
-    add("--workers", type=int, default=4, metavar="W", help="how many processes (default: 4)")
+@app.command("run", epilog=EPILOG, context_settings={"allow_interspersed_args": False})
+def run(
+    program: Annotated[str, typer.Argument(metavar="PROGRAM.py", help="the program")],
+    arguments: Annotated[list[str] | None, typer.Argument(metavar="ARGUMENTS", help="its arguments")] = None,
+    workers: Annotated[int, typer.Option(metavar="W", parser=whole_number, help="number of processes")] = 4,
+    as_json: Json = False,
+) -> int:
+    """Run a Python program of your own as W processes, and start again those that die.
 
-
-def run(args: argparse.Namespace) -> int:
-    """Run the program to its end; return its exit code.
-
-    Raises:
-        UsageError: there is no such program, or no worker.
+    Each process joins the others with `Membership.from_env()`; examples/elastic.py shows how. A process that ends
+    with exit code 0 says that the run is over. Options that stand after the program are the program's own. Exits
+    with the code of the run. With --json, what the processes print goes to standard error.
     """
-    program = Path(args.program)
-    if program.suffix != ".py" or not program.is_file():
-        raise UsageError(f"run: expected a Python program that ends in .py, found {args.program}")
-    if not 1 <= args.workers <= 1000:
-        raise UsageError(f"--workers: expected 1 to 1000, found {args.workers}")
-    return supervise(args.arguments, args.workers, None, program=str(program.resolve()))
+    path = Path(program)
+    if path.suffix != ".py" or not path.is_file():
+        raise UsageError(f"run: expected a Python program that ends in .py, found {program}")
+    if not 1 <= workers <= 1000:
+        raise UsageError(f"--workers: expected 1 to 1000, found {workers}")
+    from swarmstep.train.supervise import supervise
+
+    with reserved_stdout(as_json):
+        code = supervise(arguments or [], workers, None, program=str(path.resolve()))
+    if as_json:
+        print_json({"program": program, "arguments": arguments or [], "workers": workers, "exit_code": code})
+    return code

@@ -8,12 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from swarmstep.errors import UsageError
+from swarmstep.specs import METHODS
 from swarmstep.strategies import STRATEGIES
 from swarmstep.train.config import BASELINES, Config
 
-SPEC = (
-    "NAME, or NAME+setting=value+..., where codec, delay, mix, fragments and when are those of `swarmstep train`"
-)
 OPTIONS = ("codec", "delay", "mix", "fragments", "when")
 
 # Settings tried besides the defaults, in this order, at the learning rate that was best with the defaults. Methods
@@ -66,7 +64,7 @@ def parse(spec: str) -> Method:
     for part in parts:
         key, equals, value = part.partition("=")
         if not (key and equals and value) or key in settings | options:
-            raise UsageError(f"strategy {spec!r}: unexpected {part!r}; expected {SPEC}")
+            raise UsageError(f"strategy {spec!r}: unexpected {part!r}; expected {METHODS}")
         if key in OPTIONS:
             options[key] = _option(spec, key, value)
         else:

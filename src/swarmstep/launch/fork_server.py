@@ -24,12 +24,12 @@ PRELOADED_MODULES = (
     "torch._dynamo",  # which an optimizer's first step imports, in more than a second
     "torch.distributed",
     "safetensors.torch",
-    "swarmstep.cli.app",
+    "swarmstep.cli.preload",
     "swarmstep.train.session",
-    "swarmstep.cli.chaos",
-    "swarmstep.cli.compare",
-    "swarmstep.cli.bench",
-    "swarmstep.cli.report",
+    "swarmstep.chaos.trial",
+    "swarmstep.compare.comparison",
+    "swarmstep.microbench.workers",
+    "swarmstep.report",
 )
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LIMIT = 60.0  # seconds for an answer: imports take seconds, a fork takes milliseconds

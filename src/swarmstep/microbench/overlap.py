@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -12,10 +11,11 @@ from torch import Tensor, nn
 from swarmstep.comm.codecs import parse
 from swarmstep.comm.data_parallel import data_parallel
 from swarmstep.comm.group import Group
+from swarmstep.microbench.checks import checked
 from swarmstep.microbench.interleaved_timing import Case, interleaved_medians
-from swarmstep.microbench.options import checked, whole
-from swarmstep.microbench.place import add_link, placed
+from swarmstep.microbench.place import placed
 from swarmstep.microbench.results import Report, rows_of
+from swarmstep.microbench.settings import OverlapSettings
 from swarmstep.microbench.workers import WorkerGroup
 from swarmstep.runtime.options import Options
 from swarmstep.runtime.synchronizer import Synchronizer
@@ -47,21 +47,12 @@ VARIANTS = {
 }
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of this benchmark."""
-    add = parser.add_argument
-    add("--workers", type=whole, default=4, metavar="W", help="processes (default: 4)")
-    add("--repeats", type=whole, default=5, metavar="R", help="repeats, of which the median counts (default: 5)")
-    add("--ddp-steps", type=whole, default=8, metavar="N", help="steps of DDP a repeat (default: 8; others: 64)")
-    add_link(parser)
-
-
-def lead(args: argparse.Namespace, group: WorkerGroup) -> Report:
+def lead(settings: OverlapSettings, group: WorkerGroup) -> Report:
     """Start the workers and return their report."""
-    checked(args, workers=(2, 64), repeats=(1, 10_000), ddp_steps=(1, 10_000))
-    settings = {name: getattr(args, name) for name in ("repeats", "ddp_steps", "seed")}
-    with placed(args.link, args.workers) as (place, _):
-        return group(args.workers, settings, place)
+    checked(settings, workers=(2, 64), repeats=(1, 10_000), ddp_steps=(1, 10_000))
+    of_workers = {name: getattr(settings, name) for name in ("repeats", "ddp_steps", "seed")}
+    with placed(settings.link, settings.workers) as (place, _):
+        return group(settings.workers, of_workers, place)
 
 
 def work(comm: Group, settings: Mapping[str, Any]) -> Report:

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 from collections.abc import Generator
 from pathlib import Path
 from typing import NamedTuple
 
 from swarmstep.launch.processes import Place
-from swarmstep.network.link import SPEC, parse
+from swarmstep.network.link import parse
 
 ETHERNET, IP, TCP = 14, 20, 32  # bytes of a packet's headers; TCP's with time stamps
-
-
-def add_link(parser: argparse.ArgumentParser) -> None:
-    """Add --link."""
-    parser.add_argument("--link", metavar="SPEC", help="run each worker in a network namespace of its own, on a "
-        f"link {SPEC.replace('%', '%%')} (Linux, as root; default: all on the loopback interface)")  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from swarmstep.comm.group import Group
 from swarmstep.microbench import baselines
 from swarmstep.microbench.cases import CaseMaker
+from swarmstep.microbench.checks import check_memory, checked
 from swarmstep.microbench.interleaved_timing import Case, interleaved_medians
-from swarmstep.microbench.options import add_sizes, check_memory, checked
 from swarmstep.microbench.results import Report, Skipped, rows_of
+from swarmstep.microbench.settings import RoundSettings
 from swarmstep.microbench.workers import WorkerGroup
 from swarmstep.strategies import DiLoCo, InformedSwarm, LocalSGD
 from swarmstep.strategies.base import Strategy
@@ -43,17 +43,14 @@ LIMITS: dict[str, str | None] = {
 """Names of the cases, and of the case that each is compared with."""
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of this benchmark."""
-    add_sizes(parser, parameters=10_000_000, repeats=15)
-
-
-def lead(args: argparse.Namespace, group: WorkerGroup) -> Report:
+def lead(settings: RoundSettings, group: WorkerGroup) -> Report:
     """Start the workers and return their report."""
-    checked(args, workers=(1, 128), parameters=(1, 10**9), tensors=(1, args.parameters), repeats=(1, 10_000))
-    check_memory(args.workers * args.parameters, VECTORS, "fewer --workers or --parameters")
-    settings = {name: getattr(args, name) for name in ("parameters", "tensors", "repeats", "seed")}
-    return group(args.workers, settings)
+    checked(
+        settings, workers=(1, 128), parameters=(1, 10**9), tensors=(1, settings.parameters), repeats=(1, 10_000)
+    )
+    check_memory(settings.workers * settings.parameters, VECTORS, "fewer --workers or --parameters")
+    of_workers = {name: getattr(settings, name) for name in ("parameters", "tensors", "repeats", "seed")}
+    return group(settings.workers, of_workers)
 
 
 def work(comm: Group, settings: Mapping[str, Any]) -> Report:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import gc
 import math
 import statistics
@@ -15,15 +14,15 @@ import torch
 from swarmstep.comm.group import Group
 from swarmstep.comm.sim import simulate
 from swarmstep.microbench.cases import CaseMaker
+from swarmstep.microbench.checks import checked, missing_memory
 from swarmstep.microbench.interleaved_timing import MIN_REPEATS, Case, barrier, interleaved_medians
-from swarmstep.microbench.options import checked, missing_memory, whole
 from swarmstep.microbench.results import Report, Skipped, rows_of
 from swarmstep.microbench.rounds import ALL_REDUCE, OUTER, PULL, synchronized
+from swarmstep.microbench.settings import ScaleSettings
 from swarmstep.microbench.workers import WorkerGroup
 
 WORKERS = (2, 4, 8, 16, 32, 64)
 SIZES = (10**5, 10**6, 10**7, 10**8)
-MOST = 5 * 10**8  # of all workers together
 QUICK = ((2, 4), (10**5,))
 TENSORS = 80
 SECONDS = 2.0  # after which a cell gets no more than the minimum of repeats
@@ -47,37 +46,20 @@ class GridPoint(NamedTuple):
     strategy: str
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of this benchmark."""
-    add = parser.add_argument
-    add(
-        "--max-processes",
-        type=whole,
-        default=16,
-        metavar="N",
-        help="no real processes beyond so many (default: 16)",
-    )
-    add("--repeats", type=whole, default=7, metavar="R", help="repeats a cell, of which the median counts; fewer "
-        "where they take long (default: 7)")  # fmt: skip
-    add("--most", type=whole, default=MOST, metavar="P", help="no cells in which all workers together have more "
-        "parameters (default: 5e8)")  # fmt: skip
-    add("--quick", action="store_true", help="the small cells only")
-
-
-def lead(args: argparse.Namespace, group: WorkerGroup) -> Report:
+def lead(settings: ScaleSettings, group: WorkerGroup) -> Report:
     """Start a group of real processes for each number of workers, and one process that simulates."""
-    checked(args, max_processes=(1, 64), most=(1, 10**10), repeats=(1, 10_000))
-    counts, sizes = QUICK if args.quick else (WORKERS, SIZES)
-    settings = {"repeats": args.repeats, "seed": args.seed}
+    checked(settings, max_processes=(1, 64), most=(1, 10**10), repeats=(1, 10_000))
+    counts, sizes = QUICK if settings.quick else (WORKERS, SIZES)
+    of_workers = {"repeats": settings.repeats, "seed": settings.seed}
     report = Report()
     for workers in counts:
-        if workers > args.max_processes:
-            reason = f"more processes than --max-processes {args.max_processes}"
+        if workers > settings.max_processes:
+            reason = f"more processes than --max-processes {settings.max_processes}"
             report.skipped.append(Skipped(REAL, reason, workers))
-        elif cells := _fitting(REAL, _all((workers,), sizes), args.most, report):
-            report.add(group(workers, {"kind": REAL, "cells": cells, **settings}))
-    if cells := _fitting(SIMULATED, _all(counts, sizes), args.most, report):
-        report.add(group(1, {"kind": SIMULATED, "cells": cells, **settings}))
+        elif cells := _fitting(REAL, _all((workers,), sizes), settings.most, report):
+            report.add(group(workers, {"kind": REAL, "cells": cells, **of_workers}))
+    if cells := _fitting(SIMULATED, _all(counts, sizes), settings.most, report):
+        report.add(group(1, {"kind": SIMULATED, "cells": cells, **of_workers}))
     return report
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,10 +14,11 @@ from swarmstep.comm.group import Group
 from swarmstep.comm.p2p import PIECE, Route
 from swarmstep.comm.vector_codec import chunk_length
 from swarmstep.microbench.cases import CaseMaker
+from swarmstep.microbench.checks import check_memory, checked
 from swarmstep.microbench.interleaved_timing import Case, barrier, interleaved_medians
-from swarmstep.microbench.options import add_sizes, check_memory, checked
-from swarmstep.microbench.place import add_link, interface_counters, placed
+from swarmstep.microbench.place import interface_counters, placed
 from swarmstep.microbench.results import Measurement, Report, Sent, rows_of
+from swarmstep.microbench.settings import WireSettings
 from swarmstep.microbench.workers import WorkerGroup
 from swarmstep.runtime.roll_call import HEAD
 from swarmstep.strategies import LocalSGD
@@ -31,19 +31,15 @@ CODECS = ("bfloat16", "int8", "int4", "topk:0.02")
 ROLL_CALL = 8 * HEAD  # bytes of a worker's row in the roll call
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of this benchmark."""
-    add_sizes(parser, parameters=2_500_000, repeats=7)
-    add_link(parser)
-
-
-def lead(args: argparse.Namespace, group: WorkerGroup) -> Report:
+def lead(settings: WireSettings, group: WorkerGroup) -> Report:
     """Start the workers and return their report."""
-    checked(args, workers=(2, 64), parameters=(1, 10**9), tensors=(1, args.parameters), repeats=(1, 10_000))
-    check_memory(args.workers * args.parameters, VECTORS, "fewer --workers or --parameters")
-    settings = {name: getattr(args, name) for name in ("parameters", "tensors", "repeats", "seed")}
-    with placed(args.link, args.workers) as (place, rate):
-        return group(args.workers, settings | {"rate": rate}, place)
+    checked(
+        settings, workers=(2, 64), parameters=(1, 10**9), tensors=(1, settings.parameters), repeats=(1, 10_000)
+    )
+    check_memory(settings.workers * settings.parameters, VECTORS, "fewer --workers or --parameters")
+    of_workers = {name: getattr(settings, name) for name in ("parameters", "tensors", "repeats", "seed")}
+    with placed(settings.link, settings.workers) as (place, rate):
+        return group(settings.workers, of_workers | {"rate": rate}, place)
 
 
 def work(comm: Group, settings: Mapping[str, Any]) -> Report:

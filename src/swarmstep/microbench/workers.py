@@ -10,11 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
+from swarmstep.comm.dist import DistComm
 from swarmstep.errors import CommError, Interrupted, NotFinite, SwarmstepError, UsageError
 from swarmstep.launch.processes import Place, noting_interrupts, run_group
+from swarmstep.microbench.benchmarks import BENCHMARKS, JOB
 from swarmstep.microbench.results import Report
 
-JOB = "SWARMSTEP_BENCH"  # the environment variable that makes a process a worker
 ERRORS = {kind.exit_code: kind for kind in (UsageError, CommError, NotFinite)}
 
 
@@ -62,3 +65,15 @@ def start_group(
             nothing = "; nothing was measured" if outcome.killed else ""
             raise ERRORS.get(outcome.code, SwarmstepError)(outcome.message + nothing)
         return Report.loads(report.read_text())
+
+
+def work(job: Mapping[str, Any]) -> None:
+    """Be a worker: measure, and leave the report where `start_group` looks for it."""
+    torch.set_num_threads(1)
+    comm = DistComm.from_env("gloo", patience=job["patience"])
+    try:
+        report = BENCHMARKS[job["benchmark"]].load().work(comm, job["settings"])
+    finally:
+        comm.close()
+    if comm.rank == 0:
+        Path(job["report"]).write_text(report.dumps())

@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 
 from swarmstep.errors import UsageError
+from swarmstep.specs import LINK
 
-SPEC = "RATE[,DELAY][,LOSS], such as 100mbit or 1gbit,5ms or 50mbit,20ms,0.1%"
 _RATES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
 _TIMES = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 
@@ -41,13 +41,13 @@ def parse(spec: str) -> Link:
         name, value = ("delay", float(time[1]) * _TIMES[time[2]]) if time else ("loss", -1.0)
         value = float(share[1]) / 100 if share else value
         if value < 0 or name in values:
-            raise UsageError(f"link {spec!r}: unknown part {part!r}; expected {SPEC}")
+            raise UsageError(f"link {spec!r}: unknown part {part!r}; expected {LINK}")
         values[name] = value
     link = Link(float(number[1]) * _RATES[number[2]] if number else 0.0, **values)
     if not 1e3 <= link.rate <= 1e12:
-        raise UsageError(f"link {spec!r}: the rate must be 1kbit to 1000gbit, with its unit; expected {SPEC}")
+        raise UsageError(f"link {spec!r}: the rate must be 1kbit to 1000gbit, with its unit; expected {LINK}")
     if link.delay > 10 or link.loss > 0.5:
         raise UsageError(
-            f"link {spec!r}: the delay must be at most 10 s and the loss at most 50 %; expected {SPEC}"
+            f"link {spec!r}: the delay must be at most 10 s and the loss at most 50 %; expected {LINK}"
         )
     return link

@@ -21,9 +21,8 @@ from swarmstep.network.collective_costs import seconds_of
 from swarmstep.network.link import Link
 from swarmstep.network.trace import Trace
 from swarmstep.seeding import mix
+from swarmstep.specs import FAILURES, STRAGGLERS
 
-STRAGGLERS = "lognormal:SIGMA with 0 < SIGMA <= 3, or slow:K:FACTOR with K workers and 1 <= FACTOR <= 1000"
-FAILURES = "RATE:SECONDS, failures an hour and worker above 0 and seconds from 0 until the group goes on"
 BLOCK = 4096  # steps drawn at once: 8 MB for 256 workers
 MAX_FAILURES = 7.0  # expected between two rounds; a round then takes e^7 = 1,100 attempts
 

@@ -1,0 +1,48 @@
+"""Command lines made from settings: that of a run under faults itself, and those of the runs it starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from typing import Any
+
+from swarmstep.chaos.settings import ChaosSettings
+
+ENDLESS = 1_000_000  # steps: more than any run under faults takes
+SAVED_EVERY = 5.0  # seconds between checkpoints, at the given pace
+
+
+def own_settings(settings: ChaosSettings) -> dict[str, Any]:
+    """Return the settings without the folder of this machine's data."""
+    return {name: value for name, value in dataclasses.asdict(settings).items() if name != "data"}
+
+
+def command_line(settings: ChaosSettings) -> str:
+    """Return the command that repeats the run, without the folders of this machine."""
+    words = ["swarmstep", "chaos", settings.workload]
+    defaults = {field.name: field.default for field in dataclasses.fields(settings)}
+    for name, value in own_settings(settings).items():
+        if value != defaults[name] and name != "workload":
+            words += [f"--{name.replace('_', '-')}", f"{value:.12g}" if isinstance(value, float) else str(value)]
+    return shlex.join(words)
+
+
+def elastic(settings: ChaosSettings) -> list[str]:
+    """Return the command line of the workers under faults."""
+    saved = max(1, round(SAVED_EVERY / settings.pace)) if settings.pace else ENDLESS
+    return [
+        *_common(settings, ENDLESS),
+        *("--elastic", "local", "--seed", str(settings.seed), "--checkpoint-every", str(saved)),
+        *("--pace", str(settings.pace), "--silence", str(settings.silence)),
+    ]
+
+
+def simulation(settings: ChaosSettings, steps: int) -> list[str]:
+    """Return the command line of a simulated run without faults, of so many steps."""
+    return [*_common(settings, steps), "--backend", "sim", "--shards", "dealt", "--checkpoint-every", str(steps)]
+
+
+def _common(settings: ChaosSettings, steps: int) -> list[str]:
+    words = ["train", settings.workload, "--strategy", settings.strategy, "--every", str(settings.every)]
+    words += ["--workers", str(settings.workers), "--steps", str(steps), "--eval-every", str(steps)]
+    return [*words, "--schedule", "constant", *(["--data", settings.data] if settings.data else [])]

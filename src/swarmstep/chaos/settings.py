@@ -1,0 +1,70 @@
+"""The settings of ``swarmstep chaos``: a run under faults. Importing this does not import torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from swarmstep import specs
+from swarmstep.chaos import schedule
+from swarmstep.chaos.schedule import KINDS
+from swarmstep.errors import UsageError
+from swarmstep.network import link
+from swarmstep.settings import same_setting, setting
+from swarmstep.train.config import Config
+
+
+@dataclass(frozen=True)
+class ChaosSettings:
+    """How a run is trained, which faults strike it, and what it is compared with.
+
+    Raises:
+        UsageError: a value is out of its range.
+    """
+
+    workload: str = same_setting(Config, "workload")
+    workers: int = setting(8, "number of workers, at least 3", "W", "Run")
+    minutes: float = setting(5.0, "duration of the run under faults", "M", "Faults")
+    faults_per_hour: float = setting(120.0, "how many faults", "F", "Faults")
+    kinds: str | None = setting(
+        None, f"kinds of faults (default: {','.join(KINDS)}, as far as possible)", "A,B,...", "Faults"
+    )
+    seed: int = setting(0, "seed of the schedule and of the run", "S", "Faults")
+    strategy: str = same_setting(Config, "strategy")
+    every: int = setting(16, "local steps between rounds", "N", "Run")
+    pace: float = setting(0.1, "least duration of a local step", "SECONDS", "Run")
+    silence: float = setting(2.0, "a worker that gives no sign of life for this long is lost", "SECONDS", "Run")
+    link: str = setting("1gbit", f"of each worker, as root: {specs.LINK}", "SPEC", "Run")
+    baseline_seconds: float = setting(
+        30.0, "duration of the run without faults that the throughput is compared with; 0: none", "SECONDS",
+        "Comparison",
+    )  # fmt: skip
+    fault_free_runs: int = setting(
+        3, "simulated runs that the loss is compared with: 0, or at least 2", "K", "Comparison"
+    )
+    data: str | None = same_setting(Config, "data")
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("workers", 3, 200),
+            ("minutes", schedule.QUIET / 60, 1e5),
+            ("faults_per_hour", 1e-3, 36_000),
+            ("every", 1, 1e6),
+            ("pace", 0, 60),
+            ("silence", 2, 1e6),
+            ("baseline_seconds", 0, 1e5),
+            ("fault_free_runs", 0, 100),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                option = name.replace("_", "-")
+                raise UsageError(f"--{option}: expected {low:g} to {high:g}, found {value:g}")
+        if self.minutes * 60 <= schedule.QUIET:
+            raise UsageError(
+                f"--minutes: expected more than the {schedule.QUIET:g} s at the end that stay free of faults, "
+                f"found {self.minutes:g}"
+            )
+        if self.fault_free_runs == 1:
+            raise UsageError(
+                "--fault-free-runs: expected 0, or at least 2, which have a standard deviation; found 1"
+            )
+        link.parse(self.link)

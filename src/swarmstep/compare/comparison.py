@@ -1,0 +1,145 @@
+"""One comparison in its folder: settings become a plan, which is carried out and described for reports."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from swarmstep.compare import results
+from swarmstep.compare.methods import Method, parse_all
+from swarmstep.compare.plan import TaskGroup, Tuning, grid
+from swarmstep.compare.results import Results
+from swarmstep.compare.runner import Runner
+from swarmstep.compare.settings import SAME, ComparisonSettings
+from swarmstep.errors import CheckpointError, UsageError
+from swarmstep.network import link, virtual_clock
+from swarmstep.train.run_folder import locked, replace_file
+from swarmstep.workloads import Defaults, load
+
+T = TypeVar("T")
+
+
+def compare(settings: ComparisonSettings, folder: Path, command: str) -> tuple[Results, dict[str, Any]]:
+    """Run whatever a comparison lacks.
+
+    Args:
+        settings: what is asked for.
+        folder: of the comparison: new, empty, or that of an earlier call, which is added to.
+        command: the command line, for the report.
+
+    Returns:
+        All results in the folder, and how many cells this call has asked for: "cells", "failed", "out".
+
+    Raises:
+        UsageError: something does not exist, is out of its range, or cannot be done by this process.
+        CheckpointError: the folder is in use or cannot be written.
+        Interrupted: somebody asked to stop; what is done is kept.
+    """
+    _check(settings)
+    methods = parse_all(settings.strategies)
+    workload = load(settings.workload, Path(settings.data) if settings.data else None)
+    everies = _list(settings.every, _whole, "--every")
+    groups = grid(methods, everies, _conditions(settings), _group_maker(settings, workload.defaults))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = locked(folder / "lock")
+    except BlockingIOError:
+        raise CheckpointError(f"{folder} is in use by another comparison; wait for it, or end it") from None
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be written: {error.strerror}; give another --out") from None
+    with lock:
+        runner = Runner(folder, settings.jobs or os.cpu_count() or 1, groups, workload)  # which checks the groups
+        about = json.dumps(_about(settings, command, folder), indent=1)
+        replace_file(folder / "compare.json", lambda partial: partial.write_text(about + "\n"))
+        runner.run()
+        return results.load(folder), {
+            "cells": len(runner.cells),
+            "failed": len(runner.failed),
+            "out": str(folder),
+        }
+
+
+def _check(settings: ComparisonSettings) -> None:
+    """Raise UsageError for what settings alone do not show, before anything is read or written."""
+    for spec in settings.link:
+        link.parse(spec)
+    if settings.backend == "netns":
+        from swarmstep.network.namespaces import check_rights
+
+        check_rights()
+    virtual_clock.parse_failures(settings.failures)
+    for workers in _list(settings.workers, _whole, "--workers"):
+        virtual_clock.parse_stragglers(settings.stragglers, workers)
+
+
+def _conditions(settings: ComparisonSettings) -> list[dict[str, Any]]:
+    """Return the fields of a Config for each condition."""
+    specs = [None if spec == "none" else spec for spec in settings.fault.split(",")]
+    workers = _list(settings.workers, _whole, "--workers")
+    each = itertools.product(workers, settings.shards.split(","), specs)
+    return [{"workers": workers, "shards": shards, "fault": fault} for workers, shards, fault in each]
+
+
+def _group_maker(
+    settings: ComparisonSettings, defaults: Defaults
+) -> Callable[[Method, Mapping[str, Any]], TaskGroup]:
+    """Return what makes a group of a method and the fields of a Config that are particular to it."""
+    steps = settings.steps or defaults.steps
+    rates = [defaults.lr * factor for factor in (1 / 3, 1, 3)]
+    if settings.lr_grid:
+        rates = _list(settings.lr_grid, _rate, "--lr-grid")
+    tuning = Tuning(
+        rates=tuple(sorted({float(f"{rate:.3g}") for rate in rates})),
+        extra=settings.extra_trials,
+        steps=max(1, steps // 2) if settings.tune_steps is None else settings.tune_steps,
+    )
+    same = {name: getattr(settings, name) for name in SAME}
+    common = {"workload": settings.workload, "data": settings.data, **same, "checkpoint_every": steps}
+    if settings.backend != "sim":
+        common |= {"backend": "gloo", "fast_sums": True, "until_accuracy": settings.target_accuracy}
+    seeds = tuple(range(settings.seeds))
+    on = settings.link[0] if settings.backend == "netns" else None
+    return lambda method, fields: TaskGroup(method, {**common, **fields}, seeds, tuning, on)
+
+
+def _about(settings: ComparisonSettings, command: str, folder: Path) -> dict[str, Any]:
+    """Return what compare.json says: this command and those before it, and what the last one asks."""
+    before = results.load_about(folder) if (folder / "compare.json").exists() else {}
+    commands = [*before.get("command", "").splitlines()]
+    clock = {name: getattr(settings, name) for name in ("compute", "stragglers", "failures")}
+    target = {"accuracy": settings.target_accuracy, "loss": settings.target_loss}
+    links: Sequence[str] = settings.link if settings.backend == "sim" else []
+    return {
+        "title": settings.title or before.get("title") or f"{settings.workload}: which method, which n",
+        "command": "\n".join(commands if command in commands else [*commands, command]),
+        "target": {name: value for name, value in target.items() if value is not None} or before.get("target", {}),
+        "links": list(dict.fromkeys([*before.get("links", []), *links])),
+        "clock": {**before.get("clock", {}), **{name: value for name, value in clock.items() if value}},
+    }
+
+
+def _list(text: str, kind: Callable[[str], T], option: str) -> list[T]:
+    try:
+        return list(dict.fromkeys(kind(part) for part in text.split(",")))
+    except UsageError as error:
+        raise UsageError(f"{option} {text!r}: {error}") from None
+
+
+def _whole(text: str) -> int:
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise UsageError(f"expected whole numbers of at least 1, found {text!r}")
+    return int(text)
+
+
+def _rate(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise UsageError(f"expected learning rates above 0, found {text!r}")
+    return value

@@ -1,0 +1,106 @@
+"""The settings of ``swarmstep compare``. Importing this does not import torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from swarmstep import specs
+from swarmstep.errors import UsageError
+from swarmstep.settings import same_setting, setting
+from swarmstep.train.config import Config
+from swarmstep.workloads.defaults import Optimizer, Schedule
+
+METHODS = "swarm,diloco,local-sgd,pso-ps,synchronous"
+SAME = ("model", "steps", "batch", "optimizer", "weight_decay", "schedule", "eval_every")  # as in a Config
+
+
+@dataclass(frozen=True)
+class ComparisonSettings:
+    """Which runs are compared, how they are tuned, where they run, and what is looked for.
+
+    Raises:
+        UsageError: a number is out of its range, or settings do not go together.
+    """
+
+    workload: str = same_setting(Config, "workload")
+    strategies: str = setting(METHODS, specs.METHODS, "A,B,...", "Grid")
+    every: str = setting("16", "local steps between rounds", "N,...", "Grid")
+    workers: str = setting("4", "number of workers", "W,...", "Grid")
+    shards: str = setting("iid", f"which worker holds which examples: {specs.SHARDS}", "SPEC,...", "Grid")
+    fault: str = setting("none", f"none, or what the last K ranks do wrong: {specs.FAULTS}", "SPEC,...", "Grid")
+    seeds: int = setting(3, "a run with each of the seeds 0 to K - 1", "K", "Grid")
+    target_accuracy: float | None = setting(None, "test accuracy to reach, 0 to 1", "A", "Target")
+    target_loss: float | None = setting(None, "test loss to reach", "L", "Target")
+    lr_grid: str | None = setting(
+        None,
+        "learning rates to try (default: the workload's, a third of it, and three times it); "
+        "with one rate nothing is tuned",
+        "LR,...",
+        "Tuning",
+    )
+    extra_trials: int = setting(
+        1,
+        "further trials at the best rate: other settings of the method, or rates next to the best",
+        "K",
+        "Tuning",
+    )
+    tune_steps: int | None = setting(None, "steps of a trial (default: half of --steps)", "N", "Tuning")
+    model: str | None = same_setting(Config, "model")
+    steps: int | None = same_setting(Config, "steps")
+    batch: int | None = same_setting(Config, "batch")
+    optimizer: Optimizer | None = same_setting(Config, "optimizer")
+    weight_decay: float | None = same_setting(Config, "weight_decay")
+    schedule: Schedule | None = same_setting(Config, "schedule")
+    eval_every: int | None = setting(
+        None, "local steps between evaluations; the target is looked for at each", "N", "Training"
+    )
+    backend: Literal["sim", "gloo", "netns"] = setting(
+        "sim",
+        "sim: all workers in one process, and a virtual clock for the network; gloo: real processes on loopback; "
+        "netns: real processes on a real slow network (Linux, as root)",
+        group="Network",
+    )
+    link: Sequence[str] = setting(
+        (), f"of each worker; for the virtual clock it may be repeated: {specs.LINK}", "SPEC", "Network"
+    )
+    compute: float | None = setting(
+        None, "duration of a local step for the virtual clock (default: as measured)", "SECONDS", "Network"
+    )
+    stragglers: str | None = setting(None, f"for the virtual clock: {specs.STRAGGLERS}", "SPEC", "Network")
+    failures: str | None = setting(None, f"for the virtual clock: {specs.FAILURES}", "SPEC", "Network")
+    jobs: int | None = setting(None, "simulated runs at once (default: the number of cores)", "K", "Run")
+    title: str | None = setting(None, "title of the report", "TEXT", "Run")
+    data: str | None = same_setting(Config, "data")
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("target_accuracy", 0, 1),
+            ("target_loss", 0, 1e9),
+            ("compute", 0, 1e6),
+            ("jobs", 0, 1e3),
+        ):
+            value = getattr(self, name)
+            if value is not None and not low < value <= high:
+                option = name.replace("_", "-")
+                raise UsageError(f"--{option}: expected above {low} and at most {high:g}, found {value:g}")
+        if self.target_accuracy is not None and self.target_loss is not None:
+            raise UsageError("--target-accuracy and --target-loss: give one of them")
+        for name, low in (("seeds", 1), ("extra_trials", 0)):
+            if getattr(self, name) < low:
+                option = name.replace("_", "-")
+                raise UsageError(f"--{option}: expected at least {low}, found {getattr(self, name)}")
+        self._check_network()
+
+    def _check_network(self) -> None:
+        if self.backend == "netns" and len(self.link) != 1:
+            raise UsageError(f"--backend netns: expected one --link, found {len(self.link)}")
+        if self.backend == "gloo" and self.link:
+            raise UsageError(
+                "--link: loopback has no limits; expected --backend netns, or sim with its virtual clock"
+            )
+        if self.backend != "sim" and (self.compute or self.stragglers or self.failures):
+            raise UsageError(
+                "--compute, --stragglers and --failures are for the virtual clock; expected --backend sim"
+            )

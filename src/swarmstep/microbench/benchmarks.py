@@ -1,0 +1,63 @@
+"""All benchmarks by name. Importing this does not import torch."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+
+from swarmstep.microbench.settings import (
+    BenchSettings,
+    OverlapSettings,
+    RoundSettings,
+    ScaleSettings,
+    WireSettings,
+)
+
+if TYPE_CHECKING:
+    from swarmstep.comm.group import Group
+    from swarmstep.microbench.results import Report
+    from swarmstep.microbench.workers import WorkerGroup
+
+JOB = "SWARMSTEP_BENCH"  # the environment variable that makes a process a worker
+
+
+class Benchmark(Protocol):
+    """What the module of a benchmark has."""
+
+    def lead(self, settings: Any, group: WorkerGroup) -> Report:
+        """Check the settings, call `group` once or several times, and return what came out of it all."""
+        ...
+
+    def work(self, comm: Group, settings: Mapping[str, Any]) -> Report:
+        """Measure, in a process of the group; what rank 0 returns is handed over."""
+        ...
+
+
+class BenchmarkEntry(NamedTuple):
+    """A benchmark's module in this package, its settings, and what it measures."""
+
+    module: str
+    settings: type[BenchSettings]
+    about: str
+
+    def load(self) -> Benchmark:
+        """Return the module."""
+        return cast(Benchmark, importlib.import_module(f"swarmstep.microbench.{self.module}"))
+
+
+BENCHMARKS = {
+    "round": BenchmarkEntry(
+        "rounds", RoundSettings, "what a round costs, next to bare collectives and to other libraries"
+    ),
+    "wire": BenchmarkEntry(
+        "wire", WireSettings, "what a round costs on the wire, in time and in bytes, plain and coded"
+    ),
+    "overlap": BenchmarkEntry(
+        "overlap", OverlapSettings, "the speed of training, next to training without communication"
+    ),
+    "scale": BenchmarkEntry(
+        "scale", ScaleSettings, "what a round costs by number of workers and size of the model"
+    ),
+}
+"""A new one is a module with the functions of `Benchmark`, a class of settings, and a line here."""

@@ -1,0 +1,62 @@
+"""The settings of the benchmarks: of ``swarmstep bench``. Importing this does not import torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from swarmstep import specs
+from swarmstep.settings import setting
+
+_WORKERS = "number of processes"
+_REPEATS = "repeats, of which the median counts"
+_LINK = (
+    "run each worker in a network namespace of its own (Linux, as root; default: all on the loopback interface), "
+    f"on a link {specs.LINK}"
+)
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """What all benchmarks take."""
+
+    seed: int = setting(0, "seed of the weights and rounds", "S")
+    patience: float = setting(1800.0, "end processes that are not done after this long", "SECONDS")
+
+
+@dataclass(frozen=True)
+class RoundSettings(BenchSettings):
+    """Those of ``bench round``."""
+
+    workers: int = setting(4, _WORKERS, "W")
+    parameters: int = setting(10_000_000, "elements of the module", "P")
+    tensors: int = setting(80, "how many tensors the elements are in", "T")
+    repeats: int = setting(15, _REPEATS, "R")
+
+
+@dataclass(frozen=True)
+class WireSettings(RoundSettings):
+    """Those of ``bench wire``."""
+
+    parameters: int = setting(2_500_000, "elements of the module", "P")
+    repeats: int = setting(7, _REPEATS, "R")
+    link: str | None = setting(None, _LINK, "SPEC")
+
+
+@dataclass(frozen=True)
+class OverlapSettings(BenchSettings):
+    """Those of ``bench overlap``."""
+
+    workers: int = setting(4, _WORKERS, "W")
+    repeats: int = setting(5, _REPEATS, "R")
+    ddp_steps: int = setting(8, "steps of DDP a repeat; all others take 64", "N")
+    link: str | None = setting(None, _LINK, "SPEC")
+
+
+@dataclass(frozen=True)
+class ScaleSettings(BenchSettings):
+    """Those of ``bench scale``."""
+
+    max_processes: int = setting(16, "leave out real processes beyond this number", "N")
+    repeats: int = setting(7, f"{_REPEATS}; fewer where they take long", "R")
+    most: int = setting(500_000_000, "leave out cells in which all workers together have more parameters", "P")
+    quick: bool = setting(False, "the small cells only")
