@@ -15,12 +15,12 @@ import torch
 
 import swarmstep.when
 from helpers import VARIANTS
-from swarmstep import STRATEGIES, FedPSO, Strategy, When
+from swarmstep import STRATEGIES, CoordinateMedian, FedPSO, Strategy, When
 from swarmstep.cards import CARDS
 
 TRIGGER_CLASSES = [c for c in vars(swarmstep.when).values() if inspect.isclass(c) and issubclass(c, When)]
 TRIGGER_CLASSES.remove(When)
-PRESETS = {FedPSO}  # another strategy with other defaults, and nothing else
+PRESETS = {CoordinateMedian, FedPSO}  # another strategy with other defaults, and nothing else
 STANDARD = {"__future__", "abc", "collections", "dataclasses", "functools", "itertools", "math", "typing"}
 CONTRACT = {
     "torch",
@@ -43,7 +43,7 @@ def test_a_strategy_is_final_frozen_and_one_level_deep(name: str) -> None:
     check_final_and_frozen(cls)
 
 
-@pytest.mark.parametrize("cls", PRESETS)
+@pytest.mark.parametrize("cls", sorted(PRESETS, key=lambda cls: cls.__name__))
 def test_a_preset_has_no_code_of_its_own(cls: type) -> None:
     docstring, *fields = ast.parse(inspect.getsource(cls)).body[0].body  # type: ignore[attr-defined]
     assert isinstance(docstring, ast.Expr)

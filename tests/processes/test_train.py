@@ -248,7 +248,7 @@ def test_weights_that_are_not_finite_end_the_run_and_name_the_rank(strategy: str
 
 @pytest.mark.parametrize("strategy", EVERY_STRATEGY)
 def test_every_strategy_meets_a_nan_with_an_error_or_contains_it(strategy: str) -> None:
-    contains = strategy in STRATEGIES and STRATEGIES[strategy]().contains_not_finite
+    contains = strategy in STRATEGIES and STRATEGIES[strategy].contains_not_finite
     fields = {"strategy": strategy, "fault": "nan:1:6", "workers": 4}
     if not contains:
         with pytest.raises(NotFinite, match="of rank 3"):

@@ -41,6 +41,8 @@ class Strategy(ABC, Generic[State, Message]):
     # What a round changes: the weights after the optimizer's step (`Synchronizer.step`), or the gradient before it
     # (`Synchronizer.reduce`). x is then the flat gradient of the parameters, but for `init` and `result`.
     target: ClassVar[Target] = "weights"
+    # Whether the method copes with a worker whose weights are not finite; otherwise all ranks raise.
+    contains_not_finite: ClassVar[bool] = False
 
     when: When = dataclasses.field(default=Every(16), kw_only=True)
 
@@ -48,11 +50,6 @@ class Strategy(ABC, Generic[State, Message]):
     def buffers(self) -> tuple[str, ...]:
         """Policies allowed for floating-point buffers such as BatchNorm statistics; the first is the default."""
         return ("mean", "local", "first")
-
-    @property
-    def contains_not_finite(self) -> bool:
-        """Whether the method copes with a worker whose weights are not finite; otherwise all ranks raise."""
-        return False
 
     @property
     def one_result(self) -> bool:

@@ -16,14 +16,14 @@ from swarmstep.strategies.base import Strategy, check_range
 
 
 class BMUFState(NamedTuple):
-    """The common model between two rounds."""
+    """The common model between two rounds, and its momentum."""
 
     anchor: Shared  # x [P]
     velocity: Shared  # u [P], zero for buffers
 
 
 class BMUFMessage(NamedTuple):
-    """The message: the mean of the workers, and the block momentum for their number."""
+    """The mean of the workers' vectors, and the block momentum for their number."""
 
     mean: Tensor
     momentum: Tensor  # w, float64 []
@@ -48,7 +48,7 @@ class BMUF(Strategy[BMUFState, BMUFMessage]):
         momentum: w, 0 to 0.9999; None means 1 - 1/W.
         block_lr: z, 0 to 10. With momentum 0 and z = 1 this is local SGD.
         nesterov: workers start from where the momentum would carry x.
-        when: the trigger; the default is each 16th step.
+        when: the trigger; by default every 16th step.
 
     Raises:
         UsageError: an argument is out of its range.
@@ -56,9 +56,9 @@ class BMUF(Strategy[BMUFState, BMUFMessage]):
     Cost: one all-reduce of P a round, 2 (W-1)/W P sent by each worker. Memory: x and u, 2 P.
 
     Source: Chen and Huo, Scalable training of deep learning machines by incremental block training with
-    intra-block parallel optimization and blockwise model-update filtering, ICASSP 2016. From memory, not
-    verified with the paper; CNTK has the default w = 1 - 1/W. What a block is in the paper is a round here;
-    inner optimizers keep their state over a round.
+    intra-block parallel optimization and blockwise model-update filtering, ICASSP 2016; from memory, not checked
+    against the paper. CNTK has the default w = 1 - 1/W. A block of the paper is a round here; inner optimizers
+    keep their state across rounds.
     """
 
     card: ClassVar[Card] = CARDS["bmuf"]
@@ -87,9 +87,9 @@ class BMUF(Strategy[BMUFState, BMUFMessage]):
     def apply(self, x: Tensor, state: BMUFState, message: BMUFMessage, layout: Layout) -> None:
         n, w = layout.parameters, float(message.momentum)
         anchor, u = state.anchor[:n], state.velocity[:n]
-        sent = anchor.add(u, alpha=w) if self.nesterov else anchor
-        found = message.mean[:n] - sent
-        u.mul_(w).add_(found, alpha=self.block_lr)
+        start = anchor.add(u, alpha=w) if self.nesterov else anchor  # y
+        step = message.mean[:n] - start
+        u.mul_(w).add_(step, alpha=self.block_lr)
         anchor.add_(u)
         state.anchor[n:] = message.mean[n:]
         x.copy_(state.anchor)

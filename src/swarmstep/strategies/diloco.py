@@ -25,7 +25,7 @@ class DiLoCoState(NamedTuple):
 
 
 class DiLoCoMessage(NamedTuple):
-    """The message: the mean of the workers' vectors, [P]."""
+    """The mean of the workers' vectors, [P]."""
 
     mean: Tensor
 
@@ -33,7 +33,7 @@ class DiLoCoMessage(NamedTuple):
 @final
 @dataclasses.dataclass(frozen=True)
 class DiLoCo(Strategy[DiLoCoState, DiLoCoMessage]):
-    """Take the step of the workers' mean as a gradient for an outer SGD with Nesterov momentum.
+    """Use the step of the workers' mean as the gradient of an outer SGD with Nesterov momentum.
 
     ::
 
@@ -42,13 +42,13 @@ class DiLoCo(Strategy[DiLoCoState, DiLoCoMessage]):
         x = x - s (g + w u)
         x_i = x
 
-    This is torch.optim.SGD(lr=s, momentum=w, nesterov=True). Buffers take the mean, without momentum. The
-    model at the end is x: local steps after the last round are not in it.
+    The outer optimizer is torch.optim.SGD(lr=s, momentum=w, nesterov=True). Buffers take the mean, without
+    momentum. The model at the end is x, without the local steps after the last round.
 
     Args:
         lr: s, of the outer optimizer, 0 to 10.
         momentum: w, of the outer optimizer, 0 to 0.9999.
-        when: the trigger; the default is each 500th step.
+        when: the trigger; by default every 500th step.
 
     Raises:
         UsageError: an argument is out of its range.
@@ -56,8 +56,8 @@ class DiLoCo(Strategy[DiLoCoState, DiLoCoMessage]):
     Cost: one all-reduce of P a round, 2 (W-1)/W P sent by each worker. Memory: x and u, 2 P.
 
     Source: Douillard et al., DiLoCo: Distributed Low-Communication Training of Language Models, arXiv
-    2311.08105, Algorithm 1, with Nesterov as the outer and AdamW as the inner optimizer (here: the caller's);
-    lr 0.7, momentum 0.9, n = 500. The inner optimizers' states stay local, as there.
+    2311.08105, Algorithm 1, with Nesterov as the outer optimizer, lr 0.7, momentum 0.9, n = 500. The inner
+    optimizer, there AdamW, is the caller's; its state stays local, as there.
     """
 
     card: ClassVar[Card] = CARDS["diloco"]

@@ -1,4 +1,4 @@
-"""EASGD: workers on elastic strings around a centre."""
+"""EASGD: workers tied to a common centre by elastic strings."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from swarmstep.when import Every, When
 
 
 class EASGDState(NamedTuple):
-    """What all workers are tied to."""
+    """The centre that all workers are tied to."""
 
     centre: Shared  # c [P]
 
 
 class EASGDMessage(NamedTuple):
-    """The message: the mean of the workers, and how far they and the centre move."""
+    """The mean of the workers' vectors, and how far workers and centre move."""
 
     mean: Tensor
     pull: Tensor  # a, float64 []
-    drift: Tensor  # a times the number of workers that take part, float64 []
+    drift: Tensor  # a K, float64 []
 
 
 @final
 @dataclasses.dataclass(frozen=True)
 class EASGD(Strategy[EASGDState, EASGDMessage]):
-    """Pull every worker to a common centre, and the centre to the workers.
+    """Pull every worker toward a common centre, and the centre toward the workers.
 
     ::
 
@@ -41,20 +41,21 @@ class EASGD(Strategy[EASGDState, EASGDMessage]):
         x_i = x_i - a (x_i - c)                       c: before the round
         c   = c + a K (mean_i x_i - c)                x_i: before the round; over the K workers that take part
 
-    Workers keep different weights. The model at the end is the centre.
+    Workers keep different weights. One that has finished its data still moves toward the centre. The model at the
+    end is the centre.
 
     Args:
         beta: W times the elasticity a, 0 to 1; 0 is independent training.
-        when: the trigger; the default is each 10th step.
+        when: the trigger; by default every 10th step.
 
     Raises:
         UsageError: `beta` is out of its range.
 
     Cost: one all-reduce of P a round, 2 (W-1)/W P sent by each worker. Memory: the centre, 1 P.
 
-    Source: Zhang, Choromanska, LeCun, Deep learning with Elastic Averaging SGD, arXiv 1412.6651, synchronous
-    form. There a worker's gradient step and its elastic step start from the same point; here the elastic step
-    follows the local steps. The defaults beta = 0.9 and n = 10 are from memory of the paper.
+    Source: Zhang, Choromanska, LeCun, Deep learning with Elastic Averaging SGD, arXiv 1412.6651, synchronous form.
+    There a worker's gradient step and its elastic step start from the same point; here the elastic step follows
+    the local steps. The defaults beta = 0.9 and n = 10 are from memory of the paper; weighting the mean is ours.
     """
 
     card: ClassVar[Card] = CARDS["easgd"]

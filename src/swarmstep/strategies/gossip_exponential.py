@@ -16,13 +16,13 @@ from swarmstep.strategies.base import Strategy
 
 
 class GossipExponentialState(NamedTuple):
-    """Whose turn it is."""
+    """The number of rounds, which decides who the peer is."""
 
     rounds: Shared  # int64 []: rounds so far
 
 
 class GossipExponentialMessage(NamedTuple):
-    """The message: this worker's weights after the round, [P]."""
+    """This worker's weights after the round, [P]."""
 
     mixed: Tensor
 
@@ -30,26 +30,27 @@ class GossipExponentialMessage(NamedTuple):
 @final
 @dataclasses.dataclass(frozen=True)
 class GossipExponential(Strategy[GossipExponentialState, GossipExponentialMessage]):
-    """Average with one peer, at a distance that doubles from round to round.
+    """Average with one peer, whose distance doubles from round to round.
 
     ::
 
         d   = 2 ** (round mod ceil(log2 W))           round = 0, 1, 2, ...
         x_i = (x_i + x_{i-d}) / 2
 
-    Each round sends to one peer and receives from another; its weights are doubly stochastic, so that the mean
-    of all workers stays. With W a power of two, log2 W rounds without training in between are the average of
-    all. Workers keep different weights. The model at the end is the mean.
+    In a round a worker sends to one peer and receives from another. The mixing matrix is doubly stochastic, so
+    that a round keeps the mean of all workers. With W a power of two, log2 W rounds without training in between
+    are an average of all. Workers keep different weights. The model at the end is the mean.
 
     Args:
-        when: the trigger; the default is each 16th step.
+        when: the trigger; by default every 16th step.
 
     Cost: P to one peer a round; no memory.
 
-    Source: Assran, Loizou, Ballas, Rabbat, Stochastic Gradient Push for Distributed Deep Learning, arXiv
-    1811.10792, has this graph with one peer a round; Ying et al., arXiv 2110.13363, show what it averages. Here
-    the rounds are synchronous and doubly stochastic, so no push-sum weights are needed. A worker whose peer has
-    finished its data keeps its weights in that round, and the mean of the others then shifts a little.
+    Source: Ying et al., Exponential Graph is Provably Efficient for Decentralized Deep Training, arXiv 2110.13363,
+    one-peer exponential graph; Assran, Loizou, Ballas, Rabbat, Stochastic Gradient Push for Distributed Deep
+    Learning, arXiv 1811.10792, introduced it. Here rounds are synchronous and doubly stochastic, so that no
+    push-sum weights are needed. A worker whose peer has finished its data keeps its weights in that round, which
+    shifts the mean of the others a little.
     """
 
     card: ClassVar[Card] = CARDS["gossip-exponential"]
@@ -63,12 +64,12 @@ class GossipExponential(Strategy[GossipExponentialState, GossipExponentialMessag
         if comm.size == 1:
             return GossipExponentialMessage(x.clone())
         distance = 2 ** (int(state.rounds) % (comm.size - 1).bit_length())
-        theirs = comm.permute(x, [(i - distance) % comm.size for i in range(comm.size)])
+        received = comm.permute(x, [(i - distance) % comm.size for i in range(comm.size)])
         if not roll.present[(comm.rank - distance) % comm.size]:
             return GossipExponentialMessage(x.clone())
         if not roll.present[comm.rank]:
-            return GossipExponentialMessage(theirs)
-        return GossipExponentialMessage(theirs.add_(x).mul_(0.5))
+            return GossipExponentialMessage(received)
+        return GossipExponentialMessage(received.add_(x).mul_(0.5))
 
     def apply(
         self, x: Tensor, state: GossipExponentialState, message: GossipExponentialMessage, layout: Layout

@@ -1,4 +1,4 @@
-"""Gossip on a ring: the average with one's neighbours."""
+"""Gossip on a ring: averages with the neighbours."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from swarmstep.when import NoState
 
 
 class GossipRingMessage(NamedTuple):
-    """The message: this worker's weights after the round, [P]."""
+    """This worker's weights after the round, [P]."""
 
     mixed: Tensor
 
@@ -31,23 +31,23 @@ class GossipRing(Strategy[NoState, GossipRingMessage]):
         N_i = ranks i-reach .. i+reach on the ring
         x_i = sum_{j in N_i} x_j / |N_i|
 
-    The weights are doubly stochastic, so that the mean of all workers stays. Workers keep different weights.
-    The model at the end is the mean.
+    The mixing matrix is doubly stochastic, so that a round keeps the mean of all workers. Workers keep different
+    weights. The model at the end is the mean.
 
     Args:
-        reach: how many neighbours on each side, at least 1. From W/2 (rounded down) on the graph is complete
-            and a round is the average of all.
-        when: the trigger; the default is each 16th step.
+        reach: number of neighbours on each side, at least 1. From floor(W/2) on the graph is complete, and a round
+            is an average of all.
+        when: the trigger; by default every 16th step.
 
     Raises:
         UsageError: `reach` is below 1.
 
     Cost: P to each neighbour, at most 2 reach P sent by each worker (one for two workers); no memory.
 
-    Source: Lian et al., Can Decentralized Algorithms Outperform Centralized Algorithms?, arXiv 1705.09056,
-    whose experiments are on a ring with weights of 1/3 (from memory). There gossip and gradient step are one
-    update; here gossip follows the local steps. A neighbour that has finished its data leaves its weight to
-    the worker itself.
+    Source: Lian et al., Can Decentralized Algorithms Outperform Centralized Algorithms?, arXiv 1705.09056, whose
+    experiments are on a ring with weights of 1/3 (from memory). There gossip and gradient step are one update;
+    here gossip follows the local steps. The weight of a neighbour that has finished its data goes to the worker
+    itself.
     """
 
     card: ClassVar[Card] = CARDS["gossip-ring"]
@@ -64,16 +64,15 @@ class GossipRing(Strategy[NoState, GossipRingMessage]):
     def exchange(self, x: Tensor, state: NoState, signal: Signal, roll: Roll, comm: Comm) -> GossipRingMessage:
         rank, size = comm.rank, comm.size
         offsets = range(1, size) if 2 * self.reach >= size else [*range(1, self.reach + 1), *range(-self.reach, 0)]
-        mixed, answering = x.clone(), not roll.present[rank]
-        heard = 0
+        mixed, absent, received = x.clone(), not roll.present[rank], 0
         for offset in offsets:
-            theirs = comm.permute(x, [(i - offset) % size for i in range(size)])
+            neighbour = comm.permute(x, [(i - offset) % size for i in range(size)])
             if not roll.present[(rank - offset) % size]:
                 continue
-            heard += 1
-            # One that only answers takes the running mean of those it hears, and gives nothing of its own.
-            share = 1.0 / heard if answering else 1.0 / (len(offsets) + 1)
-            mixed.add_(theirs - (mixed if answering else x), alpha=share)
+            received += 1
+            # A worker that does not take part ends with the mean of its neighbours, without its own weights.
+            share = 1.0 / received if absent else 1.0 / (len(offsets) + 1)
+            mixed.add_(neighbour - (mixed if absent else x), alpha=share)
         return GossipRingMessage(mixed)
 
     def apply(self, x: Tensor, state: NoState, message: GossipRingMessage, layout: Layout) -> None:

@@ -1,4 +1,4 @@
-"""Hierarchical local SGD: average inside a host at every round, between hosts seldom."""
+"""Hierarchical local SGD: averages inside a host in every round, between hosts in every k-th."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from swarmstep.strategies.base import Strategy
 
 
 class HierarchicalState(NamedTuple):
-    """Whether the hosts meet."""
+    """The number of rounds, which decides whether the hosts meet."""
 
     rounds: Shared  # int64 []: rounds so far
 
 
 class HierarchicalMessage(NamedTuple):
-    """The message: the mean of the host, or of all workers where the hosts meet, [P]."""
+    """The mean of the host, or of all workers where the hosts meet, [P]."""
 
     mean: Tensor
 
@@ -31,35 +31,35 @@ class HierarchicalMessage(NamedTuple):
 @final
 @dataclasses.dataclass(frozen=True)
 class Hierarchical(Strategy[HierarchicalState, HierarchicalMessage]):
-    """Average inside each host at every round, and all workers at each k-th: where links between hosts are slow.
+    """Average inside each host in every round, and over all hosts in every k-th: for slow links between hosts.
 
     ::
 
         x_i = mean of the x_j on the host of i        round = 1, 2, 3, ...
         x_i = mean of all x_j                         where round mod k = 0
 
-    The ranks of a host are consecutive: i is on host i // local_size. Where the hosts meet, each worker of a host
-    averages another slice of the host's mean with its peers, so that each slice crosses the slow link once.
-    Workers that have finished their data do not count; a host where all have keeps its weights until the hosts
-    meet. With one host, or k = 1, this is local SGD; with local_size=1, local SGD at each k-th round. The model at
-    the end is the mean of the workers.
+    The ranks of a host are consecutive: rank i is on host i // local_size. Where the hosts meet, each worker of a
+    host averages another slice of the vector with its peers on the other hosts, so that each slice crosses the
+    slow link once. Workers that have finished their data do not count; a host on which all have finished keeps its
+    weights until the hosts meet. With one host, or k = 1, this is local SGD; with local_size=1, local SGD in every
+    k-th round. The model at the end is the mean of the workers.
 
     Args:
-        local_size: workers of one host, at least 1, a divisor of their number W; None means that all workers are
-            on one host.
-        outer_every: k, the hosts meet at each k-th round, at least 1.
-        when: the trigger; the default is each 16th step.
+        local_size: workers on a host, at least 1, a divisor of the number W of all workers; None means that all
+            workers are on one host.
+        outer_every: k, the hosts meet in every k-th round, at least 1.
+        when: the trigger; by default every 16th step.
 
     Raises:
         UsageError: an argument is out of its range, or `local_size` does not divide the number of workers.
 
-    Cost: a worker sends 2 (L-1)/L P a round, with L workers on a host; 2 (W-1)/W P where the hosts meet. Between
-    H hosts each sends 2 (H-1)/H P at each k-th round, and nothing at the others. No memory.
+    Cost: with L workers on a host, a worker sends 2 (L-1)/L P a round; 2 (W-1)/W P where the hosts meet. Each of H
+    hosts sends 2 (H-1)/H P to the others in every k-th round, and nothing in the rounds between. No memory.
 
     Source: Lin, Stich, Patel, Jaggi, Don't Use Large Mini-Batches, Use Local SGD, arXiv 1808.07217, hierarchical
-    local SGD. From memory, not verified with the paper: its H local steps between means of a block, and H^b of
+    local SGD; from memory, not checked against the paper. Its H local steps between means of a block, and H^b of
     those between means of all, are `when=Every(H)` and `outer_every`. Here k counts rounds, which may come from
-    any trigger; the slices are not from the paper.
+    any trigger; the slices are ours.
     """
 
     card: ClassVar[Card] = CARDS["hierarchical"]

@@ -1,4 +1,4 @@
-"""No communication: the baseline below everything."""
+"""No communication: the lower baseline."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from swarmstep.when import Never, NoState, When
 class Independent(Strategy[NoState, NoState]):
     """Every worker trains alone: x_i = x_i.
 
-    A round, should a trigger start one, only calls the roll. The model at the end is each worker's own, so
-    what is reported is the mean of the workers' metrics, not the metrics of a mean.
+    A round, should a trigger start one, only calls the roll. Each worker has its own model at the end, so that a
+    report shows the mean of the workers' metrics, not the metrics of a mean.
+
+    Args:
+        when: the trigger; by default no rounds at all.
 
     Cost: nothing a round; no memory.
     """
 
     card: ClassVar[Card] = CARDS["independent"]
+    contains_not_finite: ClassVar[bool] = True
 
     when: When = dataclasses.field(default=Never(), kw_only=True)
 
     @property
     def buffers(self) -> tuple[str, ...]:
         return ("local",)
-
-    @property
-    def contains_not_finite(self) -> bool:
-        return True
 
     @property
     def one_result(self) -> bool:

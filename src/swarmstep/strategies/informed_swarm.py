@@ -1,4 +1,4 @@
-"""The informed swarm: every particle is drawn to all the others, as far as the swarm trusts them."""
+"""The informed swarm: every particle is drawn to all others, as far as the swarm trusts them."""
 
 from __future__ import annotations
 
@@ -18,26 +18,27 @@ from swarmstep.signal import Distrust, Layout, Roll, Signal
 from swarmstep.strategies import trust
 from swarmstep.strategies.base import Strategy, check_choice, check_range
 from swarmstep.strategies.blocks import blocks, squared_distance
+from swarmstep.strategies.leave_one_out import common_loss, leave_one_out, slowest
 
 
 class InformedSwarmState(NamedTuple):
-    """What the swarm shares: where it is, where it is going, and whom it trusts."""
+    """What the swarm shares: position, velocity, and whom it trusts."""
 
     anchor: Shared  # x after the last round [P]
     velocity: Shared  # u [P]
     effect: PerWorker  # e [W] float64: what the swarm gains by each worker, in typical gains
-    variance: PerWorker  # [W] float64, of one test's outcome
-    standing: PerWorker  # [W] int64: what the tests say, an index of trust.REASONS
+    variance: PerWorker  # [W] float64: of the outcome of one test
+    standing: PerWorker  # [W] int64: the verdict of the tests, an index of trust.REASONS
     since: PerWorker  # [W] int64: the step of the present standing
     passing: PerWorker  # [W] int64: why the last round alone left a worker out, an index of trust.REASONS
-    step: Shared  # of the last round, int64
-    tests: Shared  # t, int64
-    spent: Shared  # local steps' worth of probing after the first tests, float64
-    cost: Shared  # of one probe, in local steps, float64; -1 before the first round
+    step: Shared  # int64 []: of the last round
+    tests: Shared  # int64 []: t
+    spent: Shared  # float64 []: what the probes after the first tests have cost, in local steps
+    cost: Shared  # float64 []: of one probe, in local steps; -1 before the first round
 
 
 class InformedSwarmMessage(NamedTuple):
-    """The message: the swarm's new consensus and standing."""
+    """The consensus and then, in the order of the state, all that the round changes."""
 
     consensus: Tensor  # c [P]
     effect: Tensor
@@ -54,54 +55,56 @@ class InformedSwarmMessage(NamedTuple):
 @final
 @dataclasses.dataclass(frozen=True)
 class InformedSwarm(Strategy[InformedSwarmState, InformedSwarmMessage]):
-    """Move the whole swarm by what all trusted workers found, with the round's displacement as velocity.
+    """Move the whole swarm by the mean step of all trusted workers, with momentum.
 
     ::
 
         c = sum_i a_i x_i / sum_i a_i         consensus; a_i >= 0: the swarm's trust times the worker's weight
-        d = c - x                             what the round found; x: the common weights before it
+        d = c - x                             the round's step; x: the common weights before it
         u = w u + d                           the swarm's velocity
         x = x + s (d + w u)                   with look-ahead
             x + s u                           without
 
-    With uniform trust, w = 0 and s = 1 are local SGD; w = 0.9, s = 0.7 with look-ahead are DiLoCo; s = 1
+    With uniform trust, w = 0 and s = 1 are local SGD; w = 0.9 and s = 0.7 with look-ahead are DiLoCo; s = 1
     without look-ahead is block momentum (BMUF).
 
-    Trust "leave_one_out": each worker measures, on a probe batch that is the same for all, what the swarm would
-    lose without it (without, or if it is distrusted, with); a sequential test over the rounds, in
-    `swarmstep.strategies.trust`, decides whose weight is 0. The first three rounds test; after them tests are
-    spaced so that they cost the fraction `budget` of the local steps. At least half of the workers stay
-    trusted. A worker judges itself: this is for workers that are faulty, not for liars, unless `audit`.
+    With trust="leave_one_out" each worker measures, on a probe batch that is the same for all, what the swarm
+    would lose without it or, if it is distrusted, gain with it (`leave_one_out.py`). A sequential test over the
+    rounds (`trust.py`) decides who is distrusted. The first three rounds test; later tests are spaced so that they
+    cost the fraction `budget` of the local steps. At least half of the workers stay trusted. A worker judges
+    itself, which protects from faulty workers but not from lying ones, unless `audit` is set.
 
-    Whatever the trust, a worker with weights that are not finite, or with a step more than `gate` times as
-    long as the median, has weight 0 in that round and takes the swarm's weights.
+    Whatever the trust, a worker whose weights are not finite, or whose step is more than `gate` times as long as
+    the median, has weight 0 in that round and takes the swarm's weights.
 
     Args:
-        trust: "uniform", a_i = 1/K; "loss", a_i ~ exp(-(f_i / median - 1) / temperature) of the training
-            losses f_i; "leave_one_out"; "auto", leave_one_out where a probe is given, else uniform.
-        social: s, above 0, to 2: the pull to the consensus.
-        inertia: w, 0 to below 1.
+        trust: "uniform", a_i is the worker's weight; "loss", it is multiplied by exp(-(f_i / median - 1) /
+            temperature) of the training losses f_i; "leave_one_out", by 0 or 1; "auto", "leave_one_out" if a probe
+            is given, else "uniform".
+        social: s, above 0 and at most 2: the pull to the consensus.
+        inertia: w, 0 to 0.9999.
         look_ahead: as in Nesterov's momentum.
         temperature: of trust="loss", above 0.
-        margin: k, standard errors below 0 at which a worker loses trust, 0 to 100.
-        memory: beta, 0 to below 1: of the running mean of the effects.
-        gate: longest step allowed, in medians, above 10; with tests a tenth of it until the third, and for a
-            worker whose effect is negative, so that no wild worker enters weights and velocity on credit.
-        budget: of probing, as a fraction of the local steps, above 0, to 1.
-        audit: the next rank judges instead of the worker itself: one more vector P a round with a test.
-        when: the trigger; the default is each 16th step.
+        margin: k, 0 to 100: a worker loses trust when its effect is k standard errors below 0.
+        memory: beta, 0 to 0.9999: of the running mean of the effects.
+        gate: the longest step allowed, in medians, above 10. A tenth of it until the third test, and for a worker
+            whose effect is negative, so that no wild step enters weights and velocity untested.
+        budget: what probing may cost, as a fraction of the local steps, above 0 and at most 1.
+        audit: the next rank judges each worker: one more vector of P in a round with a test.
+        when: the trigger; by default every 16th step.
 
     Raises:
         UsageError: an argument is out of its range.
 
-    Cost: one all-reduce of P a round, 2 (W-1)/W P sent by each worker; in a round that changes a standing a
-    second one. A test costs two probes and a gather of two numbers. Memory: x and u, 2 P.
+    Cost: one all-reduce of P a round, 2 (W-1)/W P sent by each worker; a second one in a round that changes a
+    standing. A test costs two probes and a gather of two numbers. Memory: x and u, 2 P.
 
-    Source: the fully informed particle swarm of Mendes, Kennedy and Neves (2004); the displacement as velocity,
-    leave-one-out trust and the defaults are ours.
+    Source: Mendes, Kennedy, Neves, The Fully Informed Particle Swarm, IEEE Transactions on Evolutionary
+    Computation 8(3), 2004; the round's step as velocity, leave-one-out trust and the defaults are ours.
     """
 
     card: ClassVar[Card] = CARDS["swarm"]
+    contains_not_finite: ClassVar[bool] = True
 
     trust: str = "auto"
     social: float = 0.7
@@ -130,10 +133,6 @@ class InformedSwarm(Strategy[InformedSwarmState, InformedSwarmMessage]):
         return self.trust == "leave_one_out"
 
     @property
-    def contains_not_finite(self) -> bool:
-        return True
-
-    @property
     def common(self) -> str:
         return "weights"
 
@@ -157,7 +156,7 @@ class InformedSwarm(Strategy[InformedSwarmState, InformedSwarmMessage]):
     def carry(
         self, state: InformedSwarmState, fresh: InformedSwarmState, sources: Sequence[int | None], rank: int
     ) -> InformedSwarmState:
-        """Return the state in a changed group: one that joins is trusted, its tests believed to vary by PRIOR."""
+        """Return the state in a changed group: newcomers are trusted, with the prior variance of a test."""
         moved = super().carry(state, fresh, sources, rank)
         moved.variance[torch.tensor([source is None for source in sources])] = trust.PRIOR**2
         return moved
@@ -170,25 +169,27 @@ class InformedSwarm(Strategy[InformedSwarmState, InformedSwarmMessage]):
     def exchange(
         self, x: Tensor, state: InformedSwarmState, signal: Signal, roll: Roll, comm: Comm
     ) -> InformedSwarmMessage:
-        probes = self.trust in ("auto", "leave_one_out") and signal.probe is not None and comm.size > 1
-        untested = probes and int(state.tests) < trust.FIRST
-        doubtful = (state.effect < 0) | untested if probes else torch.zeros_like(state.standing, dtype=torch.bool)
+        probe = signal.probe if self.trust in ("auto", "leave_one_out") and comm.size > 1 else None
+        first = probe is not None and int(state.tests) < trust.FIRST  # one of the first tests
+        doubtful = (state.effect < 0) | first if probe else torch.zeros_like(state.standing, dtype=torch.bool)
         passing = trust.glance(roll, torch.where(doubtful, self.gate / 10, self.gate))
         included = _included(state.standing, passing, roll)
         mean, _ = comm.mean(x, self._weight(included, roll, comm.rank))
         verdict = trust.Verdict(state.effect, state.variance, state.standing, int(state.tests))
-        spent, cost = float(state.spent), self._cost(state, signal, comm) if probes else 0.0
-        if untested or (probes and spent <= self.budget * signal.step):
-            spent += 0.0 if untested else 2 * cost
-            q, loss = self._leave_one_out(x, mean, included, roll, signal, comm)
+        spent, cost = float(state.spent), float(state.cost)
+        if probe and cost < 0:  # not known yet
+            cost = slowest(signal.probe_cost, comm)
+        if probe and (first or spent <= self.budget * signal.step):
+            q, loss = leave_one_out(x, mean, included, roll, probe, comm, audit=self.audit)
+            spent += 0.0 if first else 2 * cost
             verdict = trust.judge(verdict, q, roll.present, self.memory, self.margin)
             if trust.suspects(q).any():
                 spent += cost
-                if loss > self._loss(state.anchor, signal, comm):
+                if loss > common_loss(state.anchor, probe, comm):
                     passing = trust.veto(verdict.standing, passing, trust.suspects(q))
-            now = _included(verdict.standing, passing, roll)
-            if not torch.equal(now, included):
-                mean, _ = comm.mean(x, self._weight(now, roll, comm.rank))
+            still = _included(verdict.standing, passing, roll)
+            if not torch.equal(still, included):
+                mean, _ = comm.mean(x, self._weight(still, roll, comm.rank))
         return InformedSwarmMessage(
             consensus=mean,
             effect=verdict.effect,
@@ -199,7 +200,7 @@ class InformedSwarm(Strategy[InformedSwarmState, InformedSwarmMessage]):
             step=torch.tensor(signal.step),
             tests=torch.tensor(verdict.tests),
             spent=torch.tensor(spent, dtype=torch.float64),
-            cost=torch.tensor(cost if probes else -1.0, dtype=torch.float64),
+            cost=torch.tensor(cost, dtype=torch.float64),
         )
 
     def _weight(self, included: Tensor, roll: Roll, rank: int) -> float:
@@ -212,70 +213,32 @@ class InformedSwarm(Strategy[InformedSwarmState, InformedSwarmMessage]):
         least = (losses.min() / losses.median() - 1.0) / self.temperature
         return weight * math.exp(-float(excess - least)) if math.isfinite(excess - least) else weight
 
-    def _cost(self, state: InformedSwarmState, signal: Signal, comm: Comm) -> float:
-        """Return the cost of one probe in local steps: of the slowest worker, measured once."""
-        if float(state.cost) >= 0:
-            return float(state.cost)
-        return float(comm.gather(torch.tensor(signal.probe_cost, dtype=torch.float64)).max())
-
-    def _leave_one_out(
-        self, x: Tensor, mean: Tensor, included: Tensor, roll: Roll, signal: Signal, comm: Comm
-    ) -> tuple[Tensor, float]:
-        """Return (q [W] float64, the swarm's loss); q: what it gains by each worker, as a fraction of it."""
-        assert signal.probe is not None
-        judged = (comm.rank + 1) % comm.size if self.audit else comm.rank
-        x = comm.sent(x)
-        if self.audit:
-            x = comm.permute(x, [(rank + 1) % comm.size for rank in range(comm.size)])
-        total = sum(roll.weight(rank) for rank in range(comm.size) if included[rank])
-        weight, q, base = roll.weight(judged), 0.0, signal.probe(mean)
-        if included[judged] and 0 < weight < total:
-            rest = total - weight
-            q = (signal.probe((total * mean - weight * x) / rest) - base) * (rest / weight) / base
-        elif weight and not included[judged]:
-            more = total + weight
-            q = (base - signal.probe((total * mean + weight * x) / more)) * (more / weight) / base
-        rows = comm.gather(torch.tensor([q, base], dtype=torch.float64))
-        if self.audit:
-            rows = rows.roll(1, 0)
-        return trust.checked(rows[:, 0], rows[:, 1]), float(rows[:, 1].median())
-
-    def _loss(self, x: Tensor, signal: Signal, comm: Comm) -> float:
-        """Return the probe's loss at an x common to all, the same on all ranks whatever their rounding."""
-        assert signal.probe is not None
-        return float(comm.gather(torch.tensor(signal.probe(x), dtype=torch.float64)).median())
-
     def apply(self, x: Tensor, state: InformedSwarmState, message: InformedSwarmMessage, layout: Layout) -> None:
         for block in blocks(x):
             anchor = state.anchor[block]
-            found = message.consensus[block] - anchor
-            u = state.velocity[block].mul_(self.inertia).add_(found)
-            move = found.add_(u, alpha=self.inertia) if self.look_ahead else u
+            d = message.consensus[block] - anchor
+            u = state.velocity[block].mul_(self.inertia).add_(d)
+            move = d.add_(u, alpha=self.inertia) if self.look_ahead else u
             x[block].copy_(anchor.add_(move, alpha=self.social))
         n = layout.parameters
         state.anchor[n:] = message.consensus[n:]  # buffers get no momentum
         x[n:] = message.consensus[n:]
-        state.effect.copy_(message.effect)
-        state.variance.copy_(message.variance)
-        state.standing.copy_(message.standing)
-        state.since.copy_(message.since)
-        state.passing.copy_(message.passing)
-        state.step.copy_(message.step)
-        state.tests.copy_(message.tests)
-        state.spent.copy_(message.spent)
-        state.cost.copy_(message.cost)
+        _, _, *fields = state
+        for field, value in zip(fields, message[1:], strict=True):
+            field.copy_(value)
 
     def consensus(self, x: Tensor, message: InformedSwarmMessage) -> Tensor:
         return message.consensus
 
     def distrusted(self, state: InformedSwarmState) -> tuple[Distrust, ...]:
-        found: list[Distrust] = []
+        distrusted: list[Distrust] = []
         for rank in range(len(state.standing)):
             lasting, passing = int(state.standing[rank]), int(state.passing[rank])
             if lasting or passing:
                 since = int(state.since[rank]) if lasting else int(state.step)
-                found.append(Distrust(rank, since, trust.explain(lasting or passing, float(state.effect[rank]))))
-        return tuple(found)
+                why = trust.explain(lasting or passing, float(state.effect[rank]))
+                distrusted.append(Distrust(rank, since, why))
+        return tuple(distrusted)
 
     def result(self, x: Tensor, state: InformedSwarmState, comm: Comm) -> Tensor:
         return state.anchor.clone()

@@ -1,4 +1,4 @@
-"""Local SGD: average the weights, seldom."""
+"""Local SGD: the weights are averaged every n steps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from swarmstep.when import NoState
 
 
 class LocalSGDMessage(NamedTuple):
-    """The message: the mean of the workers' vectors, [P]."""
+    """The mean of the workers' vectors, [P]."""
 
     mean: Tensor
 
@@ -25,10 +25,10 @@ class LocalSGDMessage(NamedTuple):
 class LocalSGD(Strategy[NoState, LocalSGDMessage]):
     """Replace every worker's weights by the mean of all: x_i = mean_j x_j.
 
-    The inner optimizers' states (momentum) stay local. The model at the end is the mean.
+    The states of the inner optimizers (momentum) stay local. The model at the end is the mean.
 
     Args:
-        when: the trigger; the default averages each 16th step.
+        when: the trigger; by default every 16th step.
 
     Cost: one all-reduce of P a round, 2 (W-1)/W P sent by each worker; no memory.
 

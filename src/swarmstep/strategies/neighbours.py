@@ -1,4 +1,4 @@
-"""Particles on a ring: who leads whom, and how the leaders' weights get there."""
+"""Particles on a ring: who leads whom, and how the leaders' vectors travel."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from swarmstep.comm.base import Comm
 def ring_leaders(scores: Tensor) -> list[int]:
     """Return, for each rank, the rank of the lowest of scores [W] among itself and its two neighbours.
 
-    Ties go to the lowest rank; where all three are infinite a rank is its own leader.
+    Ties go to the lowest rank. Where all three scores are infinite a rank is its own leader.
     """
     size, values = len(scores), scores.tolist()
     leaders: list[int] = []
@@ -24,25 +24,26 @@ def ring_leaders(scores: Tensor) -> list[int]:
     return leaders
 
 
-def fetch(x: Tensor, leaders: list[int], wanted: Collection[int], comm: Comm) -> Tensor | None:
-    """Return the x of this rank's leader if it is among the `wanted`, ranks that need their neighbour's x.
+def fetch(x: Tensor, leaders: list[int], receivers: Collection[int], comm: Comm) -> Tensor | None:
+    """Return the x of this rank's leader if this rank is among the `receivers`, whose leader is a neighbour.
 
-    At most two permutes, one for each direction; ranks that neither want nor are wanted send nothing.
+    At most two permutes, one in each direction. Ranks that neither send nor receive are their own source in them,
+    which costs nothing.
     """
-    size, found = comm.size, None
-    below = {rank for rank in wanted if leaders[rank] == (rank - 1) % size}
-    above = {rank for rank in wanted if leaders[rank] == (rank + 1) % size} - below
-    for receivers, offset in ((below, 1), (above, -1)):
-        if receivers:
-            received = comm.permute(x, _route(receivers, offset, size))
-            found = received if comm.rank in receivers else found
-    return found
+    size, leader = comm.size, None
+    from_below = {rank for rank in receivers if leaders[rank] == (rank - 1) % size}
+    from_above = {rank for rank in receivers if leaders[rank] == (rank + 1) % size} - from_below
+    for some, offset in ((from_below, 1), (from_above, -1)):
+        if some:
+            received = comm.permute(x, _route(some, offset, size))
+            leader = received if comm.rank in some else leader
+    return leader
 
 
 def _route(receivers: Collection[int], offset: int, size: int) -> list[int]:
     """Return the permutation in which each receiver r has source r - offset, and few others move.
 
-    Receivers come in chains; the rank before a chain is given what the last of it has, to close the circle.
+    Receivers form chains; the rank before a chain is given what the last rank of it has, to close the circle.
     """
     source = list(range(size))
     for start in range(size):

@@ -1,4 +1,4 @@
-"""NoLoCo: an outer Nesterov-like optimizer with one random partner, without all-reduce."""
+"""NoLoCo: an outer optimizer with momentum and random partners, without an all-reduce."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from swarmstep.when import Every, When
 
 
 class NoLoCoState(NamedTuple):
-    """A worker's own common model, and its outer optimizer's state."""
+    """A worker's own anchor, and the state of its outer optimizer."""
 
     anchor: Own  # z_i [P]
     velocity: Own  # u_i [P], zero for buffers
 
 
 class NoLoCoMessage(NamedTuple):
-    """The message: the pair's mean of x + (g/a - 1) z, and of the buffers."""
+    """The pair's mean of x + (g/a - 1) z, and of the buffers, [P]."""
 
     mean: Tensor
 
@@ -33,33 +33,33 @@ class NoLoCoMessage(NamedTuple):
 @final
 @dataclasses.dataclass(frozen=True)
 class NoLoCo(Strategy[NoLoCoState, NoLoCoMessage]):
-    """Average with one random partner, and let an outer optimizer with momentum follow.
+    """Average with a random partner, and follow the average with an outer optimizer with momentum.
 
     ::
 
-        mean: over worker i and its partner of this round
+        mean: over worker i and its partner in this round
         u_i = b u_i + a mean(x - z) + g (mean(z) - z_i)
         z_i = z_i + u_i
         x_i = z_i
 
     Since a mean(x - z) + g mean(z) = a mean(x + (g/a - 1) z), one vector is sent, not two. The pairs are a
-    function of (seed, step); with an odd number of workers one is its own partner. Workers keep different
-    weights; buffers take the pair's mean, without momentum. The model at the end is the mean of the workers.
+    function of (seed, step); with an odd number of workers one is its own partner. Workers keep different weights;
+    buffers take the pair's mean, without momentum. The model at the end is the mean of the workers.
 
     Args:
         lr: a, of the outer optimizer, 0.001 to 10.
         momentum: b, 0 to 0.9999.
-        gossip: g, the pull to the partner's anchor, 0 to 10; None means a.
-        when: the trigger; the default is each 50th step.
+        gossip: g, the pull toward the pair's mean anchor, 0 to 10; None means a.
+        when: the trigger; by default every 50th step.
 
     Raises:
         UsageError: an argument is out of its range.
 
-    Cost: one vector of P to one partner a round, no all-reduce. Memory: z_i and u_i, 2 P.
+    Cost: one vector of P sent to the partner a round. Memory: z_i and u_i, 2 P.
 
     Source: Kolehmainen, Blagoev, Donaghy, Ersoy, Nies, NoLoCo, arXiv 2506.10911; update and defaults as in the
-    authors' code. Their random routing between pipeline stages is not part of this. A worker whose partner has
-    finished its data goes on alone in that round.
+    authors' code, without their random routing between pipeline stages. A worker whose partner has finished its
+    data goes on alone in that round. Weighting the pair's mean is ours.
     """
 
     card: ClassVar[Card] = CARDS["noloco"]
@@ -77,7 +77,7 @@ class NoLoCo(Strategy[NoLoCoState, NoLoCoMessage]):
 
     @property
     def _ratio(self) -> float:
-        """g/a, how much of the partner's anchor counts."""
+        """g/a, the share of the anchor in the vector that is sent."""
         return 1.0 if self.gossip is None else self.gossip / self.lr
 
     def init(self, x: Tensor, layout: Layout, comm: Comm) -> NoLoCoState:

@@ -18,13 +18,13 @@ from swarmstep.when import Every, When
 
 
 class PAPAState(NamedTuple):
-    """What the scaling of the push is relative to."""
+    """The learning rate that scales the push."""
 
     rate: Shared  # lr_0, float64 []: the highest learning rate of any round so far, 0 before the first
 
 
 class PAPAMessage(NamedTuple):
-    """The message: the mean of the workers, and how far they go to it."""
+    """The mean of the workers' vectors, and how far they move toward it."""
 
     mean: Tensor
     share: Tensor  # 1 - a, scaled, float64 []
@@ -41,12 +41,12 @@ class PAPA(Strategy[PAPAState, PAPAMessage]):
         b   = (1 - a) lr / lr_0
         x_i = (1 - b) x_i + b mean_j x_j
 
-    Workers keep different weights. Where the caller does not tell the learning rate, it is taken as constant.
-    The model at the end is the mean, with the mean of the buffers.
+    Workers keep different weights. Where the caller gives no learning rate, it counts as constant. The model at
+    the end is the mean, buffers included.
 
     Args:
         a: how much a worker keeps, 0 to 1; 0 is local SGD as long as the learning rate is constant.
-        when: the trigger; the default is each 10th step.
+        when: the trigger; by default every 10th step.
 
     Raises:
         UsageError: `a` is out of its range.
@@ -54,10 +54,10 @@ class PAPA(Strategy[PAPAState, PAPAMessage]):
     Cost: one all-reduce of P a round, 2 (W-1)/W P sent by each worker; no memory.
 
     Source: Jolicoeur-Martineau, Gervais, Fatras, Zhang, Lacoste-Julien, PopulAtion Parameter Averaging (PAPA),
-    arXiv 2304.03094; a = 0.99, n = 10 and the scaling as in the authors' code. Here lr_0 is the highest
-    learning rate of the rounds so far, so that a warm-up of the rate does not make b exceed 1 - a. There the
-    statistics of BatchNorm are re-estimated for the mean at the end, which a strategy has no data for; and
-    the networks of the population differ in augmentation and regularization, which is the caller's matter.
+    arXiv 2304.03094; a = 0.99, n = 10 and the scaling as in the authors' code. Here lr_0 is the highest learning
+    rate of the rounds so far, so that a warm-up of the learning rate does not make b exceed 1 - a. There the
+    statistics of BatchNorm are re-estimated for the mean at the end, for which a strategy has no data, and the
+    networks of the population differ in augmentation and regularization, which are the caller's.
     """
 
     card: ClassVar[Card] = CARDS["papa"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -14,31 +14,31 @@ from swarmstep.cards import CARDS, Card
 from swarmstep.comm.base import Comm
 from swarmstep.errors import UsageError
 from swarmstep.ownership import Own, PerWorker, Shared
-from swarmstep.seeding import generator, mix
+from swarmstep.seeding import mix
 from swarmstep.signal import Layout, Roll, Signal
 from swarmstep.strategies.base import Strategy, check_choice, check_range
-from swarmstep.strategies.blocks import blocks
 from swarmstep.strategies.neighbours import fetch, ring_leaders
+from swarmstep.strategies.random_factors import FACTORS, Factor, random_factors
 
 
 class PSOPSState(NamedTuple):
-    """What a particle remembers, and what all know of the swarm."""
+    """What a particle remembers, and what every particle knows of the swarm."""
 
     velocity: Own  # v_i [P]
     best: Own  # best_i [P], with its buffers
     best_losses: PerWorker  # best_loss_j [W] float64, +inf before the first round
     leader: Own  # g [P], with its buffers; the same on all ranks unless neighbours="ring"
-    owner: Shared  # the worker the best g of all came from, int64; -1 before the first round
+    owner: Shared  # int64 []: the worker that the best g of all came from; -1 before the first round
 
 
 class PSOPSMessage(NamedTuple):
-    """The message: what the round found."""
+    """The new leader and best losses, and how this particle moves."""
 
     leader: Tensor
     owner: Tensor
     best_losses: Tensor
-    refreshed: Tensor  # bool []: this particle's personal best is where it stands
-    seed: Tensor  # int64 []: of this particle's r1, r2
+    refreshed: Tensor  # bool []: this particle is at its personal best
+    seed: Tensor  # int64 []: of this particle's r1 and r2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,40 +54,40 @@ class PSOPS(Strategy[PSOPSState, PSOPSMessage]):
         v_i = w v_i + c1 r1 (best_i - x_i) + c2 r2 (g - x_i)
         x_i = x_i + v_i
 
-    With neighbours="ring" each particle has a g of its own, from itself and the ranks before and after it.
-    Ties go to the lowest rank. r1, r2 ~ U(0, 1). Workers keep different weights after a round. Losses must be
-    positive if `best_decay` is used.
+    With neighbours="ring" each particle has a g of its own, the best of itself and the ranks before and after it.
+    Ties go to the lowest rank. r1, r2 ~ U(0, 1). Workers keep different weights. With `best_decay` losses must be
+    positive.
 
     Args:
         inertia: w, 0 to 1.
         cognitive: c1, 0 to 4: the pull to the particle's own best.
         social: c2, 0 to 4: the pull to the leader.
-        best: "round", g is the best of the weights gathered now; "historical", the best ever seen.
-        neighbours: "all", one leader for all; "ring", j is one of i-1, i, i+1 (lbest), so that news travels a
-            rank a round and particles stay different for longer.
-        random: what has an r1 and an r2 of its own: "tensor" each parameter tensor, "vector" each particle,
-            "weight" each element; "none" sets both to 1.
-        fitness: "training" takes f_i from the training loss, "probe" from the loss of x_i on the shared probe
-            batch, which all workers then know by one more gather of a number.
-        best_decay: each round inflates the remembered best losses by this fraction, 0 to 1, so that one lucky
-            batch does not freeze a best.
-        clamp: bound on each element of the velocity, > 0, in units of the weights (None: no bound).
+        best: "round", g is the best of this round's weights; "historical", the best ever seen.
+        neighbours: "all", one leader for all; "ring", j is one of i-1, i, i+1 (lbest), so that a good position
+            travels one rank a round and particles stay different for longer.
+        random: what has an r1 and r2 of its own: "tensor", each tensor; "vector", each particle; "weight", each
+            element. "none" sets both to 1.
+        fitness: "training", f_i is the training loss; "probe", the loss of x_i on the shared probe batch, which
+            costs a gather of one number.
+        best_decay: the remembered best losses grow by this fraction in each round, 0 to 1, so that one lucky batch
+            does not fix a best for good.
+        clamp: bound on each element of the velocity, > 0, in units of the weights; None means no bound.
         constriction: multiply the new velocity by the constriction factor of Clerc and Kennedy (2002),
             2 / |2 - phi - sqrt(phi^2 - 4 phi)| with phi = c1 + c2 > 4, in place of the inertia.
-        outcome: the model at the end: "best", the leader g with its buffers, or "mean" of the particles.
-        when: the trigger; the default is each 16th step.
+        outcome: the model at the end: "best", the leader g with its buffers; "mean", the mean of the particles.
+        when: the trigger; by default every 16th step.
 
     Raises:
         UsageError: an argument is out of its range.
 
-    Cost: one broadcast of P a round, (W-1)/W P sent by each worker, half of an all-reduce; with
-    best="historical" only in rounds that change g. With neighbours="ring" two permutes at most in which only
-    those who want a neighbour's weights take part: at most 4/3 P, 7/6 P as a mean if losses are random. Memory:
-    v, best_i and g, 3 P.
+    Cost: one broadcast of P a round, (W-1)/W P sent by each worker, half of an all-reduce; with best="historical"
+    only in rounds that change g. With neighbours="ring" at most two permutes, in which only particles that need a
+    neighbour's weights receive: at most 4/3 P, and 7/6 P on average if losses are random. Memory: v, best_i and g,
+    3 P.
 
-    Source: Ye, Han, Sun, Lv, PSO-PS, IJCNN 2020, arXiv 2009.03816: particles, fitness, the alternation of SGD
-    and PSO. The paper's body was not at hand: the update is textbook PSO, and the coefficients, the
-    randomness for each tensor, `best="round"` and every option beyond are our decisions, not the paper's.
+    Source: Ye, Han, Sun, Lv, PSO-PS, IJCNN 2020, arXiv 2009.03816: particles, fitness, and SGD and PSO in turn.
+    The paper's body was not at hand: the update is textbook PSO, and the coefficients, the randomness for each
+    tensor, `best="round"` and all further options are our decisions, not the paper's.
     """
 
     card: ClassVar[Card] = CARDS["pso-ps"]
@@ -111,7 +111,7 @@ class PSOPS(Strategy[PSOPSState, PSOPSMessage]):
         check_range("best_decay", self.best_decay, 0.0, 1.0)
         check_choice("best", self.best, ("round", "historical"))
         check_choice("neighbours", self.neighbours, ("all", "ring"))
-        check_choice("random", self.random, ("tensor", "vector", "weight", "none"))
+        check_choice("random", self.random, FACTORS)
         check_choice("fitness", self.fitness, ("training", "probe"))
         check_choice("outcome", self.outcome, ("best", "mean"))
         if self.clamp is not None and not self.clamp > 0:
@@ -145,31 +145,31 @@ class PSOPS(Strategy[PSOPSState, PSOPSMessage]):
     def carry(self, state: PSOPSState, fresh: PSOPSState, sources: Sequence[int | None], rank: int) -> PSOPSState:
         """Return the state in a changed group.
 
-        A particle that joins has velocity 0 and a survivor's leader as its own best, with the leader's loss. If
-        the owner of the leader has left, the first survivor inherits the leader as its own best, so that it
-        competes once more.
+        A newcomer has velocity 0, and a survivor's leader as its own best, with the leader's loss. If the owner of
+        the leader has left, the first survivor inherits the leader as its own best, so that the leader still
+        competes.
 
-        With best="round" the leader's loss is not remembered, and a best may be better than the leader: a
-        particle that joins takes the best loss of the leader's owner for it, and nobody inherits. With
-        neighbours="ring" nobody knows whose leader is whose: a particle that joins takes the loss as +inf, the
-        owner is the survivor with the lowest best loss, and each survivor keeps its leader, which may be the
-        best of one that has left, until it hears of a better one from its new neighbours.
+        With best="round" the leader's loss is not remembered, and some best may be better than the leader: a
+        newcomer then uses the best loss of the leader's owner, and nobody inherits. With neighbours="ring" no rank
+        knows whose leader is whose: a newcomer's loss is then +inf, the owner is the survivor with the lowest best
+        loss, and each survivor keeps its leader, which may be the best of a worker that has left, until its new
+        neighbours have a better one.
         """
         moved = super().carry(state, fresh, sources, rank)
-        joins = [source is None for source in sources]
-        if joins[rank]:
+        newcomers = [source is None for source in sources]
+        if newcomers[rank]:
             moved.leader.copy_(state.leader)
             moved.best.copy_(state.leader)
         owner = int(state.owner)
         if owner < 0:
             return moved
-        losses, everybody = moved.best_losses, self.neighbours == "all"
-        if everybody:
-            losses[torch.tensor(joins)] = state.best_losses[owner]
-        heir = joins.index(False) if everybody else int(losses.argmin())
+        losses, one_leader = moved.best_losses, self.neighbours == "all"
+        if one_leader:
+            losses[torch.tensor(newcomers)] = state.best_losses[owner]
+        heir = newcomers.index(False) if one_leader else int(losses.argmin())
         if owner in sources:
             heir = sources.index(owner)
-        elif everybody and self.best == "historical":
+        elif one_leader and self.best == "historical":
             losses[heir] = state.best_losses[owner]
             if rank == heir:
                 moved.best.copy_(state.leader)
@@ -181,83 +181,62 @@ class PSOPS(Strategy[PSOPSState, PSOPSMessage]):
         remembered = state.best_losses * (1.0 + self.best_decay)
         refreshed = losses < remembered
         best_losses = torch.where(refreshed, losses, remembered)
-        mine = bool(refreshed[comm.rank])
         scores = losses if self.best == "round" else best_losses
-        brought = x if mine or self.best == "round" else state.best
+        candidate = x if refreshed[comm.rank] or self.best == "round" else state.best
         owner = int(scores.argmin())
         leader = state.leader
         if self.neighbours == "ring":
-            leader = self._ring_leader(brought, state, scores, refreshed, comm)
+            leader = self._ring_leader(candidate, state, scores, refreshed, comm)
         elif self.best == "round" or owner != int(state.owner) or refreshed[owner]:
-            leader = comm.broadcast(brought, owner)
+            leader = comm.broadcast(candidate, owner)
         seed = mix(signal.seed, signal.step, comm.rank, "pso")
-        return PSOPSMessage(leader, torch.tensor(owner), best_losses, torch.tensor(mine), torch.tensor(seed))
+        return PSOPSMessage(
+            leader, torch.tensor(owner), best_losses, refreshed[comm.rank].clone(), torch.tensor(seed)
+        )
 
     def _fitness(self, x: Tensor, signal: Signal, roll: Roll, comm: Comm) -> Tensor:
         """Return f [W] float64, +inf for workers that do not take part."""
         if self.fitness == "training":
             return roll.losses
         assert signal.probe is not None
-        mine = signal.probe(x) if roll.present[comm.rank] else math.inf
-        losses = comm.gather(torch.tensor(mine, dtype=torch.float64))
+        own = signal.probe(x) if roll.present[comm.rank] else math.inf
+        losses = comm.gather(torch.tensor(own, dtype=torch.float64))
         return losses.where(losses.isfinite(), math.inf)
 
     def _ring_leader(
-        self, brought: Tensor, state: PSOPSState, scores: Tensor, refreshed: Tensor, comm: Comm
+        self, candidate: Tensor, state: PSOPSState, scores: Tensor, refreshed: Tensor, comm: Comm
     ) -> Tensor:
-        """Return the best among what this rank and its neighbours bring; only what is new travels.
+        """Return the best candidate of this rank and its neighbours; only candidates that are new travel.
 
         With historical bests a rank's leader changes only to one that has just refreshed its best.
         """
         leaders = ring_leaders(scores)
         new = refreshed | (self.best == "round")
-        wanted = {rank for rank, leader in enumerate(leaders) if leader != rank and new[leader]}
-        found = fetch(brought, leaders, wanted, comm)
-        if found is not None:
-            return found
-        return brought.clone() if leaders[comm.rank] == comm.rank else state.leader
+        receivers = {rank for rank, leader in enumerate(leaders) if leader != rank and new[leader]}
+        received = fetch(candidate, leaders, receivers, comm)
+        if received is not None:
+            return received
+        return candidate.clone() if leaders[comm.rank] == comm.rank else state.leader
 
     def apply(self, x: Tensor, state: PSOPSState, message: PSOPSMessage, layout: Layout) -> None:
         state.best_losses.copy_(message.best_losses)
         state.owner.copy_(message.owner)
         refreshed = bool(message.refreshed)
         factor, inertia = self._constriction(), 1.0 if self.constriction else self.inertia
-        for block, r1, r2 in self._random(x, layout.sizes, int(message.seed)):
-            here, v = x[block], state.velocity[block]
+        for block, r1, r2 in random_factors(self.random, x, layout.sizes, int(message.seed)):
+            position, v = x[block], state.velocity[block]
             leader = state.leader[block].copy_(message.leader[block])
             v.mul_(inertia)
-            if refreshed:  # it stands at its best
-                state.best[block].copy_(here)
+            if refreshed:  # it is at its best, which pulls no further
+                state.best[block].copy_(position)
             else:
-                _pull(v, state.best[block] - here, r1, self.cognitive)
-            _pull(v, leader - here, r2, self.social)
+                _pull(v, state.best[block] - position, r1, self.cognitive)
+            _pull(v, leader - position, r2, self.social)
             if factor != 1.0:
                 v.mul_(factor)
             if self.clamp is not None:
                 v.clamp_(-self.clamp, self.clamp)
-            here.add_(v)
-
-    def _random(
-        self, x: Tensor, sizes: tuple[int, ...], seed: int
-    ) -> Iterator[tuple[slice, Tensor | float, Tensor | float]]:
-        """Yield the pieces of x, each with its r1 and r2."""
-        if self.random == "weight":
-            source = generator(seed, device=x.device)
-            r = torch.rand((2, x.numel()), generator=source, dtype=x.dtype, device=x.device)
-            for block in blocks(x):
-                yield block, r[0, block], r[1, block]
-        elif self.random == "tensor":
-            r = torch.rand((2, len(sizes)), generator=generator(seed), dtype=x.dtype)
-            start = 0
-            for size, r1, r2 in zip(sizes, *r.tolist(), strict=True):
-                for block in blocks(x[start : start + size]):
-                    yield slice(start + block.start, start + block.stop), r1, r2
-                start += size
-        else:
-            ones = torch.ones(2, 1, dtype=x.dtype)
-            r = ones if self.random == "none" else torch.rand((2, 1), generator=generator(seed), dtype=x.dtype)
-            for block in blocks(x):
-                yield block, float(r[0]), float(r[1])
+            position.add_(v)
 
     def _constriction(self) -> float:
         if not self.constriction:
@@ -276,7 +255,7 @@ class PSOPS(Strategy[PSOPSState, PSOPSMessage]):
         return state.leader.clone()
 
 
-def _pull(v: Tensor, gap: Tensor, r: Tensor | float, strength: float) -> None:
+def _pull(v: Tensor, gap: Tensor, r: Factor, strength: float) -> None:
     """Add strength * r * gap to v; may change gap."""
     if isinstance(r, Tensor):
         v.add_(gap.mul_(r), alpha=strength)

@@ -1,4 +1,4 @@
-"""The inner optimizer's learning rate in a round that some workers only answer."""
+"""The inner optimizer's learning rate in a round in which some workers do not take part."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from swarmstep.signal import Roll, Signal
 
 
 def common_rate(signal: Signal, roll: Roll, comm: Comm) -> float | None:
-    """Return the learning rate of the workers that take part, the same on all ranks; None if they did not tell.
+    """Return the learning rate of the workers that take part, the same on all ranks; None if they gave none.
 
-    A worker that has finished its data has no rate of its own any more. As long as all take part this costs
-    nothing; otherwise one gather of 8 bytes a worker.
+    A worker that has finished its data has no learning rate any more. As long as all take part this costs nothing;
+    otherwise a gather of 8 bytes a worker.
     """
     if roll.present.all():
         return signal.lr
-    mine = math.nan if signal.lr is None else signal.lr
-    rates = comm.gather(torch.tensor(mine, dtype=torch.float64))
+    own = math.nan if signal.lr is None else signal.lr
+    rates = comm.gather(torch.tensor(own, dtype=torch.float64))
     rate = float(rates[roll.present][0])
     return None if math.isnan(rate) else rate

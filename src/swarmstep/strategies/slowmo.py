@@ -18,14 +18,14 @@ from swarmstep.strategies.rate import common_rate
 
 
 class SlowMoState(NamedTuple):
-    """The common model between two rounds."""
+    """The common model between two rounds, and its momentum."""
 
     anchor: Shared  # x [P]
     velocity: Shared  # u [P], in units of a gradient, zero for buffers
 
 
 class SlowMoMessage(NamedTuple):
-    """The message: the mean of the workers, and the inner learning rate."""
+    """The mean of the workers' vectors, and the inner learning rate."""
 
     mean: Tensor
     rate: Tensor  # lr, float64 []
@@ -43,22 +43,22 @@ class SlowMo(Strategy[SlowMoState, SlowMoMessage]):
         x = x - a lr u
         x_i = x
 
-    lr is the inner optimizer's learning rate in the step that ends the round: `Synchronizer.step(loss, lr)`.
+    lr is the inner optimizer's learning rate at the step of the round: `Synchronizer.step(loss, lr)`.
     Buffers take the mean, without momentum. The model at the end is x.
 
     Args:
         slow_lr: a, 0 to 10.
         momentum: b, 0 to 0.9999. With a = 1 and b = 0 this is local SGD.
-        when: the trigger; the default is each 16th step.
+        when: the trigger; by default every 16th step.
 
     Raises:
-        UsageError: an argument is out of its range; in a round, no learning rate above 0 was told.
+        UsageError: an argument is out of its range; in a round, no learning rate above 0 was given.
 
     Cost: one all-reduce of P a round, 2 (W-1)/W P sent by each worker. Memory: x and u, 2 P.
 
     Source: Wang, Tantia, Ballas, Rabbat, SlowMo, arXiv 1910.00643; defaults as in the authors' code
     (torchdistx). Here the base method is local steps with the mean at the end, and inner optimizers keep their
-    state over a round.
+    state across rounds.
     """
 
     card: ClassVar[Card] = CARDS["slowmo"]

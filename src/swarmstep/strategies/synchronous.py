@@ -29,7 +29,7 @@ class Synchronous(Strategy[NoState, SynchronousMessage]):
     deterministic then stay equal. Floating-point buffers stay each worker's own, and are rank 0's at the end.
 
     Args:
-        when: the trigger; the default is every step. At the steps between, each worker takes its own gradient.
+        when: the trigger; by default every step. At the steps between rounds each worker uses its own gradient.
 
     Cost: one all-reduce of the gradient a round, 2 (W-1)/W P sent by each worker; no memory.
 

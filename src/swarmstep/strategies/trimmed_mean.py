@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import ClassVar, NamedTuple, final
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,50 +17,46 @@ from swarmstep.when import NoState
 
 
 class TrimmedMeanMessage(NamedTuple):
-    """The message: the trimmed mean of the workers' vectors, [P]."""
+    """The trimmed mean of the workers' vectors, [P]."""
 
     mean: Tensor
 
 
-@final
 @dataclasses.dataclass(frozen=True)
 class TrimmedMean(Strategy[NoState, TrimmedMeanMessage]):
     """Replace every worker's weights by the mean of all without the extremes, coordinate by coordinate.
 
     ::
 
-        t      = ceil(trim W), at most (W-1)/2 rounded down
+        t      = ceil(trim W), but at most floor((W-1)/2)
         x_i[k] = mean of x_1[k] .. x_W[k] without the t smallest and the t largest
 
-    W counts the workers that take part. The model at the end is the trimmed mean of the workers' last weights.
-    A worker whose weights are not finite does not count, and takes the trimmed mean.
+    W counts the workers that take part, each with the same weight. A worker whose weights are not finite does not
+    take part, and gets the trimmed mean. The model at the end is the trimmed mean of the workers' last weights.
 
     Args:
         trim: the fraction cut off at each end, 0 to 0.5; 0 is the mean, 0.5 the median.
-        when: the trigger; the default is each 16th step.
+        when: the trigger; by default every 16th step.
 
     Raises:
         UsageError: `trim` is out of its range.
 
-    Cost: every worker needs all vectors: W-1 P sent by each worker a round, and W P of memory while it lasts;
+    Cost: every worker needs all vectors: (W-1) P sent by each worker a round, and W P of memory during the round;
     none between rounds. For a few workers only.
 
-    Source: Yin, Chen, Ramchandran, Bartlett, Byzantine-Robust Distributed Learning: Towards Optimal
-    Statistical Rates, arXiv 1803.01498, coordinate-wise trimmed mean. There it is of gradients, at a server, at
-    every step; here of weights after local steps. The default of 0.25 and rounding up, so that few workers are
-    not left without protection, are ours.
+    Source: Yin, Chen, Ramchandran, Bartlett, Byzantine-Robust Distributed Learning: Towards Optimal Statistical
+    Rates, arXiv 1803.01498, coordinate-wise trimmed mean: there of gradients, on a server, at every step; here of
+    weights after local steps. The default of 0.25 is ours, and so is rounding up, without which a few workers
+    would have no protection.
     """
 
     card: ClassVar[Card] = CARDS["trimmed-mean"]
+    contains_not_finite: ClassVar[bool] = True
 
     trim: float = 0.25
 
     def __post_init__(self) -> None:
         check_range("trim", self.trim, 0.0, 0.5)
-
-    @property
-    def contains_not_finite(self) -> bool:
-        return True
 
     @property
     def common(self) -> str:
@@ -86,7 +82,7 @@ class TrimmedMean(Strategy[NoState, TrimmedMeanMessage]):
 
 
 def trimmed_mean(rows: Tensor, trim: float) -> Tensor:
-    """Return the mean of each column of rows [K, P] without ceil(trim K) at each end: [P]."""
+    """Return the mean of each column of rows [K, P] without ceil(trim K) values at each end: [P]."""
     count = len(rows)
     cut = min(math.ceil(trim * count - 1e-9), (count - 1) // 2)
     return torch.sort(rows, dim=0).values[cut : count - cut].mean(dim=0)

@@ -1,6 +1,7 @@
 """Whom the swarm trusts: a sequential test of what it loses without each worker.
 
-Everything here is computed from what all ranks know, so all come to the same verdict without a word more.
+Everything here follows from what all ranks know, so that they reach the same verdict without further
+communication.
 """
 
 from __future__ import annotations
@@ -20,26 +21,26 @@ REASONS = (
     "its probe contradicts the others'",
     "its weights are not finite",
     "its step is far longer than the others'",
-    "it alone would have made this round a step back",
+    "with it, this round would have been a step back",
 )
-PRIOR = 1.0  # deviation of one test's outcome, believed before there are tests: three that agree prove little
-MOST = 3.0  # one test counts at most as much as this many typical outcomes
+PRIOR = 1.0  # standard deviation assumed of a test's outcome before there are tests: three that agree prove little
+MOST = 3.0  # a test counts at most as much as this many typical outcomes
 FIRST = 3  # a standing changes from the third test on; until then every round tests
 
 
 class Verdict(NamedTuple):
-    """What the tests have shown so far, each [W]."""
+    """What the tests have shown so far, each field [W]."""
 
-    effect: Tensor  # e: the mean outcome, in typical outcomes; below 0: the swarm is better without
-    variance: Tensor
-    standing: Tensor
-    tests: int
+    effect: Tensor  # e: the mean outcome, in typical outcomes; below 0 the swarm is better without the worker
+    variance: Tensor  # of an outcome
+    standing: Tensor  # TRUSTED, HARMFUL or CONTRADICTING
+    tests: int  # t
 
 
 def glance(roll: Roll, gate: Tensor) -> Tensor:
     """Return who is left out of this round alone, [W]: NOT_FINITE, WILD, or TRUSTED.
 
-    Wild is a step more than `gate` [W] times as long as the (lower) median of those present.
+    A step is wild if it is more than `gate` [W] times as long as the lower median of those present.
     """
     lengths = roll.reports[:, 0].sqrt()
     now = torch.full_like(lengths, TRUSTED, dtype=torch.int64)
@@ -50,7 +51,9 @@ def glance(roll: Roll, gate: Tensor) -> Tensor:
 
 
 def checked(q: Tensor, base: Tensor) -> Tensor:
-    """Return q [W] in [-1, 1], -1 for who measured another loss of the same weights; NaN if nothing was learnt.
+    """Return q [W] in [-1, 1], or -inf for a worker that measured another loss of the same weights.
+
+    All are NaN if the test is void.
 
     Args:
         q: as measured; may hold NaN or infinity.
@@ -68,18 +71,18 @@ def judge(before: Verdict, q: Tensor, present: Tensor, memory: float, margin: fl
 
     ::
 
-        z = clamp(q / median |q|, -3, 3)       what a test says grows and falls with training; its pattern does not
+        z = clamp(q / median |q|, -3, 3)       outcomes shrink as training goes on; their pattern does not
         b = min(beta, 1 - 1/t) ; d = z - e ; e += (1-b) d ; var = b (var + (1-b) d d)
         se = sqrt((median(var) + PRIOR^2 / t) / min(t, (1+beta)/(1-beta)))
         distrusted when e_i < -k se, trusted again when e_i >= se, from the third test on;
-        the best ceil(W/2) stay
+        the best ceil(W/2) are always trusted
 
     Medians are lower medians.
 
     Args:
         before: the verdict so far.
         q: [W] from `checked`.
-        present: who takes part, bool [W]; of the others nothing is learnt.
+        present: who takes part, bool [W]; the others' figures stay.
         memory: beta.
         margin: k.
     """
@@ -100,17 +103,17 @@ def judge(before: Verdict, q: Tensor, present: Tensor, memory: float, margin: fl
     good = torch.where(out, effect >= error, effect >= -margin * error)
     best = effect.argsort(descending=True, stable=True)[: math.ceil(len(effect) / 2)]
     good[best] = True
-    found = torch.where(good, TRUSTED, torch.where(contradicting, CONTRADICTING, HARMFUL))
-    return Verdict(effect, variance, found, t)
+    standing = torch.where(good, TRUSTED, torch.where(contradicting, CONTRADICTING, HARMFUL))
+    return Verdict(effect, variance, standing, t)
 
 
 def suspects(q: Tensor) -> Tensor:
-    """Return who, by this test alone, takes away so much that it could turn the round around, bool [W]."""
+    """Return whose harm, by this test alone, is so large that it could make the round a step back, bool [W]."""
     return q <= -1.0
 
 
 def veto(standing: Tensor, passing: Tensor, suspected: Tensor) -> Tensor:
-    """Return `passing` with the suspects out of this round, unless that left less than half of the workers."""
+    """Return `passing` without the suspects, unless that would leave less than half of the workers."""
     now = torch.where(suspected & (passing == TRUSTED), VETOED, passing)
     left = int(((now == TRUSTED) & (standing == TRUSTED)).sum())
     return now if left >= math.ceil(len(standing) / 2) else passing

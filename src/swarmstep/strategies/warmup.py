@@ -71,10 +71,6 @@ class Warmup(Strategy):
         return self.then.buffers
 
     @property
-    def contains_not_finite(self) -> bool:
-        return self.first.contains_not_finite and self.then.contains_not_finite
-
-    @property
     def one_result(self) -> bool:
         return self.first.one_result and self.then.one_result
 
