@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers import Trainer, same
-from pool import Pool
 from rounds import Array, Game, game, play
 from swarmstep import PSOPS, Comm, Every, Independent, Strategy, simulate
 from swarmstep.errors import UsageError
@@ -211,9 +210,9 @@ def broadcasts(reports: list[Any], historical: bool) -> list[int]:
 
 @pytest.mark.parametrize("best", ["round", "historical"])
 @pytest.mark.parametrize("workers", [2, 3, 4])
-def test_a_round_is_the_pairs_and_one_broadcast_if_the_leader_is_new(pool: Pool, best: str, workers: int) -> None:
+def test_a_round_is_the_pairs_and_one_broadcast_if_the_leader_is_new(best: str, workers: int) -> None:
     strategy = PSOPS(best=best, when=Every(1))
-    found = pool.run(trace, strategy, 16, workers=workers)
+    found = simulate(lambda comm: trace(comm, strategy, 16), workers)
     P = found[0][1][0].numel()
     expected = broadcasts(found[0][2], best == "historical")
     assert sum(expected) == 16 if best == "round" else 0 < sum(expected) < 16
