@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from forking import CONTEXT
-from swarmstep.checkpoint.saver import Saver, load_any
+from swarmstep.checkpoint.loader import load_any
+from swarmstep.checkpoint.saver import Saver
 
 
 def save_for_ever(folder: Path, said: int) -> None:

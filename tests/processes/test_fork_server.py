@@ -185,6 +185,7 @@ def gone(pid: int) -> bool:
         return True
 
 
+@pytest.mark.usefixtures("forked")
 def test_nothing_outlives_its_starter(job: Callable[..., ProcessSpec], tmp_path: Path) -> None:
     work = job("left")
     command = [sys.executable, "-c", OWNER, work.program, work.arguments[0]]
@@ -199,6 +200,7 @@ def test_nothing_outlives_its_starter(job: Callable[..., ProcessSpec], tmp_path:
     until(lambda: gone(worker) and gone(server))
 
 
+@pytest.mark.usefixtures("forked")
 def test_workers_do_not_outlive_the_fork_server(job: Callable[..., ProcessSpec], tmp_path: Path) -> None:
     with ForkServer(dict(os.environ)) as fork_server:
         worker = fork_server.start(job("left"))
@@ -209,6 +211,7 @@ def test_workers_do_not_outlive_the_fork_server(job: Callable[..., ProcessSpec],
         until(lambda: gone(worker))
 
 
+@pytest.mark.usefixtures("forked")
 def test_none_is_left_at_the_end_of_the_block(job: Callable[..., ProcessSpec], tmp_path: Path) -> None:
     with ForkServer(dict(os.environ)) as fork_server:
         pids = [fork_server.start(job(name)) for name in ("x", "y")]

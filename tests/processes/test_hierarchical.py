@@ -12,8 +12,8 @@ from helpers import TIMINGS, Trainer, run, same, timed
 from pool import Pool
 from swarmstep import Comm, Every, Hierarchical, Strategy, simulate
 from swarmstep.errors import NotFinite
-from whole_runs import STEPS, WORKERS
 
+WORKERS, STEPS = 4, 9
 PAIRS = Hierarchical(local_size=2, outer_every=2)
 
 

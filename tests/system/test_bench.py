@@ -22,6 +22,8 @@ from swarmstep.microbench.rounds import ACCELERATE, LIMITS
 from swarmstep.microbench.scale import LIMITS as STRATEGIES
 from swarmstep.microbench.wire import CODECS
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 SMALL = ("--parameters", "10000", "--tensors", "8", "--repeats", "2", "--workers", "2")
 
 

@@ -33,6 +33,8 @@ from swarmstep.network.leftovers import PREFIX
 from swarmstep.network.link import Link
 from swarmstep.network.namespaces import Network
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 LIMIT = 60.0  # seconds; a hang, not a measurement
 
 

@@ -17,6 +17,8 @@ import pytest
 from runs import weights
 from swarmstep.cli import main
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 Refuse = Callable[..., str]
 
 

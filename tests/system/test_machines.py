@@ -24,6 +24,8 @@ from swarmstep.network.link import Link
 from swarmstep.network.namespaces import Network
 from swarmstep.train.join import interface_towards
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 LIMIT = 100.0  # seconds; a hang, not a measurement
 ENDLESS = ["--steps", "100000", "--every", "4", "--pace", "0.02", "--silence", "2"]
 SECRET = "correct horse battery staple"

@@ -24,6 +24,8 @@ from swarmstep.network.leftovers import PREFIX
 from swarmstep.network.link import Link, parse
 from swarmstep.network.namespaces import Network
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 SOON = 60.0  # seconds; a hang, not a measurement
 LINK = Link(1e8)
 FAR = Link(1e8, delay=0.02)

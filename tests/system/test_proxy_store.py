@@ -14,6 +14,8 @@ import pytest
 from swarmstep.comm.process_groups import serve_store
 from swarmstep.comm.secure.proxy import Proxy
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 SECRET = b"correct horse battery staple"
 
 
