@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from examples import few
 from helpers import VARIANTS, Trainer, Vote, before_rounds, run, same
 from swarmstep import (
     PSOPS,
@@ -117,7 +118,7 @@ def played(strategy: Strategy, steps: int, **options: Any) -> Array:
 mixes = st.one_of(st.none(), st.sampled_from([0.0, 0.5, 1.0]))
 
 
-@settings(max_examples=40)
+@few
 @given(st.integers(1, 7), st.integers(0, 8), mixes, st.integers(1, 3), st.integers(1, 20))
 def test_streaming_diloco_is_its_definition(
     n: int, delay: int, mix: float | None, fragments: int, steps: int

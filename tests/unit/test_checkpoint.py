@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import swarmstep.checkpoint.saver as saver_module
@@ -512,7 +512,6 @@ ranks = st.sets(st.integers(0, 2), max_size=2)
 writes = st.tuples(ranks, ranks, st.booleans(), st.sets(st.integers(0, 2)))
 
 
-@settings(max_examples=40)
 @given(history=st.lists(writes, min_size=3, max_size=25))
 @example(history=[(set(), set(), True, {0, 1, 2})] * 2 + [({2}, set(), True, {0, 1})] * 20)
 @example(history=[(set(), set(), True, {0, 1, 2})] * 2 + [(set(), {1}, True, {0, 1, 2})] * 20)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -112,7 +112,6 @@ def test_rounds_without_a_reference(codec: Codec, size: int, n: int) -> None:
     check_play(codec, n, weights, False, found)
 
 
-@settings(max_examples=40)
 @given(st.sampled_from(CODECS), st.integers(1, 700), st.integers(2, 6), st.integers(0, 2**32), st.booleans())
 def test_any_length_and_weights(codec: Codec, n: int, size: int, seed: int, referenced: bool) -> None:
     referenced = referenced or codec.needs_reference

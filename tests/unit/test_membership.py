@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from swarmstep.comm.group import Decision
@@ -143,7 +143,6 @@ def test_trouble_while_waiting_does_not_undo_what_was_decided(store: tuple[Any, 
     assert ends[0].decide(decided_meanwhile) == Decision(finish=True)
 
 
-@settings(max_examples=25)
 @given(
     st.lists(st.sampled_from(["vote", "vote", "vote", "give up", "doubt"]), min_size=2, max_size=4),
     st.lists(st.integers(0, 3), min_size=4, max_size=4),

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from examples import few
 from runs import MODELS, REAL, report, rows, same_run, train
 from swarmstep import STRATEGIES
 from swarmstep.errors import CheckpointError, NotFinite, UsageError
@@ -89,7 +90,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@settings(max_examples=8)
+@few
 @given(stops=st.sets(st.integers(1, 59), min_size=1, max_size=3))
 def test_any_stops(stops: set[int], whole: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("parts") / "run"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers import Trainer, same
@@ -126,7 +126,6 @@ options = st.builds(
 )
 
 
-@settings(max_examples=80)
 @given(options, st.integers(1, 4), st.integers(0, 2**16), st.dictionaries(st.integers(1, 3), st.integers(0, 5)))
 def test_any_options_losses_with_ties_and_workers_that_finish(
     options: PSOPS, workers: int, seed: int, finished: dict[int, int]
