@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 
 export OMP_NUM_THREADS = 1
 
-.PHONY: setup demo test test-slow chaos check format evidence evidence-full readme clean
+.PHONY: setup demo test test-slow coverage check chaos format evidence evidence-full readme clean
 
 setup: $(VENV)/ready
 
@@ -17,11 +17,20 @@ $(VENV)/ready: pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/python examples/demo.py
 
-test: check
-	$(BIN)/pytest
+# Two at a time: a file's tests stay together, and those that wait for processes overlap with those that compute.
+test: setup
+	$(BIN)/pytest -n 3 --dist loadfile
 
+# Minutes each, and many fresh examples for all that Hypothesis draws; hours.
 test-slow: setup
-	$(BIN)/pytest -m slow --timeout 1800
+	$(BIN)/pytest -m "slow or hypothesis" --hypothesis-profile long --timeout 3600 -o faulthandler_timeout=0
+
+# Line and branch coverage of `make test`, with all processes that the tests start.
+coverage: setup
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -n 3 --dist loadfile
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 check: setup
 	$(BIN)/ruff check .
@@ -48,4 +57,4 @@ readme: setup
 	$(BIN)/python benchmarks/claims.py
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage*

@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
-import os
-import signal
-import subprocess
-import sys
-import threading
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from helpers import VARIANTS, Run, Trainer, Vote, before_rounds, run, same, timed
-from launched import Launched
-from pool import Pool
+from examples import few
+from helpers import VARIANTS, Trainer, Vote, before_rounds, run, same
 from swarmstep import (
     PSOPS,
-    STRATEGIES,
     Comm,
     DiLoCo,
-    DistComm,
     Every,
     InformedSwarm,
     LocalSGD,
@@ -39,8 +30,8 @@ from swarmstep import (
     simulate,
 )
 from swarmstep.comm.codecs import Int8
-from swarmstep.comm.process_groups import serve_store
-from swarmstep.errors import CheckpointError, CommError, NotFinite, PeerLost, UsageError
+from swarmstep.errors import CheckpointError, UsageError
+from whole_runs import DELAYED, simulated
 
 WORKERS = 3
 SIZE = 6
@@ -127,7 +118,7 @@ def played(strategy: Strategy, steps: int, **options: Any) -> Array:
 mixes = st.one_of(st.none(), st.sampled_from([0.0, 0.5, 1.0]))
 
 
-@settings(max_examples=40)
+@few
 @given(st.integers(1, 7), st.integers(0, 8), mixes, st.integers(1, 3), st.integers(1, 20))
 def test_streaming_diloco_is_its_definition(
     n: int, delay: int, mix: float | None, fragments: int, steps: int
@@ -160,38 +151,15 @@ def test_a_delay_that_nobody_trains_in_changes_nothing() -> None:
     assert same(simulate(lambda comm: train(comm, 0), 3), simulate(lambda comm: train(comm, 3), 3))
 
 
-# All strategies, sim against gloo and resumed against uninterrupted, with messages in flight.
-CASES = [(name, "every-3") for name in STRATEGIES]
-CASES += [
-    (name, trigger) for name in ("local-sgd", "pso-ps", "swarm", "diloco") for trigger in ("vote", "warm-up")
-]
-every_case = pytest.mark.parametrize(("name", "trigger"), CASES)
-late = functools.partial(run, delay=3)
-
-
-def chosen(name: str, trigger: str) -> Strategy:
-    return timed(VARIANTS[name], trigger)
-
-
-@functools.cache
-def uninterrupted(name: str, trigger: str) -> list[Run]:
-    return simulate(lambda comm: late(comm, chosen(name, trigger), 8), WORKERS)
-
-
-@every_case
-def test_real_processes_equal_simulation_bitwise(pool: Pool, name: str, trigger: str) -> None:
-    assert same(pool.run(late, chosen(name, trigger), 8, workers=WORKERS), uninterrupted(name, trigger))
-
-
-@every_case
-def test_resumed_with_a_message_in_flight_equals_uninterrupted_bitwise(name: str, trigger: str) -> None:
-    found = simulate(lambda comm: late(comm, chosen(name, trigger), 8, True), WORKERS)
-    for mine, whole in zip(found, uninterrupted(name, trigger), strict=True):
+@pytest.mark.parametrize(("name", "timing"), DELAYED)
+def test_resumed_with_a_message_in_flight_equals_uninterrupted_bitwise(name: str, timing: str) -> None:
+    found = simulated(name, timing, 8, resume=True, delay=3)
+    for mine, whole in zip(found, simulated(name, timing, 8, delay=3), strict=True):
         assert same(mine[:4], whole[:4])
 
 
 def test_rounds_land_when_they_should() -> None:
-    landed = {trigger: uninterrupted("swarm", trigger)[0].rounds for trigger in ("every-3", "warm-up")}
+    landed = {timing: simulated("swarm", timing, 8, delay=3)[0].rounds for timing in ("every-3", "warm-up")}
     assert landed == {"every-3": [6], "warm-up": [2, 3, 4, 6]}  # when the next one starts
     near = simulate(lambda comm: run(comm, LocalSGD(when=Every(3)), 8, delay=2), 2)[0].rounds
     assert near == [5, 8]
@@ -200,10 +168,9 @@ def test_rounds_land_when_they_should() -> None:
 streaming = functools.partial(run, fragments=2, delay=2, mix=0.5)
 
 
-def test_fragments_in_real_processes_equal_simulation_and_resume_bitwise(pool: Pool) -> None:
+def test_fragments_resumed_equal_uninterrupted_bitwise() -> None:
     strategy = DiLoCo(when=Every(3))
     whole = simulate(lambda comm: streaming(comm, strategy, 9), WORKERS)
-    assert same(pool.run(streaming, strategy, 9, workers=WORKERS), whole)
     resumed = simulate(lambda comm: streaming(comm, strategy, 9, True), WORKERS)
     for mine, other in zip(resumed, whole, strict=True):
         assert same(mine[:4], other[:4])
@@ -211,68 +178,6 @@ def test_fragments_in_real_processes_equal_simulation_and_resume_bitwise(pool: P
     ends = [found.weights[-1] for found in whole]
     assert same(ends[0], ends[1])
     assert same(ends[0], ends[2])
-
-
-def uneven(comm: Comm, strategy: Strategy, given: dict[str, Any]) -> list[Tensor]:
-    """Rank r takes 5 + 2r steps: those who have finished answer the others' rounds."""
-    trainer = Trainer(strategy, comm, **given)
-    for _ in range(5 + 2 * comm.rank):
-        trainer.step()
-    trainer.sync.finish()
-    return [trainer.weights()]
-
-
-@pytest.mark.parametrize("name", ["local-sgd", "swarm", "pso-ps", "gossip-ring"])
-@pytest.mark.parametrize("given", [{"delay": 2}, {"delay": 2, "fragments": 2}], ids=["delay", "fragments"])
-def test_workers_may_end_at_different_steps(pool: Pool, name: str, given: dict[str, Any]) -> None:
-    strategy = dataclasses.replace(VARIANTS[name], when=Every(2))
-    found = simulate(lambda comm: uneven(comm, strategy, given), WORKERS)
-    assert all(weights[0].isfinite().all() for weights in found)
-    assert same(pool.run(uneven, strategy, given, workers=WORKERS), found)
-
-
-def test_voters_may_end_at_different_steps(pool: Pool) -> None:
-    strategy = LocalSGD(when=Vote())
-    found = simulate(lambda comm: uneven(comm, strategy, {"delay": 2}), WORKERS)
-    assert same(pool.run(uneven, strategy, {"delay": 2}, workers=WORKERS), found)
-
-
-def test_what_goes_wrong_on_the_way_is_said_when_it_lands(pool: Pool) -> None:
-    found = pool.run(poisoned, workers=WORKERS)
-    assert found == simulate(poisoned, WORKERS)
-    for landed, said in found:
-        assert landed == 5
-        assert "step 3: the weights of rank 1 are not finite, or 1000 times" in said
-
-
-def poisoned(comm: Comm) -> tuple[int, str]:
-    trainer = Trainer(LocalSGD(when=Every(3)), comm, delay=2)
-    try:
-        for step in range(9):
-            loss = trainer.local_step()
-            if comm.rank == 1 and step == 2:
-                with torch.no_grad():
-                    next(trainer.model.parameters()).fill_(torch.nan)
-            trainer.sync.step(loss)
-    except NotFinite as error:
-        return trainer.done, str(error)
-    return 0, ""
-
-
-def test_training_goes_on_while_a_round_travels(pool: Pool) -> None:
-    """Rank 1 starts the round only after rank 0, which has started it, has taken another step."""
-    assert pool.run(ahead, workers=2) == [[None, None, None, 2, None, 4]] * 2
-
-
-def ahead(comm: Comm) -> list[int | None]:
-    sync = Synchronizer(nn.Linear(2, 2), LocalSGD(when=Every(2)), comm, Options(delay=4))
-    reports = []
-    for step in range(1, 7):
-        reports.append(sync.step(1.0))
-        if step == (3 if comm.rank == 0 else 1):
-            comm.gather(torch.zeros(1))
-    sync.finish()
-    return [report and report.step for report in reports]
 
 
 def test_options_that_do_not_go_together_are_named() -> None:
@@ -289,99 +194,6 @@ def test_options_that_do_not_go_together_are_named() -> None:
     for strategy, options, said in cases:
         with pytest.raises(UsageError, match=said):
             simulate(lambda comm, s=strategy, o=options: Synchronizer(Walk(), s, comm, Options(**o)), 1)
-
-
-def test_a_group_that_breaks_leaves_the_weights_as_they_are(pool: Pool) -> None:
-    for before, after, said in pool.run(broken, workers=2):
-        assert "step 5" in said
-        assert "every rank had weight 0" in said
-        assert same(before, after)
-
-
-def broken(comm: Comm) -> tuple[Tensor, Tensor, str]:
-    """A round of a strategy whose collective fails everywhere."""
-    trainer = Trainer(LocalSGD(when=Every(3)), comm, delay=2)
-    trainer.sync._group.fragments[0]._comm = Broken(comm)  # type: ignore[assignment]
-    for _ in range(4):
-        trainer.step()
-    loss = trainer.local_step()
-    before = trainer.weights()
-    with pytest.raises(CommError) as caught:
-        trainer.sync.step(loss)
-    return before, trainer.weights(), str(caught.value)
-
-
-class Broken:
-    def __init__(self, comm: Comm) -> None:
-        self.rank, self.size = comm.rank, comm.size
-
-    def recycle(self) -> None:
-        pass
-
-    def mean(self, x: Tensor, weight: float = 1.0) -> tuple[Tensor, float]:
-        raise CommError("mean: every rank had weight 0")
-
-
-def in_flight(end: Any) -> None:
-    """Rank 1 starts no further round and is killed; the others train on until theirs is to land."""
-    comm = DistComm.from_env("gloo", silence=60.0)
-    trainer = Trainer(LocalSGD(when=Every(2)), comm, delay=2)
-    for _ in range(5):
-        trainer.step()
-    trainer.sync.state_dict()  # the round of step 4 has arrived
-    comm.gather(torch.zeros(1))
-    if comm.rank == 1:
-        end.send("gone")
-        threading.Event().wait()
-    for _ in range(2):
-        trainer.step()
-    loss = trainer.local_step()
-    before = trainer.weights()
-    try:
-        trainer.sync.step(loss)
-    except PeerLost as error:
-        end.send((str(error), same(before, trainer.weights())))
-    comm.close()
-
-
-def test_a_peer_that_is_killed_is_named_when_the_round_lands() -> None:
-    with Launched(in_flight, 3) as world:
-        assert world.hears(1) == "gone"
-        world.signals(1, signal.SIGKILL)
-        for rank in (0, 2):
-            said, kept = world.hears(rank)
-            assert said.startswith(f"step 8: rank {rank}: lost rank 1 while in ")
-            assert kept
-        assert [world.ends(rank) for rank in (0, 2)] == [0, 0]
-
-
-def test_a_program_that_fails_with_a_round_under_way_ends_with_its_own_error() -> None:
-    program = (
-        "import torch\nfrom swarmstep import *\nc = DistComm.from_env('gloo')\n"
-        "s = Synchronizer(torch.nn.Linear(500, 500), LocalSGD(when=Every(2)), c, Options(delay=100))\n"
-        "for i in range(3): s.step(1.0)\nraise KeyError('mine')"
-    )
-    store, port = serve_store()
-    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "lo"}
-    group |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", program],
-            env={**os.environ, **group, "RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        for process in processes:
-            _, said = process.communicate(timeout=60)
-            assert process.returncode == 1, said
-            assert said.rstrip().endswith("KeyError: 'mine'")
-    finally:
-        for process in processes:
-            process.kill()
-    del store
 
 
 def healed(comm: Comm, strategy: Strategy, given: dict[str, Any]) -> list[int]:
@@ -458,22 +270,6 @@ def test_a_damaged_message_in_flight_is_named_and_nothing_is_loaded() -> None:
         assert same(trainer.sync.state_dict(), saved), name
     trainer.sync.load_state_dict(saved)
     assert same(trainer.sync.state_dict(), saved)
-
-
-def kept(comm: Comm) -> bool:
-    """A checkpoint taken with a round under way does not change when training goes on."""
-    trainer = Trainer(InformedSwarm(when=Every(2)), comm, delay=1)
-    for _ in range(4):
-        trainer.step()
-    saved = trainer.sync.state_dict()
-    before = copy.deepcopy(saved)
-    for _ in range(6):
-        trainer.step()
-    return same(saved, before)
-
-
-def test_a_checkpoint_stays_as_it_was(pool: Pool) -> None:
-    assert pool.run(kept, workers=2) == [True, True]
 
 
 def test_a_warm_up_that_votes_and_travels_starts_the_strategy_from_its_end() -> None:

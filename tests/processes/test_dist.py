@@ -23,10 +23,8 @@ from helpers import Trainer, same
 from launched import SOON, Launched
 from pool import Pool
 from swarmstep import PSOPS, Comm, DistComm, Every, simulate
-from swarmstep.comm.heartbeat import PERIOD, Heartbeat
 from swarmstep.comm.process_groups import serve_store
-from swarmstep.comm.rendezvous import VARIABLES
-from swarmstep.errors import CommError, PeerLost, UsageError
+from swarmstep.errors import CommError, UsageError
 
 
 def train_until_lost(end: Any, silence: float) -> None:
@@ -152,22 +150,6 @@ def test_a_store_that_is_gone_or_stopped_is_named_and_no_peer(number: int, said:
         assert said in text
 
 
-@pytest.mark.parametrize("missing", VARIABLES)
-def test_from_env_names_what_is_missing(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in VARIABLES:
-        monkeypatch.setenv(name, "1")
-    monkeypatch.delenv(missing)
-    with pytest.raises(UsageError, match=f"from_env: {missing} not set in the environment; start the"):
-        DistComm.from_env()
-
-
-def test_from_env_names_everything_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in VARIABLES:
-        monkeypatch.delenv(name, raising=False)
-    with pytest.raises(UsageError, match="RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT not set"):
-        DistComm.from_env()
-
-
 def join_nobody(end: Any) -> None:
     with pytest.raises(CommError) as caught:
         DistComm.from_env("gloo", patience=1)
@@ -215,35 +197,3 @@ def beats(comm: Comm) -> list[list[int]]:
 
 def test_processes_answer_like_simulation(pool: Pool) -> None:
     assert pool.run(beats) == simulate(beats, 4)
-
-
-def test_a_heartbeat_knows_nobody_is_silent_before_it_has_listened() -> None:
-    store, port = serve_store()
-    hearts = [
-        Heartbeat(dist.TCPStore("127.0.0.1", port, is_master=False), str(rank), ["0", "1"]) for rank in range(2)
-    ]
-    assert hearts[0].silent(0.0) == []
-    for heart in hearts:
-        heart.start()
-    until(lambda: hearts[0]._answered > hearts[0]._seen[1] - 1 and hearts[0]._counts[1] != b"")
-    assert hearts[0].silent(5.0) == []
-    hearts[1].stop()
-    until(lambda: hearts[0].silent(2 * PERIOD) == [1])
-    assert hearts[0].agree_on_lost([1]) == [1]
-    assert hearts[1].agree_on_lost([0]) == [1]  # what the first said
-    hearts[0].stop()
-    assert hearts[0].error is None
-    assert not hearts[0].store_silent(0.0)
-    del store
-
-
-def until(condition: Any) -> None:
-    """Wait for something that another thread brings about."""
-    deadline = time.monotonic() + SOON
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def test_losing_somebody_is_an_error_of_the_group() -> None:
-    assert issubclass(PeerLost, CommError)

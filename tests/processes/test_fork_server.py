@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 
 import swarmstep.launch.fork_server
-from swarmstep.errors import CommError, UsageError
+from rights import needs_network
+from swarmstep.errors import CommError
 from swarmstep.launch.fork_server import ForkServer, ProcessSpec
 from swarmstep.network.link import Link
-from swarmstep.network.namespaces import Network, check_rights
+from swarmstep.network.namespaces import Network
 
 LIMIT = 60.0  # seconds; a hang, not a measurement
 
@@ -52,12 +53,6 @@ import atexit
 atexit.register(lambda: me.with_suffix(".left").touch())
 sys.exit(int(more[0]))
 """
-
-try:
-    check_rights()
-    LACKS = ""
-except UsageError as error:
-    LACKS = str(error)
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +150,7 @@ def test_ended_waits_no_longer_than_it_may(fork_server: ForkServer) -> None:
     assert fork_server.ended(-1.0) == []
 
 
-@pytest.mark.skipif(bool(LACKS), reason=LACKS)
+@needs_network
 def test_a_worker_in_a_namespace(fork_server: ForkServer, job: Callable[..., ProcessSpec], tmp_path: Path) -> None:
     with Network(1, Link(1e9)) as network:
         fork_server.start(job("inside", namespace=network.namespace(0)))
@@ -190,6 +185,7 @@ def gone(pid: int) -> bool:
         return True
 
 
+@pytest.mark.usefixtures("forked")
 def test_nothing_outlives_its_starter(job: Callable[..., ProcessSpec], tmp_path: Path) -> None:
     work = job("left")
     command = [sys.executable, "-c", OWNER, work.program, work.arguments[0]]
@@ -204,6 +200,7 @@ def test_nothing_outlives_its_starter(job: Callable[..., ProcessSpec], tmp_path:
     until(lambda: gone(worker) and gone(server))
 
 
+@pytest.mark.usefixtures("forked")
 def test_workers_do_not_outlive_the_fork_server(job: Callable[..., ProcessSpec], tmp_path: Path) -> None:
     with ForkServer(dict(os.environ)) as fork_server:
         worker = fork_server.start(job("left"))
@@ -214,6 +211,7 @@ def test_workers_do_not_outlive_the_fork_server(job: Callable[..., ProcessSpec],
         until(lambda: gone(worker))
 
 
+@pytest.mark.usefixtures("forked")
 def test_none_is_left_at_the_end_of_the_block(job: Callable[..., ProcessSpec], tmp_path: Path) -> None:
     with ForkServer(dict(os.environ)) as fork_server:
         pids = [fork_server.start(job(name)) for name in ("x", "y")]

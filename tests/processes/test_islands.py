@@ -25,7 +25,7 @@ from swarmstep import (
     simulate,
 )
 from swarmstep.comm.codecs import Int8
-from swarmstep.errors import CollectiveMismatch, NotFinite, UsageError
+from swarmstep.errors import NotFinite
 from swarmstep.seeding import generator
 
 STEPS = 7
@@ -127,24 +127,3 @@ def poisoned(world: Comm) -> str:
 
 def test_a_shard_that_is_not_finite_is_named_everywhere(pool: Pool) -> None:
     assert {said.split(" are not")[0] for said in pool.run(poisoned)} == {"step 1: the weights of rank 1"}
-
-
-def apart(world: Comm) -> str:
-    """The ranks of an island are at different steps."""
-    peers, island = world.split(world.rank % 2), world.split(world.rank // 2)
-    sync = Synchronizer(nn.Linear(2, 2), LocalSGD(when=Every(2)), peers, Options(island=island))
-    sync._counts.steps = world.rank % 2 * 2
-    sync.step(1.0)
-    with pytest.raises(CollectiveMismatch) as caught:
-        sync.step(1.0)
-    return str(caught.value)
-
-
-def test_ranks_of_an_island_at_different_steps_are_named() -> None:
-    for said in simulate(apart, 4):
-        assert "different steps, [2, 4]" in said
-
-
-def test_an_island_takes_no_probe() -> None:
-    with pytest.raises(UsageError, match="does not go with an island"):
-        simulate(lambda comm: Options(island=comm, probe=lambda m, s: 1.0), 1)

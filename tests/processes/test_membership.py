@@ -1,345 +1,25 @@
-"""The agreement on who trains together: votes, candidates, newcomers, and what can go wrong between them."""
+"""Real processes that die, stop, come back and join: who trains together, and from where they go on."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import json
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from test_checkpoint import Gate
 
 from elastic_world import Fault, Plan, World
+from jobs import Gate
+from launched import SOON
 from pool import CONTEXT
 from swarmstep import fault_points
 from swarmstep.checkpoint.saver import Saver
 from swarmstep.comm.background import LAST_WAIT
-from swarmstep.comm.group import Decision
-from swarmstep.comm.heartbeat import Heartbeat
-from swarmstep.comm.process_groups import connect, serve_store
-from swarmstep.elastic.commit_vote import ABORT, COMMIT, CommitVote, first_verdict
-from swarmstep.elastic.membership import FINISH, OVER, STOP, Membership
-from swarmstep.errors import CommError, PeerLost
-
-SOON = 30.0  # seconds; far beyond what any wait here should take
-WISHES = ("wish/renew", "wish/stop", "wish/finish")
-
-
-@pytest.fixture
-def store() -> Iterator[tuple[Any, int]]:
-    served, port = serve_store()
-    yield served, port
-    del served
-
-
-def until(condition: Callable[[], Any]) -> None:
-    """Wait for what another thread or process brings about."""
-    deadline = time.monotonic() + SOON
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-def ballots(store: tuple[Any, int], size: int, key: str = "b") -> list[CommitVote]:
-    """Return a ballot's ends, each with a connection of its own."""
-    served, port = store
-    for wish in WISHES:
-        served.add(wish, 0)
-    return [CommitVote(lambda: connect("127.0.0.1", port, SOON), key, size, WISHES) for _ in range(size)]
-
-
-def patient(waited: float) -> None:
-    assert waited < SOON
-
-
-def at_once(waited: float) -> None:
-    raise PeerLost("somebody is gone")
-
-
-def outcomes(tasks: list[Callable[[], Any]]) -> list[Any]:
-    """Run tasks in threads at the same time; return what each returned or raised."""
-    found: list[Any] = [None] * len(tasks)
-
-    def run(place: int) -> None:
-        try:
-            found[place] = tasks[place]()
-        except CommError as error:
-            found[place] = error
-
-    threads = [threading.Thread(target=run, args=(place,), daemon=True) for place in range(len(tasks))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(SOON)
-        assert not thread.is_alive()
-    return found
-
-
-def test_all_votes_commit_one_decision_after_another_and_leave_two_in_the_store(store: tuple[Any, int]) -> None:
-    ends = ballots(store, 3)
-    keys = store[0].num_keys()
-    for _ in range(4):
-        assert outcomes([lambda e=end: e.decide(patient) for end in ends]) == [Decision()] * 3
-    assert store[0].num_keys() - keys == 2 * 2  # the first, for those who come later, and the last
-    assert store[0].get(first_verdict("b")).decode() == COMMIT
-
-
-@pytest.mark.parametrize("wish", range(3))
-def test_what_was_asked_for_reaches_all_with_the_verdict(store: tuple[Any, int], wish: int) -> None:
-    ends = ballots(store, 2)
-    store[0].add(WISHES[wish], 1)
-    fate = Decision(*(place == wish for place in range(3)))
-    assert outcomes([lambda e=end: e.decide(patient) for end in ends]) == [fate] * 2
-
-
-def test_one_who_gives_up_keeps_all_out(store: tuple[Any, int]) -> None:
-    ends = ballots(store, 3)
-    ends[2].close()
-    found = outcomes([lambda e=end: e.decide(patient) for end in ends])
-    assert [type(error) for error in found] == [PeerLost] * 3
-
-
-def test_one_who_voted_and_died_keeps_nobody_out(store: tuple[Any, int]) -> None:
-    ends, (served, _) = ballots(store, 3), store
-    served.add("b/0/votes", 1)  # rank 2's, before it died
-    assert outcomes([lambda e=end: e.decide(patient) for end in ends[:2]]) == [Decision()] * 2
-
-
-def test_one_who_died_without_a_vote_takes_nobody_in(store: tuple[Any, int]) -> None:
-    ends = ballots(store, 3)
-    found = outcomes([lambda: ends[0].decide(at_once), lambda: ends[1].decide(patient)])
-    assert [type(error) for error in found] == [PeerLost] * 2
-    assert store[0].get("b/0").decode() == ABORT
-
-
-def test_one_who_dies_between_the_last_vote_and_the_count_leaves_one_verdict_for_all(
-    store: tuple[Any, int],
-) -> None:
-    ends, (served, _) = ballots(store, 2), store
-    served.add("b/0/votes", 2)  # rank 1's, and rank 0's would be the third: nobody is the last
-    with pytest.raises(PeerLost, match="somebody is gone"):
-        ends[0].decide(at_once)
-    assert served.get("b/0").decode() == ABORT
-
-
-def test_one_who_comes_late_reads_the_same_verdict(store: tuple[Any, int]) -> None:
-    ends, (served, _) = ballots(store, 2), store
-    served.add("b/0/votes", 1)
-    assert ends[0].decide(patient) == Decision()
-    ends[1].close()  # too late: all had voted
-    assert served.get("b/0").decode() == COMMIT
-    ends[0].close()  # of the next one
-    found = outcomes([lambda: ballots(store, 2)[1].decide(patient), lambda: ends[0].decide(patient)])
-    assert found[0] == Decision()
-    assert isinstance(found[1], PeerLost)
-
-
-def test_trouble_while_waiting_does_not_undo_what_was_decided(store: tuple[Any, int]) -> None:
-    ends, (served, _) = ballots(store, 2), store
-
-    def decided_meanwhile(waited: float) -> None:
-        served.compare_set("b/0", "", f"{COMMIT} finish")
-        raise PeerLost("the other one died after its vote")
-
-    assert ends[0].decide(decided_meanwhile) == Decision(finish=True)
-
-
-@settings(max_examples=25)
-@given(
-    st.lists(st.sampled_from(["vote", "vote", "vote", "give up", "doubt"]), min_size=2, max_size=4),
-    st.lists(st.integers(0, 3), min_size=4, max_size=4),
-)
-def test_never_both(store: tuple[Any, int], acts: list[str], delays: list[int]) -> None:
-    """Whatever each rank does and whenever: what one of them takes for committed, nobody takes for aborted."""
-    key = f"b{store[0].add('examples', 1)}"
-    ends = ballots(store, len(acts), key)
-
-    def play(end: CommitVote, act: str, delay: int) -> Any:
-        threading.Event().wait(delay * 1e-3)
-        if act == "give up":
-            return end.close()
-        return end.decide(at_once if act == "doubt" else patient)
-
-    tasks = [functools.partial(play, end, act, delay) for end, act, delay in zip(ends, acts, delays, strict=False)]
-    found = [said for said, act in zip(outcomes(tasks), acts, strict=True) if act != "give up"]
-    assert len({type(said) for said in found}) <= 1
-    verdict = store[0].get(first_verdict(key)).decode()
-    assert all(isinstance(said, Decision if verdict == COMMIT else PeerLost) for said in found)
-    if "give up" not in acts and "doubt" not in acts:
-        assert verdict == COMMIT
-    if "give up" in acts:
-        assert verdict == ABORT
-
-
-def test_a_store_that_is_gone_is_a_lost_peer() -> None:
-    end = CommitVote(lambda: connect("127.0.0.1", 1, 0.2), "b", 1, WISHES)
-    for ask in (lambda: end.decide(patient), end.close):
-        with pytest.raises(PeerLost, match="no answer from the store"):
-            ask()
-    served, port = serve_store()
-    end = ballots((served, port), 2)[0]
-
-    def ends(waited: float) -> None:
-        nonlocal served
-        served = None
-
-    with pytest.raises(PeerLost, match="no answer from the store"):
-        end.decide(ends)
-
-
-# Who is in the next group: the rule, on a real store, with what each says of itself.
-
-
-def member(store: tuple[Any, int], name: str, **how: Any) -> Membership:
-    return Membership(("127.0.0.1", store[1]), name, **{"silence": 1.0, "patience": SOON, **how})
-
-
-def here(store: tuple[Any, int], number: int, rows: list[tuple[str, tuple[int, int] | None]]) -> None:
-    """Say who waits for the group of an epoch."""
-    served = store[0]
-    for name, held in rows:
-        store[0].add(f"swarmstep/alive/{name}", 1)
-        place = served.add(f"swarmstep/epoch/{number}/here", 1)
-        served.set(f"swarmstep/epoch/{number}/here/{place}", json.dumps([name, held]))
-
-
-def was(store: tuple[Any, int], number: int, names: list[str], begun: bool) -> None:
-    """Say who was in the group of an epoch, and whether it began."""
-    key = f"swarmstep/epoch/{number}"
-    for name in names:
-        store[0].add(f"swarmstep/alive/{name}", 1)
-    store[0].set(f"{key}/members", json.dumps([[name, None] for name in names]))
-    store[0].set(first_verdict(f"{key}/ballot"), COMMIT if begun else ABORT)
-
-
-def dies(store: tuple[Any, int], *names: str) -> None:
-    for name in names:
-        store[0].add(f"swarmstep/dead/{name}", 1)
-
-
-@pytest.fixture
-def chooser(store: tuple[Any, int]) -> Iterator[Membership]:
-    """One who has not been in any group, and knows who was."""
-    chooser = member(store, "c.0")
-    yield chooser
-    chooser.leave()
-
-
-def test_members_go_on_first_in_their_order_and_newcomers_follow_as_they_came(
-    store: tuple[Any, int], chooser: Membership
-) -> None:
-    was(store, 0, ["a.0", "b.0", "d.0"], True)
-    here(store, 1, [("n.0", None), ("b.0", (0, 1)), ("m.0", None), ("a.0", (0, 0))])
-    assert chooser._choose(1, 0.0) == [("a.0", 0), ("b.0", 1), ("n.0", None), ("m.0", None)]
-
-
-def test_who_says_so_twice_is_there_once(store: tuple[Any, int], chooser: Membership) -> None:
-    was(store, 0, ["a.0"], True)
-    here(store, 1, [("a.0", (0, 0)), ("a.0", (0, 0)), ("n.0", None), ("n.0", None)])
-    assert chooser._choose(1, 0.0) == [("a.0", 0), ("n.0", None)]
-
-
-def test_one_who_holds_what_is_out_of_date_is_a_newcomer(store: tuple[Any, int], chooser: Membership) -> None:
-    was(store, 0, ["a.0", "b.0"], True)
-    was(store, 1, ["a.0"], True)
-    here(store, 2, [("b.0", (0, 1)), ("a.0", (1, 0))])
-    assert chooser._choose(2, 0.0) == [("a.0", 0), ("b.0", None)]
-
-
-def test_a_group_that_never_began_made_nobodys_weights_out_of_date(
-    store: tuple[Any, int], chooser: Membership
-) -> None:
-    was(store, 0, ["a.0", "b.0"], True)
-    was(store, 1, ["a.0", "n.0"], False)
-    here(store, 2, [("n.0", None), ("b.0", (0, 1)), ("a.0", (0, 0))])
-    assert chooser._choose(2, 0.0) == [("a.0", 0), ("b.0", 1), ("n.0", None)]
-
-
-def test_a_group_that_has_not_begun_when_it_is_passed_over_never_will(
-    store: tuple[Any, int], chooser: Membership
-) -> None:
-    """Its members may be alive, taken for lost by one who was stopped itself: else there would be two swarms."""
-    was(store, 0, ["a.0", "b.0"], True)
-    store[0].set("swarmstep/epoch/1/members", json.dumps([["a.0", 0]]))
-    here(store, 2, [("b.0", (0, 1))])
-    assert chooser._choose(2, 0.0) == [("b.0", 1)]
-    with pytest.raises(PeerLost, match="another rank has given the round up"):
-        ballots(store, 1, "swarmstep/epoch/1/ballot")[0].decide(patient)
-
-
-def test_a_member_that_is_alive_and_has_not_come_is_waited_for(
-    store: tuple[Any, int], chooser: Membership
-) -> None:
-    was(store, 0, ["a.0", "b.0"], True)
-    chooser._register()  # it learns who was there
-    assert chooser._members == ["a.0", "b.0"]
-    here(store, 1, [("a.0", (0, 0))])
-    assert chooser._choose(1, 0.0) == []
-    dies(store, "b.0")
-    until(lambda: chooser._choose(1, 0.0))
-    assert chooser._choose(1, 0.0) == [("a.0", 0), ("c.0", None)]
-
-
-def test_fresh_weights_never_follow_those_of_one_who_is_silent_but_not_dead(
-    store: tuple[Any, int], chooser: Membership
-) -> None:
-    was(store, 0, ["a.0", "b.0"], True)
-    chooser._register()
-    dies(store, "a.0")
-    until(lambda: "b.0" in chooser._lost() and "a.0" in chooser._lost())  # b.0 gave one sign of life
-    assert chooser._choose(1, 1e9) == []
-
-
-def test_when_all_who_held_anything_are_dead_the_others_begin_anew(
-    store: tuple[Any, int], chooser: Membership
-) -> None:
-    was(store, 0, ["a.0", "b.0"], True)
-    was(store, 1, ["a.0"], True)
-    chooser._register()
-    dies(store, "a.0", "b.0")
-    until(lambda: chooser._choose(2, 1e9))
-    assert chooser._choose(2, 1e9) == [("c.0", None)]
-
-
-def test_when_all_who_held_the_newest_are_dead_those_who_hold_the_next_newest_go_on(
-    store: tuple[Any, int], chooser: Membership
-) -> None:
-    was(store, 0, ["a.0", "b.0"], True)
-    was(store, 1, ["a.0"], True)  # b.0 was stopped meanwhile
-    chooser._register()
-    dies(store, "a.0")
-    until(lambda: "a.0" in chooser._lost())
-    assert chooser._choose(2, 1e9) == []  # b.0 may come back
-    here(store, 2, [("b.0", (0, 1))])
-    until(lambda: chooser._choose(2, 1e9))
-    assert chooser._choose(2, 1e9) == [("b.0", 1), ("c.0", None)]
-
-
-def test_the_first_wait_for_each_other(store: tuple[Any, int]) -> None:
-    first = member(store, "a.0", start=2)
-    first._register()
-    assert first._choose(0, 0.0) == []
-    assert first._choose(0, 1e9) == [("a.0", None)]  # one did not come
-    here(store, 0, [("B.0", None)])
-    assert first._choose(0, 0.0) == [("B.0", None), ("a.0", None)]
-    first.leave()
-
-
-def test_a_store_that_nobody_serves_is_named() -> None:
-    with pytest.raises(CommError, match=r"worker a\.0: the store at 127\.0\.0\.1:1 cannot be reached: .*probably"):
-        Membership(("127.0.0.1", 1), "a.0", patience=0.5)
-
-
-# Real processes.
+from swarmstep.comm.process_groups import serve_store
+from swarmstep.elastic.membership import Membership
 
 
 def regrouped(end: Any, port: int, folder: Any) -> None:
@@ -359,9 +39,10 @@ def regrouped(end: Any, port: int, folder: Any) -> None:
     membership.leave()
 
 
-def test_a_checkpoint_write_that_blocks_does_not_delay_regrouping(store: tuple[Any, int], tmp_path: Path) -> None:
+def test_a_checkpoint_write_that_blocks_does_not_delay_regrouping(tmp_path: Path) -> None:
+    _store, port = serve_store()
     here, there = CONTEXT.Pipe(duplex=False)
-    process = CONTEXT.Process(target=regrouped, args=(there, store[1], tmp_path))
+    process = CONTEXT.Process(target=regrouped, args=(there, port, tmp_path))
     process.start()
     there.close()
     seconds, *rest = here.recv()
@@ -547,12 +228,6 @@ def test_when_the_first_rank_dies_of_the_conclusion_the_next_one_draws_it() -> N
         assert [world.told[name].done[4] for name in ("1.0", "2.0")] == ["1.0", None]
 
 
-def test_the_flags_are_there_before_anybody_asks(store: tuple[Any, int], chooser: Membership) -> None:
-    assert [store[0].add(key, 0) for key in (STOP, FINISH, OVER)] == [0, 0, 0]
-    chooser.end()
-    assert store[0].add(OVER, 0) == 1
-
-
 @pytest.mark.parametrize("what", ["stop", "finish"])
 def test_what_is_asked_for_reaches_all_at_the_same_round(what: str) -> None:
     with World(Plan("local-sgd")) as world:
@@ -576,32 +251,3 @@ def test_those_who_have_heard_a_roll_to_its_end_wait_for_one_who_has_not() -> No
         done = [told.done for told in world.told.values()]
         assert alike(done)
         assert done[0][:3] == (12, 3, 3)  # the trigger's first steps, before its windows are full
-
-
-def test_a_watch_keeps_what_is_known_of_a_name(store: tuple[Any, int]) -> None:
-    heart = Heartbeat(connect("127.0.0.1", store[1], SOON), "a", ["a", "b"], 0.02)
-    store[0].add("swarmstep/alive/b", 1)
-    heart.start()
-    until(lambda: heart.silent(0.2) == [1])
-    heart.watch(["b", "a"], "flag")
-    assert heart.silent(0.2) == [0]
-    dies(store, "b")
-    store[0].add("flag", 1)
-    until(lambda: heart.flagged() and heart.dead() == {"b"})
-    heart.watch(["a"])
-    assert (heart.silent(0.0), heart.dead(), heart.flagged()) == ([], set(), False)
-    heart.stop()
-
-
-def test_an_answer_about_others_says_nothing_of_those_who_are_watched_by_now(store: tuple[Any, int]) -> None:
-    """One who was stopped would take everybody for silent otherwise, if it goes on in another group."""
-    heart = Heartbeat(connect("127.0.0.1", store[1], SOON), "a", ["b"])
-    asked = heart._names
-    heart._answered, heart._seen = heart._answered - 1.0, [heart._seen[0] - 1.0]  # it was stopped for a second
-    heart.watch(["b", "c"])
-    heart._record(asked, [b"2", b"0"])
-    assert heart.silent(0.5) == []
-    heart._record(heart._names, [b"", b"1", b"0", b"0"])
-    assert heart.silent(0.5) == [0]
-    heart.reset()
-    assert heart.silent(0.5) == []

@@ -16,7 +16,7 @@ from launched import Launched
 from pool import Pool
 from swarmstep import Comm, DistComm
 from swarmstep.comm import p2p
-from swarmstep.comm.p2p import FLOOR, PIECE, PIECES, Route
+from swarmstep.comm.p2p import FLOOR, PIECE, PIECES
 from swarmstep.errors import CommError
 
 SHAPES = [(), (0,), (1,), (PIECE // 4,), (PIECE + 1,), (3, 5, 7001)]
@@ -111,20 +111,6 @@ def test_all_ranks_choose_the_same_way_after_one_trial_of_each(pool: Pool) -> No
     chosen = found[0][-1][1]
     assert chosen in (True, False)
     assert found[0] == ((0, None), (1, None), (2, chosen), (2, chosen))
-
-
-@pytest.mark.parametrize(
-    ("costs", "along_chain"),
-    [([[2.0, 1.0], [2.0, 1.0]], True), ([[1.0, 2.0], [1.0, 2.0]], False), ([[1.0, 3.0], [5.0, 4.0]], True)],
-)
-def test_the_slowest_rank_counts(costs: list[list[float]], along_chain: bool) -> None:
-    route = Route()
-    x = torch.empty(FLOOR, dtype=torch.uint8)
-    assert route.choice(x, 3) is None
-    route.choose(torch.tensor(costs, dtype=torch.float64))
-    assert route.choice(x, 3) is along_chain
-    assert route.choice(x[:-1], 3) is False
-    assert route.choice(torch.empty(FLOOR, dtype=torch.uint8, device="meta"), 3) is False  # not gloo's
 
 
 STUCK = {"broadcast": (5, "sent 4 pieces"), "all_to_all": (2, "sent 1 pieces")}

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from forking import Popen
 from swarmstep.cli import main
 from swarmstep.comm.process_groups import serve_store
 from swarmstep.elastic import supervisor
@@ -121,9 +122,11 @@ def test_none_at_the_address(form: str) -> None:
 
 @pytest.fixture(scope="module")
 def fork_server() -> Iterator[ForkServer]:
-    """One for all tests here: it takes seconds to start."""
-    with ForkServer(dict(os.environ)) as fork_server:
-        yield fork_server
+    """One for all tests here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess, "Popen", Popen)
+        with ForkServer(dict(os.environ)) as fork_server:
+            yield fork_server
 
 
 class Run:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import multiprocessing.process
 import os
+import platform
 import subprocess
 from typing import Any, NoReturn
 
 import pytest
 
+platform.platform()  # asks a process, once
 ALONE = {"unit", "conformance"}
 STARTS: list[tuple[Any, str]] = [
     (subprocess.Popen, "__init__"),

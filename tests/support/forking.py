@@ -86,7 +86,8 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
         self, args, executable, preexec_fn, close_fds, pass_fds, cwd, env, startupinfo, creationflags, shell,
         p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite, *rest,
     ) -> None:  # fmt: skip
-        program = None if shell or isinstance(args, (str, os.PathLike)) else parsed(args, env or os.environ)
+        usual = shell or preexec_fn or isinstance(args, (str, os.PathLike))
+        program = None if usual else parsed(args, env or os.environ)
         if not program:
             super()._execute_child(  # type: ignore[misc]
                 args, executable, preexec_fn, close_fds, pass_fds, cwd, env, startupinfo, creationflags, shell,

@@ -121,3 +121,15 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     """Return metrics.jsonl without what a clock measured."""
     found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row.items() if not k.endswith("seconds")} for row in found]
+
+
+def report(folder: Path) -> dict[str, Any]:
+    """Return summary.json without what a clock measured, and where it was."""
+    summary = json.loads((folder / "summary.json").read_text())
+    return {k: v for k, v in summary.items() if not k.endswith("seconds") and k not in ("out", "backend")}
+
+
+def same_run(one: Path, other: Path) -> None:
+    assert weights(one) == weights(other)
+    assert rows(one) == rows(other)
+    assert report(one) == report(other)

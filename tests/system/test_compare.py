@@ -27,6 +27,8 @@ from swarmstep.train.build import build_strategy, resolve
 from swarmstep.train.config import BASELINES, Config
 from swarmstep.workloads import load
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 SHORT = "--steps 12 --eval-every 4 --workers 2 --seeds 1"
 
 
@@ -221,7 +223,7 @@ def test_interrupted_it_goes_on_later(place: Path) -> None:
         "local-sgd",
     ]
     command += ["--steps", "300", "--workers", "2", "--seeds", "9", "--lr-grid", "0.02", "--jobs", "1"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=_default_interrupts) as process:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
         process.stderr.readline()
         process.send_signal(signal.SIGINT)
@@ -232,10 +234,6 @@ def test_interrupted_it_goes_on_later(place: Path) -> None:
     assert 1 <= len(before) < 9
     assert main(command[3:]) == 0
     assert len(cells(place)) == 9
-
-
-def _default_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,8 @@ from swarmstep.cli import main
 from swarmstep.errors import CommError
 from swarmstep.launch.processes import Outcome, Place, run_group
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 LIMIT = 90.0  # seconds; a hang, not a measurement
 
 # In step 10 every worker reports and waits for the file `go`.
@@ -155,7 +157,9 @@ def goes_on(place: Path) -> None:
 
 def test_processes_and_simulation_give_the_same(place: Path, start: Start) -> None:
     train = ("train", "digits", "--steps", "30", "--workers", "2", "--strategy", "pso-ps", "--json")
-    process = start(*train, "--backend", "gloo", "--out", "gloo")
+    process = start(
+        *train, "--backend", "gloo", "--out", "gloo", program=("-X", "utf8", "-m", "swarmstep")
+    )  # a real one
     out, err = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, err
     assert main([*train, "--out", "sim"]) == 0

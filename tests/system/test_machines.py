@@ -15,23 +15,17 @@ from typing import Any
 
 import pytest
 
-from swarmstep.cli import main
-from swarmstep.comm.dist import DistComm
+from rights import needs_network
 from swarmstep.comm.process_groups import serve_store
 from swarmstep.errors import UsageError
 from swarmstep.launch.namespace import inside
 from swarmstep.launch.processes import LOOPBACK, Outcome, Place, run_group
 from swarmstep.network.link import Link
-from swarmstep.network.namespaces import Network, check_rights
-from swarmstep.train.join import address, interface_towards
+from swarmstep.network.namespaces import Network
+from swarmstep.train.join import interface_towards
 
-try:
-    check_rights()
-    LACKS = ""
-except UsageError as error:
-    LACKS = str(error)
+pytestmark = pytest.mark.usefixtures("forked")
 
-needs_rights = pytest.mark.skipif(bool(LACKS), reason=LACKS)
 LIMIT = 100.0  # seconds; a hang, not a measurement
 ENDLESS = ["--steps", "100000", "--every", "4", "--pace", "0.02", "--silence", "2"]
 SECRET = "correct horse battery staple"
@@ -135,7 +129,7 @@ def listeners(network: Network, host: int, pid: int) -> set[str]:
     return {place if place.endswith(":29500") else place.rpartition(":")[0] for place in places}
 
 
-@needs_rights
+@needs_network
 def test_a_machine_joins_and_another_without_the_secret_does_not(
     network: Network, start: Callable[..., Machine]
 ) -> None:
@@ -213,62 +207,7 @@ def test_all_machines_see_the_run_to_its_end(start: Callable[..., Machine]) -> N
     assert (first.folder / "model.safetensors").exists()
 
 
-@pytest.mark.parametrize("option", ["--listen", "--join"])
-def test_without_a_secret_nobody_listens_or_joins(option: str, capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "digits", "--elastic", "local", option, "10.0.0.1:29500"]) == 2
-    said = capfd.readouterr().err
-    assert said.startswith(
-        f"swarmstep: {option} needs a secret: set SWARMSTEP_SECRET_FILE to a file of at least 16"
-    )
-    assert len(said.splitlines()) == 1
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        (["--listen", "10.0.0.1:29500"], "--listen: expected --elastic local, found none"),
-        (["--listen", "10.0.0.1", "--elastic", "local"], "--listen: expected HOST:PORT, such as"),
-        (["--join", "0.0.0.0:29500"], "--join 0.0.0.0:29500: expected the one address by which"),
-        (["--join", "a:1", "--listen", "a:1"], "--join: goes with neither --listen nor --resume"),
-        (["--join", "a:1", "--stop-at", "4"], "--stop-at: does not go with --elastic local"),
-    ],
-)
-def test_options_that_do_not_go_together(
-    options: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("SWARMSTEP_SECRET", SECRET)
-    assert main(["train", "digits", *options]) == 2
-    assert capfd.readouterr().err.startswith(f"swarmstep: {said}")
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("10.0.0.1:29500", ("10.0.0.1", 29500)),
-        ("[fd00::1]:0", ("fd00::1", 0)),
-        ("host.example:1", ("host.example", 1)),
-    ],
-)
-def test_addresses(text: str, expected: tuple[str, int]) -> None:
-    assert address("--listen", text) == expected
-
-
-@pytest.mark.parametrize("text", ["", ":1", "host", "host:", "host:x", "host:65536", "host:-1", "[]:1"])
-def test_what_is_no_address(text: str) -> None:
-    with pytest.raises(UsageError, match="--join: expected HOST:PORT"):
-        address("--join", text)
-
-
-def test_the_interface_towards_this_machine_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert interface_towards("127.0.0.1") == LOOPBACK
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "wg0")
-    assert interface_towards("127.0.0.1") == interface_towards("10.0.0.1") == "wg0"
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", LOOPBACK)
-    with pytest.raises(UsageError, match="no other machine gets there"):
-        interface_towards("10.0.0.1")
-
-
-@needs_rights
+@needs_network
 def test_the_interface_towards_another_machine(network: Network) -> None:
     for host in (network.address(0), network.address(1)):
         assert inside(network.namespace(0), lambda host=host: interface_towards(host)) == "eth0"
@@ -283,14 +222,6 @@ def test_workers_on_one_machine_stay_on_loopback_whatever_is_inherited(monkeypat
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nowhere0")
     few = ["train", "digits", "--backend", "gloo", "--workers", "2", "--steps", "4", "--no-files"]
     assert run_group(few, 2, interrupts=[]) == Outcome(0, "")
-
-
-def test_a_group_on_another_address_needs_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
-    described = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "10.0.0.254", "MASTER_PORT": "1"}
-    for name, value in described.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(UsageError, match=r"'10\.0\.0\.254' is not a loopback address and there is no secret"):
-        DistComm.from_env("gloo")
 
 
 def test_a_group_of_two_secrets_does_not_begin() -> None:

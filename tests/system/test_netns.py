@@ -16,20 +16,16 @@ from typing import Any
 
 import pytest
 
-from swarmstep.errors import CommError, UsageError
+from rights import needs_network
+from swarmstep.errors import CommError
 from swarmstep.launch.namespace import FOLDER, inside
 from swarmstep.launch.processes import noting_interrupts, run_group
 from swarmstep.network.leftovers import PREFIX
 from swarmstep.network.link import Link, parse
-from swarmstep.network.namespaces import Network, check_rights
+from swarmstep.network.namespaces import Network
 
-try:
-    check_rights()
-    LACKS = ""
-except UsageError as error:
-    LACKS = str(error)
+pytestmark = pytest.mark.usefixtures("forked")
 
-needs_rights = pytest.mark.skipif(bool(LACKS), reason=LACKS)
 SOON = 60.0  # seconds; a hang, not a measurement
 LINK = Link(1e8)
 FAR = Link(1e8, delay=0.02)
@@ -39,7 +35,7 @@ def spaces(pid: int | None = None) -> list[str]:
     return sorted(path.name for path in FOLDER.glob(f"{PREFIX}{os.getpid() if pid is None else pid}-*"))
 
 
-@needs_rights
+@needs_network
 def test_a_network_comes_and_goes() -> None:
     with Network(2, LINK) as network:
         assert len(spaces()) == 3
@@ -50,7 +46,7 @@ def test_a_network_comes_and_goes() -> None:
     assert spaces() == []
 
 
-@needs_rights
+@needs_network
 def test_the_burst_of_a_slow_link_is_small_and_the_queue_of_a_long_one_is_large() -> None:
     for link, name, expected in ((Link(1e7), "burst", 13_107), (Link(1e9, 0.01), "limit", 2_500_000)):
         with Network(1, link) as network:
@@ -59,7 +55,7 @@ def test_the_burst_of_a_slow_link_is_small_and_the_queue_of_a_long_one_is_large(
         assert int(found) == pytest.approx(expected, rel=1e-3)  # tc counts in ticks
 
 
-@needs_rights
+@needs_network
 def test_two_networks_stand_side_by_side() -> None:
     with Network(1, LINK) as one, Network(1, LINK) as other:
         assert one.namespace(0) != other.namespace(0)
@@ -67,7 +63,7 @@ def test_two_networks_stand_side_by_side() -> None:
     assert spaces() == []
 
 
-@needs_rights
+@needs_network
 def test_nothing_is_left_after_an_exception_not_even_a_process() -> None:
     left: list[subprocess.Popen[bytes]] = []
 
@@ -83,7 +79,7 @@ def test_nothing_is_left_after_an_exception_not_even_a_process() -> None:
     assert left[0].wait(SOON) == -signal.SIGKILL
 
 
-@needs_rights
+@needs_network
 def test_nothing_is_left_of_a_network_that_could_not_be_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,7 +94,7 @@ def test_nothing_is_left_of_a_network_that_could_not_be_made(
     assert spaces() == []
 
 
-@needs_rights
+@needs_network
 def test_nothing_is_left_of_a_network_whose_switch_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(CommError, match=r"^network: the switch could not be started: .*/nowhere/python"):
@@ -117,7 +113,7 @@ def datagrams(network: Network, rank: int) -> socket.socket:
     return found
 
 
-@needs_rights
+@needs_network
 @pytest.mark.parametrize("link", [LINK, FAR])
 def test_counters_count_packets_with_their_headers(link: Link) -> None:
     with Network(2, link) as network, datagrams(network, 0) as out, datagrams(network, 1) as into:
@@ -132,7 +128,7 @@ def test_counters_count_packets_with_their_headers(link: Link) -> None:
     assert whole <= sent <= whole + 1000
 
 
-@needs_rights
+@needs_network
 def test_a_delay_is_that_of_each_way() -> None:
     with Network(2, FAR) as network:
         here, there = network.address(0), network.address(1)
@@ -149,7 +145,7 @@ def test_a_delay_is_that_of_each_way() -> None:
                 assert time.perf_counter() - started >= 2 * FAR.delay
 
 
-@needs_rights
+@needs_network
 def test_as_many_packets_are_lost_as_the_link_says() -> None:
     count, loss = 4000, 0.2
     with Network(2, Link(1e8, loss=loss)) as network, datagrams(network, 0) as out, datagrams(network, 1) as into:
@@ -189,7 +185,7 @@ def dead() -> int:
     return process.pid
 
 
-@needs_rights
+@needs_network
 def test_what_a_dead_process_left_is_removed_and_nobody_elses(dead: int) -> None:
     left, alive = f"{PREFIX}{dead}-0-1", f"{PREFIX}{os.getppid()}-7-1"
     for name in (left, alive):
@@ -232,7 +228,7 @@ def inhabitants(names: list[str]) -> list[str]:
     return " ".join(said).split()
 
 
-@needs_rights
+@needs_network
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, -signal.SIGINT)])
 def test_nothing_is_left_after_a_signal(holder: subprocess.Popen[str], number: int, code: int) -> None:
     assert len(spaces(holder.pid)) == 3
@@ -243,7 +239,7 @@ def test_nothing_is_left_after_a_signal(holder: subprocess.Popen[str], number: i
     assert not [pid for pid in living if Path(f"/proc/{pid}").exists()]
 
 
-@needs_rights
+@needs_network
 def test_the_next_network_removes_one_whose_process_was_killed(holder: subprocess.Popen[str]) -> None:
     holder.kill()
     holder.wait(SOON)
@@ -254,24 +250,7 @@ def test_the_next_network_removes_one_whose_process_was_killed(holder: subproces
         assert spaces(holder.pid) == []
 
 
-def test_without_ip_it_is_said_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UsageError, match="ip, tc, which this process does not have"), Network(2, LINK):
-        pass
-
-
-def test_without_root_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    with pytest.raises(UsageError, match=r"a network of namespaces needs .*root"), Network(2, LINK):
-        pass
-
-
-def test_numbers_of_workers_out_of_range_are_refused() -> None:
-    with pytest.raises(UsageError, match="workers must be 1 to 200, found 0"):
-        Network(0, LINK)
-
-
-@needs_rights
+@needs_network
 def test_a_group_trains_between_namespaces(tmp_path: Path) -> None:
     arguments = [
         "train",

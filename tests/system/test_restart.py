@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 
 from swarmstep.cli import main
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 SOON = 90.0  # seconds; far beyond what any wait here should take
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from made_results import made_cell, made_results
@@ -431,7 +431,6 @@ FORTH = repr(analyse([results(*MIXED, target=TARGET)]))
 
 
 @given(st.permutations(MIXED))
-@settings(max_examples=20)
 def test_the_order_of_the_cells_changes_nothing(cells: list[Cell]) -> None:
     assert repr(analyse([results(*cells, target=TARGET)])) == FORTH
 

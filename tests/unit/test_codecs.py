@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
+from codec_oracle import TINY, Bytes, Floats, oracle
 from swarmstep.comm.codecs import PIECE, Bfloat16, Codec, Int4, Int8, TopK, parse
 from swarmstep.errors import UsageError
-
-Floats = NDArray[np.float32]
-Bytes = NDArray[np.uint8]
-TINY = float(np.finfo(np.float32).tiny)
 
 CODECS: list[Codec] = [
     Bfloat16(),
@@ -31,62 +26,6 @@ CODECS: list[Codec] = [
     TopK(0.3),
     TopK(1.0),
 ]
-
-
-def integers(x: Floats, top: int) -> tuple[NDArray[np.int64], np.float32]:
-    """Return one block's integers and its scale."""
-    scale = np.float32(np.abs(x).max(initial=0) / np.float32(top))
-    if scale < TINY:
-        return np.zeros(len(x), np.int64), np.float32(0)
-    return np.rint(x * (np.float32(1) / scale)).astype(np.int64), scale
-
-
-def raw(array: NDArray[np.generic]) -> Bytes:
-    return np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8)
-
-
-def bfloat16_bytes(x: Floats) -> tuple[Bytes, Floats]:
-    bits = x.view(np.uint32).astype(np.uint64)
-    high = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-    return raw(high.astype(np.uint16)), (high << 16).astype(np.uint32).view(np.float32)
-
-
-def blocks_bytes(
-    x: Floats, top: int, block: int, pack: Callable[[NDArray[np.int64]], Bytes]
-) -> tuple[Bytes, Floats]:
-    data, values = [np.zeros(0, np.uint8)], [np.zeros(0, np.float32)]
-    for a in range(0, len(x), block):
-        q, scale = integers(x[a : a + block], top)
-        data += [raw(np.array([scale])), pack(q)]
-        values.append(q.astype(np.float32) * scale)
-    return np.concatenate(data), np.concatenate(values)
-
-
-def nibbles(q: NDArray[np.int64]) -> Bytes:
-    half = (len(q) + 1) // 2
-    high = np.append(q[half:], 0)[:half]
-    return ((q[:half] + 8) | ((high + 8) << 4)).astype(np.uint8)
-
-
-def topk_bytes(x: Floats, fraction: float) -> tuple[Bytes, Floats]:
-    k = min(len(x), max(1, math.ceil(fraction * len(x))))
-    kept = np.sort(np.lexsort((np.arange(len(x)), -np.abs(x)))[:k])
-    q, scale = integers(x[kept], 127)
-    values = np.zeros_like(x)
-    values[kept] = q.astype(np.float32) * scale
-    return np.concatenate([raw(np.array([scale])), raw(kept.astype(np.int32)), raw(q.astype(np.int8))]), values
-
-
-def oracle(codec: Codec, x: Floats) -> tuple[Bytes, Floats]:
-    """Return the bytes and what they stand for."""
-    if isinstance(codec, Bfloat16):
-        return bfloat16_bytes(x)
-    if isinstance(codec, Int8):
-        return blocks_bytes(x, 127, codec.block, lambda q: raw(q.astype(np.int8)))
-    if isinstance(codec, Int4):
-        return blocks_bytes(x, 7, codec.block, nibbles)
-    assert isinstance(codec, TopK)
-    return topk_bytes(x, codec.fraction)
 
 
 def trip(codec: Codec, x: Floats, shift: int = 0) -> tuple[Bytes, Floats]:

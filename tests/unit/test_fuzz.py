@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from examples import few
 from helpers import Trainer, same
 from swarmstep import PSOPS, Comm, Every, Strategy, simulate
 from swarmstep.cli import main
@@ -31,7 +32,6 @@ from swarmstep.errors import CheckpointError
 from swarmstep.workloads import cifar10
 
 TINY = ["--workers", "2", "--batch", "4", "--every", "2", "--eval-every", "100"]
-few = settings(max_examples=25)
 Nest = Any  # of dictionaries, lists, tensors, numbers and strings
 
 

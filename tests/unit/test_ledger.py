@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers import same
@@ -15,8 +15,6 @@ from swarmstep.data.elastic_sampler import ElasticSampler
 from swarmstep.data.sampler import Sampler
 from swarmstep.data.sharding import shard
 from swarmstep.errors import CheckpointError, UsageError
-
-quick = settings(deadline=None, max_examples=50)
 
 
 class Change(NamedTuple):
@@ -94,7 +92,6 @@ def check_all_passes(group: Group, examples: int, begun: int) -> None:
         group.train(1)
 
 
-@quick
 @given(**SIZES, seed=st.integers(0, 9), changes=CHANGES)
 def test_each_pass_shows_each_example_once(
     examples: int, batch: int, workers: int, seed: int, changes: list[Change]
@@ -116,7 +113,6 @@ def play(examples: int, batch: int, workers: int, seed: int, changes: list[Chang
     return group
 
 
-@quick
 @given(examples=SIZES["examples"], workers=SIZES["workers"], changes=CHANGES)
 def test_no_pass_shows_an_example_twice_but_for_what_was_rolled_back(
     examples: int, workers: int, changes: list[Change]
@@ -139,7 +135,6 @@ def test_no_pass_shows_an_example_twice_but_for_what_was_rolled_back(
         assert len({*counting}) == len(counting)
 
 
-@quick
 @given(**SIZES, changes=CHANGES, cut=st.integers(0, 6))
 def test_a_saved_ledger_goes_on_alike(
     examples: int, batch: int, workers: int, changes: list[Change], cut: int
@@ -157,7 +152,6 @@ def test_a_saved_ledger_goes_on_alike(
     assert [w.draws for w in resumed.everybody] == [w.draws for w in straight.everybody]
 
 
-@quick
 @given(
     examples=st.integers(1, 30),
     batch=st.integers(1, 12),

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from swarmstep.data.sampler import Sampler
 from swarmstep.data.sharding import Shard, shard
 from swarmstep.errors import UsageError
-
-quick = settings(deadline=None, max_examples=60)
 
 
 def part(size: int) -> Shard:
@@ -20,7 +18,6 @@ def part(size: int) -> Shard:
     return Shard(indices, indices * 10, (size,))
 
 
-@quick
 @given(st.integers(1, 40), st.integers(1, 90), st.integers(0, 99), st.integers(0, 7))
 def test_each_epoch_shows_each_example_once(size: int, batch: int, seed: int, rank: int) -> None:
     mine = part(size)
@@ -37,7 +34,6 @@ def test_each_epoch_shows_each_example_once(size: int, batch: int, seed: int, ra
     ]
 
 
-@quick
 @given(st.integers(1, 40), st.integers(1, 50), st.lists(st.integers(1, 200), min_size=1, max_size=8))
 def test_a_batch_depends_on_seed_rank_and_step_alone(size: int, batch: int, steps: list[int]) -> None:
     mine = part(size)
@@ -57,7 +53,6 @@ def test_seeds_ranks_and_epochs_differ() -> None:
     assert len({tuple(order.tolist()) for order in orders}) == 4
 
 
-@quick
 @given(st.integers(1, 6), st.integers(6, 40), st.integers(0, 99))
 def test_seldp_workers_never_meet_within_an_epoch(workers: int, count: int, seed: int) -> None:
     shards = shard(torch.arange(count), "seldp", workers, seed, None)

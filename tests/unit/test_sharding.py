@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -12,8 +12,6 @@ from swarmstep.data.sharding import Shard, hold_out, parse, shard
 from swarmstep.errors import UsageError
 
 CLASSES = 5
-
-quick = settings(deadline=None, max_examples=50)
 
 
 @st.composite
@@ -27,7 +25,6 @@ def together(shards: list[Shard]) -> list[int]:
     return torch.cat([part.indices for part in shards]).sort().values.tolist()
 
 
-@quick
 @given(st.integers(3, 60_000), st.integers(0, 99))
 def test_hold_out_parts_are_disjoint_and_complete(count: int, seed: int) -> None:
     held = hold_out(count, seed)
@@ -51,7 +48,6 @@ def test_hold_out_refuses(arguments: tuple[int, ...]) -> None:
         hold_out(*arguments)
 
 
-@quick
 @given(dealt())
 def test_iid(case: tuple[Tensor, int, int]) -> None:
     targets, workers, seed = case
@@ -64,7 +60,6 @@ def test_iid(case: tuple[Tensor, int, int]) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:shards classes")
-@quick
 @given(dealt(), st.integers(1, CLASSES))
 def test_classes(case: tuple[Tensor, int, int], held: int) -> None:
     targets, workers, seed = case
@@ -84,7 +79,6 @@ def test_classes_without_a_holder_are_named() -> None:
         shard(torch.arange(5).repeat(3), "classes:3", 1, 0, 5)
 
 
-@quick
 @given(dealt(), st.sampled_from(["0.001", "0.05", "0.3", "1", "100", "1e6"]))
 def test_dirichlet(case: tuple[Tensor, int, int], alpha: str) -> None:
     targets, workers, seed = case
@@ -104,7 +98,6 @@ def test_dirichlet_alpha_says_how_alike_the_shards_are() -> None:
     assert spread("dirichlet:1e6") < 1 < spread("dirichlet:10") < spread("dirichlet:0.1")
 
 
-@quick
 @given(dealt(), st.data())
 def test_bad_labels(case: tuple[Tensor, int, int], data: st.DataObject) -> None:
     targets, workers, seed = case
@@ -140,7 +133,6 @@ def test_bad_labels_come_on_top_of_other_shards() -> None:
     assert shard(targets, "seldp+bad-labels:1", 4, 0, 4)[3].chunks == (25, 25, 25, 25)
 
 
-@quick
 @given(dealt())
 def test_seldp_everybody_has_everything_in_turns(case: tuple[Tensor, int, int]) -> None:
     targets, workers, seed = case

@@ -1,16 +1,14 @@
-"""Whole runs with coded vectors: the same in process and in real processes, resumed, and near the plain ones."""
+"""Whole runs with coded vectors: resumed, and near the plain ones."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 import pytest
 import torch
 
-from helpers import VARIANTS, Run, Trainer, run, same
-from pool import Pool
+from helpers import VARIANTS, Trainer, run, same
 from swarmstep import (
     PSOPS,
     STRATEGIES,
@@ -23,40 +21,18 @@ from swarmstep import (
     Warmup,
     simulate,
 )
-from swarmstep.comm.codecs import Bfloat16, Codec, Int4, Int8, TopK
+from swarmstep.comm.codecs import Int4, Int8, TopK
 from swarmstep.errors import UsageError
+from whole_runs import CODECS, CODED, WORKERS, simulated
 
-WORKERS = 3
-STEPS = 8
-CODECS: dict[str, Codec] = {"bfloat16": Bfloat16(), "int8": Int8(64), "int4": Int4(16), "topk": TopK(0.3)}
 BARE = [name for name in STRATEGIES if VARIANTS[name].common == "none"]
-CASES = [(name, "int8") for name in STRATEGIES] + [(name, "topk") for name in ("local-sgd", "pso-ps", "swarm")]
-every_case = pytest.mark.parametrize(("name", "codec"), CASES)
 
 
-def coded(name: str, codec: str) -> tuple[Any, Strategy]:
-    """Return a run with a codec and a delay, and a strategy."""
-    given = {"codec": CODECS[codec], "delay": 2}
-    return functools.partial(run, **given), dataclasses.replace(VARIANTS[name], when=Every(3))
-
-
-@functools.cache
-def uninterrupted(name: str, codec: str) -> list[Run]:
-    train, strategy = coded(name, codec)
-    return simulate(lambda comm: train(comm, strategy, STEPS), WORKERS)
-
-
-@every_case
-def test_real_processes_equal_simulation_bitwise(pool: Pool, name: str, codec: str) -> None:
-    train, strategy = coded(name, codec)
-    assert same(pool.run(train, strategy, STEPS, workers=WORKERS), uninterrupted(name, codec))
-
-
-@every_case
+@pytest.mark.parametrize(("name", "codec"), CODED)
 def test_resumed_in_the_middle_of_a_round_equals_uninterrupted_bitwise(name: str, codec: str) -> None:
-    train, strategy = coded(name, codec)
-    found = simulate(lambda comm: train(comm, strategy, STEPS, True), WORKERS)
-    for mine, whole in zip(found, uninterrupted(name, codec), strict=True):
+    given: dict[str, Any] = {"steps": 8, "codec": CODECS[codec], "delay": 2}
+    found = simulated(name, "every-3", resume=True, **given)
+    for mine, whole in zip(found, simulated(name, "every-3", **given), strict=True):
         assert same(mine[:4], whole[:4])
 
 
@@ -64,8 +40,8 @@ def test_resumed_in_the_middle_of_a_round_equals_uninterrupted_bitwise(name: str
 @pytest.mark.parametrize("name", ["local-sgd", "swarm", "pso-ps", "easgd"])
 def test_coding_changes_the_weights_a_little(name: str, codec: str) -> None:
     strategy = dataclasses.replace(VARIANTS[name], when=Every(3))
-    found = simulate(lambda comm: run(comm, strategy, STEPS, codec=CODECS[codec]), WORKERS)
-    plain = simulate(lambda comm: run(comm, strategy, STEPS), WORKERS)
+    found = simulate(lambda comm: run(comm, strategy, 8, codec=CODECS[codec]), WORKERS)
+    plain = simulate(lambda comm: run(comm, strategy, 8), WORKERS)
     bound = {"bfloat16": 0.004, "int8": 0.01, "int4": 0.15}[codec]
     for mine, other in zip(found, plain, strict=True):
         apart = (mine.weights[-1] - other.weights[-1]).norm() / (other.weights[-1] - other.weights[0]).norm()
@@ -88,14 +64,6 @@ def test_all_have_the_same_weights_after_a_round_of_what_makes_them_equal() -> N
 def test_a_warm_up_is_coded_too() -> None:
     found = simulate(lambda comm: run(comm, Warmup(InformedSwarm(when=Every(2)), 3), 6, codec=Int8(64)), 2)
     assert all(mine.weights[-1].isfinite().all() for mine in found)
-
-
-def test_leave_one_out_tests_what_was_sent(pool: Pool) -> None:
-    strategy = InformedSwarm(trust="leave_one_out", when=Every(2))
-    train = functools.partial(run, codec=Int8(64))
-    found = simulate(lambda comm: train(comm, strategy, 8), WORKERS)
-    assert same(pool.run(train, strategy, 8, workers=WORKERS), found)
-    assert all(mine.state[0]["tests"] >= 3 for mine in found)
 
 
 def double(comm: Comm) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from swarmstep.errors import DataError
@@ -269,7 +269,6 @@ def test_the_figure_is_what_the_results_make_it() -> None:
     assert headline.FIGURE.read_text() == headline.svg()
 
 
-@settings(max_examples=10)
 @given(name=st.sampled_from(sorted(claims.BLOCKS)), text=st.text().filter(lambda text: "<!--" not in text))
 def test_whatever_stands_in_a_block_is_replaced_and_nothing_else(name: str, text: str) -> None:
     page = README.replace(block(name), text)

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers import Trainer, same
-from pool import Pool
 from rounds import Array, Game, game, play
 from swarmstep import PSOPS, Comm, Every, Independent, Strategy, simulate
 from swarmstep.errors import UsageError
@@ -127,7 +126,6 @@ options = st.builds(
 )
 
 
-@settings(max_examples=80)
 @given(options, st.integers(1, 4), st.integers(0, 2**16), st.dictionaries(st.integers(1, 3), st.integers(0, 5)))
 def test_any_options_losses_with_ties_and_workers_that_finish(
     options: PSOPS, workers: int, seed: int, finished: dict[int, int]
@@ -211,9 +209,9 @@ def broadcasts(reports: list[Any], historical: bool) -> list[int]:
 
 @pytest.mark.parametrize("best", ["round", "historical"])
 @pytest.mark.parametrize("workers", [2, 3, 4])
-def test_a_round_is_the_pairs_and_one_broadcast_if_the_leader_is_new(pool: Pool, best: str, workers: int) -> None:
+def test_a_round_is_the_pairs_and_one_broadcast_if_the_leader_is_new(best: str, workers: int) -> None:
     strategy = PSOPS(best=best, when=Every(1))
-    found = pool.run(trace, strategy, 16, workers=workers)
+    found = simulate(lambda comm: trace(comm, strategy, 16), workers)
     P = found[0][1][0].numel()
     expected = broadcasts(found[0][2], best == "historical")
     assert sum(expected) == 16 if best == "round" else 0 < sum(expected) < 16

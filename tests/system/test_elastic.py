@@ -19,6 +19,8 @@ import pytest
 from swarmstep.checkpoint import loader
 from swarmstep.errors import CheckpointError
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 LIMIT = 120.0  # seconds; a hang, not a measurement
 WORKLOADS = Path(__file__).parents[1] / "support" / "runs.py"
 ELASTIC = ("--elastic", "local", "--every", "4")

@@ -1,0 +1,234 @@
+"""Runs: stopped and resumed equals uninterrupted, sim equals gloo, and the figures they report."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from examples import few
+from runs import MODELS, REAL, report, rows, same_run, train
+from swarmstep import STRATEGIES
+from swarmstep.errors import CheckpointError, NotFinite, UsageError
+from swarmstep.train.build import resolve
+from swarmstep.train.config import Config
+from swarmstep.train.job import Job
+from swarmstep.train.lockstep import simulated
+from swarmstep.workloads import load
+
+EVERY_STRATEGY = sorted({*STRATEGIES, "synchronous"})
+FIELDS = [
+    "strategy",
+    "workload",
+    "workers",
+    "every",
+    "steps",
+    "seed",
+    "backend",
+    "test_accuracy",
+    "test_loss",
+    "train_loss",
+    "rounds",
+    "bytes_sent_per_worker",
+    "bytes_received_per_worker",
+    "seconds",
+    "sync_seconds",
+]
+
+
+def stop_and_resume(fields: dict[str, Any], out: Path, *stops: int) -> None:
+    for i, stop in enumerate(stops):
+        assert f"stopped at step {stop} of " in train(fields, out, stop_at=stop, resume=i > 0)["interrupted"]
+        assert not (out / "model.safetensors").exists()
+    train(fields, out, resume=True)
+
+
+@pytest.mark.parametrize("strategy", EVERY_STRATEGY)
+def test_a_stopped_run_goes_on_as_if_nothing_had_been(strategy: str, tmp_path: Path) -> None:
+    fields = {"strategy": strategy, "seed": 3}
+    train(fields, tmp_path / "whole")
+    stop_and_resume(fields, tmp_path / "parts", 3, 8, 13)
+    same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"fault": "noise:1:0.01"},
+        {"fault": "sign:2", "strategy": "local-sgd"},
+        {"fault": "sign:1", "strategy": "synchronous"},
+        {"fault": "noise:3:0.1", "strategy": "synchronous"},
+        {"when": "warmup:6,every:3"},
+        {"strategy": "pso-ps", "settings": {"best": "historical", "fitness": "probe", "random": "weight"}},
+        {"optimizer": "adamw", "schedule": "cosine", "weight_decay": 0.1},
+        {"shards": "dirichlet:0.5+bad-labels:1", "model": "tied"},
+        {"shards": "seldp", "model": "half", "batch": 30},
+        {"workers": 1},
+        {"delay": 3, "codec": "int8", "strategy": "local-sgd"},
+        {"delay": 2, "fragments": 2, "mix": 0.5, "strategy": "diloco", "fault": "noise:1:0.01"},
+        {"delay": 2, "when": "change:0.05", "strategy": "local-sgd", "codec": "bfloat16"},
+    ],
+    ids=str,
+)
+def test_options_survive_a_stop(fields: dict[str, Any], tmp_path: Path) -> None:
+    train(fields, tmp_path / "whole")
+    stop_and_resume(fields, tmp_path / "parts", 5)
+    same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    train({"steps": 60}, folder)  # beyond two looks of the workers at each other
+    return folder
+
+
+@few
+@given(stops=st.sets(st.integers(1, 59), min_size=1, max_size=3))
+def test_any_stops(stops: set[int], whole: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("parts") / "run"
+    stop_and_resume({"steps": 60}, folder, *sorted(stops))
+    same_run(whole, folder)
+
+
+def test_going_back_to_an_older_checkpoint_repeats_the_rows(whole: Path, tmp_path: Path) -> None:
+    """A crash after the checkpoint: the rows written since are there, one of them cut short."""
+    stop_and_resume({"steps": 60, "checkpoint_every": 20}, tmp_path / "a", 30)
+    folder = tmp_path / "b"
+    train({"steps": 60}, folder, stop_at=30)
+    lines = (tmp_path / "a" / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(lines)[:-30])
+    train({"steps": 60}, folder, resume=True)
+    same_run(whole, folder)
+
+
+def test_the_summary_holds_what_the_issue_asks_for(whole: Path) -> None:
+    summary = json.loads((whole / "summary.json").read_text())
+    assert [name for name in FIELDS if name not in summary] == []
+    assert summary["rounds"] == 15
+    assert 0 <= summary["test_accuracy"] <= 1
+    assert 0 < summary["sync_seconds"] < summary["seconds"]
+    kinds = [row["kind"] for row in rows(whole)]
+    assert (kinds.count("round"), kinds.count("look"), kinds.count("evaluation")) == (15, 12, 12)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5, 17])
+def test_bytes_are_the_formula(workers: int) -> None:
+    """P = 6*3 + 3 elements of 4 bytes; every round calls the roll, a pair of float64 from each worker."""
+    steps, p = 8, 21
+
+    def sent(strategy: str, **fields: Any) -> tuple[float, float]:
+        wish = {"strategy": strategy, "model": "linear", "workers": workers, "steps": steps, "batch": 2, **fields}
+        summary = train(wish, None)
+        assert summary["bytes_sent_per_worker"] == summary["bytes_received_per_worker"]
+        return summary["rounds"], summary["bytes_sent_per_worker"]
+
+    roll, share = 56 * (workers - 1), (workers - 1) / workers
+    assert sent("independent") == (0, 0)
+    assert sent("pso-ps", every=4) == (2, pytest.approx(2 * (roll + share * 4 * p)))
+    assert sent("local-sgd", every=2) == (4, pytest.approx(4 * (roll + share * 2 * 4 * (p + 1))))
+    assert sent("synchronous") == (steps, pytest.approx(steps * share * 2 * 4 * (p + 1)))
+
+
+@pytest.mark.parametrize("strategy", ["pso-ps", "local-sgd", "synchronous", "independent"])
+@pytest.mark.parametrize("model", ["tied", "half"])
+def test_shared_mixed_and_frozen_weights(strategy: str, model: str, tmp_path: Path) -> None:
+    summary = train({"strategy": strategy, "model": model}, tmp_path / "run")
+    assert math.isfinite(summary["test_loss"])
+    saved = load_file(tmp_path / "run" / "model.safetensors")
+    if model == "tied":
+        assert len({"first.weight", "second.weight"} & set(saved)) == 1
+    else:
+        assert saved["body.weight"].dtype == torch.bfloat16
+        assert saved["head.weight"].dtype == torch.float32
+
+
+def test_a_task_without_accuracy(tmp_path: Path) -> None:
+    summary = train({"steps": 40}, tmp_path / "run", name="regression")
+    assert math.isnan(summary["test_accuracy"])
+    assert summary["test_loss"] < 60
+    assert report(tmp_path / "run")["test_accuracy"] is None
+
+
+def test_stopping_at_the_last_step_is_finishing() -> None:
+    assert "test_loss" in train({}, None, stop_at=14)
+
+
+@pytest.mark.parametrize(("stop", "valid"), [(0, "1 to 14"), (15, "1 to 14"), (-1, "1 to 14")])
+def test_stop_out_of_range(stop: int, valid: str) -> None:
+    with pytest.raises(UsageError, match=f"--stop-at: expected a step from {valid}, found {stop}"):
+        train({}, None, stop_at=stop)
+
+
+def test_stop_behind_the_run(tmp_path: Path) -> None:
+    train({}, tmp_path / "run", stop_at=9)
+    with pytest.raises(UsageError, match="from 10 to 14, found 9"):
+        train({}, tmp_path / "run", stop_at=9, resume=True)
+
+
+@pytest.mark.parametrize(("field", "value"), [("lr", 0.1), ("seed", 1), ("strategy", "local-sgd"), ("steps", 99)])
+def test_a_checkpoint_of_other_settings_is_refused(field: str, value: Any, tmp_path: Path) -> None:
+    train({}, tmp_path / "run", stop_at=2)
+    with pytest.raises(CheckpointError, match=f"{field}: expected {value!r}, found"):
+        train({field: value}, tmp_path / "run", resume=True)
+
+
+def test_a_model_that_changed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the file of one's own workload was edited in between."""
+    train({"model": "linear"}, tmp_path / "run", stop_at=2)
+    monkeypatch.setitem(MODELS, "linear", lambda: torch.nn.Linear(6, 3, bias=False))
+    with pytest.raises(CheckpointError, match=r"does not fit this run: .*bias"):
+        train({"model": "linear"}, tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("strategy", ["local-sgd", "pso-ps", "synchronous"])
+@pytest.mark.parametrize("step", [2, 14])
+def test_weights_that_are_not_finite_end_the_run_and_name_the_rank(strategy: str, step: int) -> None:
+    with pytest.raises(NotFinite, match=r"of rank 1, 2 (is|are) not finite"):
+        train({"strategy": strategy, "fault": f"nan:2:{step}"}, None)
+
+
+@pytest.mark.parametrize("strategy", EVERY_STRATEGY)
+def test_every_strategy_meets_a_nan_with_an_error_or_contains_it(strategy: str) -> None:
+    contains = strategy in STRATEGIES and STRATEGIES[strategy].contains_not_finite
+    fields = {"strategy": strategy, "fault": "nan:1:6", "workers": 4}
+    if not contains:
+        with pytest.raises(NotFinite, match="of rank 3"):
+            train(fields, None)
+    elif strategy != "independent":  # which reports the mean of the workers' own scores
+        assert math.isfinite(train(fields, None)["test_loss"])
+
+
+def test_real_data_through_real_loaders(tmp_path: Path) -> None:
+    if not (REAL / "MNIST" / "raw").is_dir():
+        pytest.skip(f"no real MNIST in {REAL}")
+    from swarmstep.train.build import resolve
+    from swarmstep.train.config import Config
+    from swarmstep.train.job import Job
+    from swarmstep.train.lockstep import simulated
+
+    workload = load("mnist", REAL)
+    wish = resolve(Config("mnist", workers=2, steps=30, every=8, model="mlp"), workload)
+    summary = simulated(wish, workload, Job(quiet=True, keep=False))
+    assert summary["rounds"] == 3
+    assert summary["train_loss"] < 2.2
+
+
+def test_a_worker_with_bad_labels_is_named_in_metrics_and_summary(tmp_path: Path) -> None:
+    workload = load("digits")
+    config = resolve(Config("digits", shards="bad-labels:1", steps=60, every=4), workload)
+    summary = simulated(config, workload, Job(out=tmp_path / "run", quiet=True))
+    (worker,) = summary["distrusted"]
+    assert (worker["rank"], worker["why"].split(" (")[0]) == (3, "the swarm is better without it")
+    rounds = [row for row in rows(tmp_path / "run") if row["kind"] == "round"]
+    since = [row["step"] for row in rounds if [d["rank"] for d in row["distrusted"]] == [3]]
+    assert since[0] == worker["since"] < 60
+    assert [row["participants"] for row in rounds if row["step"] in since] == [3] * len(since)
+    assert summary["probe_seconds"] > 0
