@@ -190,7 +190,7 @@ def _start(command: list[str], environment: Mapping[str, str], errors: Path | No
 def _wait(
     processes: Sequence[subprocess.Popen[bytes]], interrupts: list[int], patience: float | None, ask: int
 ) -> None:
-    """Wait until all have ended, at most `patience` seconds, and not for long after a failure or two interrupts."""
+    """Wait until all have ended, at most `patience` seconds, and briefly after a failure or a second interrupt."""
     passed_on = 0
     deadline = time.monotonic() + (math.inf if patience is None else patience)
     # All are polled each time: a later one may have failed while the first lives on.
