@@ -15,6 +15,7 @@ import pytest
 from torch.distributed import TCPStore
 
 from swarmstep.comm.process_groups import serve_store
+from swarmstep.elastic import slot as slots
 from swarmstep.elastic import supervisor
 from swarmstep.elastic.commit_vote import COMMIT, first_verdict
 from swarmstep.elastic.membership import STOP
@@ -81,12 +82,12 @@ os.kill(os.getpid(), signal.SIGKILL)
 class Watched:
     """A supervisor, what it has told its listener, and its workers' files."""
 
-    def __init__(self, folder: Path, workers: int, stack: ExitStack, **manner: Any) -> None:
+    def __init__(self, folder: Path, workers: int, stack: ExitStack, **options: Any) -> None:
         (folder / "worker.py").write_text(WORKER)
         self.folder = folder
         self.events: list[dict[str, Any]] = []
-        how = SupervisorOptions(program=str(folder / "worker.py"), listen=self.events.append, **manner)
-        self.supervisor = stack.enter_context(Supervisor(["train", "mnist"], workers, folder, Place(), how))
+        chosen = SupervisorOptions(program=str(folder / "worker.py"), listen=self.events.append, **options)
+        self.supervisor = stack.enter_context(Supervisor(["train", "mnist"], workers, folder, Place(), chosen))
 
     def until(self, true: Callable[[], Any], interrupts: Sequence[int] = ()) -> Any:
         """Let the supervisor do its work until something is true."""
@@ -133,8 +134,8 @@ Watch = Callable[..., Watched]
 def watch(tmp_path: Path, forked: None) -> Iterator[Watch]:
     with ExitStack() as stack:
 
-        def watch(workers: int, **manner: Any) -> Watched:
-            return Watched(tmp_path, workers, stack, **manner)
+        def watch(workers: int, **options: Any) -> Watched:
+            return Watched(tmp_path, workers, stack, **options)
 
         yield watch
 
@@ -159,7 +160,7 @@ def test_workers_know_who_they_are_and_are_replaced(watch: Watch, monkeypatch: p
     run.do("0.0", "5 lost the others")
     run.ready("0.1")
     assert run.ended() == [("1.0", -9, True), ("0.0", 5, True)]
-    assert [e["said"] for e in run.events if e["kind"] == "ended"] == [
+    assert [e["error"] for e in run.events if e["kind"] == "ended"] == [
         "worker 1.0 was ended by SIGKILL", "lost the others",
     ]  # fmt: skip
     for name in ("0.1", "1.1"):
@@ -208,7 +209,7 @@ def test_a_worker_that_says_nothing(watch: Watch) -> None:
 
 
 def test_slots_that_die_again_and_again(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "PAUSE", 0.001)
+    monkeypatch.setattr(slots, "PAUSE", 0.001)
     monkeypatch.setenv("FATE", "5")
     run = watch(2)
     outcome = run.end()
@@ -220,8 +221,8 @@ def test_slots_that_die_again_and_again(watch: Watch, monkeypatch: pytest.Monkey
 
 def test_pauses_between_restarts_grow_and_end_with_success(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside a worker that lives on, the restarts of one that does not become rare, but never end."""
-    monkeypatch.setattr(supervisor, "PAUSE", 0.01)
-    monkeypatch.setattr(supervisor, "LONGEST_PAUSE", 0.04)
+    monkeypatch.setattr(slots, "PAUSE", 0.01)
+    monkeypatch.setattr(slots, "LONGEST_PAUSE", 0.04)
     run = watch(2)
     run.ready("0.0")
     for k in range(7):
@@ -232,8 +233,8 @@ def test_pauses_between_restarts_grow_and_end_with_success(watch: Watch, monkeyp
     pauses = [times["started", f"1.{k + 1}"] - times["ended", f"1.{k}"] for k in range(7)]
     for pause, least in zip(pauses, [0.01, 0.02, 0.04, 0.04, 0.04, 0.04, 0.04], strict=True):
         assert pause >= 0.99 * least
-    monkeypatch.setattr(supervisor, "HEALTHY", 0.0)
-    monkeypatch.setattr(supervisor, "LONGEST_PAUSE", 1e6)  # if it were paused for, nobody would come
+    monkeypatch.setattr(slots, "HEALTHY", 0.0)
+    monkeypatch.setattr(slots, "LONGEST_PAUSE", 1e6)  # if it were paused for, nobody would come
     run.supervisor.send_signal("1.7", signal.SIGKILL)
     run.ready("1.8")
 

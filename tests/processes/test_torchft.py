@@ -248,5 +248,5 @@ def test_a_lighthouse_that_ends_is_named_once_it_is_needed(start: Callable[..., 
     outcome = run.end()
     assert outcome.code == CommError.exit_code
     assert f"the lighthouse at http://127.0.0.1:{port} cannot be reached" in outcome.message
-    said = {end["worker"]: end["said"] for end in run.ends}
+    said = {end["worker"]: end["error"] for end in run.ends}
     assert all(f"no answer for {SILENCE:g} s" in said[worker] for worker in ("1.0", "2.0"))

@@ -83,9 +83,9 @@ def run_supervised(
         needs_disk = any(fault.kind == "disk" for fault in faults)
         disk = stack.enter_context(Disk(folder / "checkpoints")) if needs_disk else None
         place = context.network.place() if context.network else None
-        words = folder / "words"
-        words.mkdir()
-        options = SupervisorOptions(listen=log.add, words=words)
+        errors = folder / "errors"
+        errors.mkdir()
+        options = SupervisorOptions(listen=log.add, errors=errors)
         supervisor = stack.enter_context(Supervisor(arguments, context.workers, folder, place, options))
         injector = Injector(faults, supervisor, log, context.network, disk)
         outcome = _drive(injector, supervisor, seconds, context, log)

@@ -1,4 +1,4 @@
-"""Starts W real processes somewhere on this machine, like torchrun, and speaks for them."""
+"""Starts W processes on this machine, as torchrun does, and reports for them."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from swarmstep.console import say
 from swarmstep.errors import CommError
 
 GRACE = 10.0  # seconds that workers have to end by themselves once one of them has failed
-HASTE = 2.0  # the same, once somebody asked for the second time
+HASTE = 2.0  # the same after a second interrupt
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LOOPBACK = "lo" if sys.platform.startswith("linux") else "lo0"  # the interface
+TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,12 +31,12 @@ class Place:
     """Where workers run. The default is this machine's loopback interface.
 
     Args:
-        command: called with a rank and a command, returns the command that runs it in its place (in a network
-            namespace, say).
-        environment: what differs there: MASTER_ADDR, GLOO_SOCKET_IFNAME ...
-        serve: called for each group, returns a store that the workers reach at MASTER_ADDR, and its port.
-        namespace: called with a slot, returns the network namespace that a worker of a supervisor enters (None:
-            they stay where the supervisor is).
+        command: called as command(rank, command); returns the command that runs it there, in a network namespace,
+            say.
+        environment: variables that differ there: MASTER_ADDR, GLOO_SOCKET_IFNAME ...
+        serve: called for each group; returns a store that the workers reach at MASTER_ADDR, and its port.
+        namespace: called with the number of a supervisor's slot; returns the network namespace that its worker
+            enters (None: workers stay where the supervisor is).
     """
 
     command: Callable[[int, list[str]], list[str]] = lambda rank, command: command
@@ -45,23 +46,29 @@ class Place:
 
 
 class Outcome(NamedTuple):
-    """How a group ended: its exit code, as of the command, and what there is to say, in one line or not at all."""
+    """How a group of workers has ended.
+
+    Args:
+        code: an exit code of the command.
+        message: why, in one line; empty if all went well.
+        killed: a worker was ended by a signal that was not sent from here.
+    """
 
     code: int
     message: str
-    killed: bool = False  # a worker was ended by a signal that nobody here has sent
+    killed: bool = False
 
 
 def launch(arguments: Sequence[str], workers: int, place: Place | None = None) -> int:
     """Run ``python -m swarmstep ARGUMENTS`` as `workers` processes and return the exit code of the run.
 
-    Rank 0 writes to this process's output; of the errors one is shown: the cause. The first interrupt asks the
-    workers to stop, the second ends them.
+    Rank 0 writes to this process's output; of the workers' errors only the cause is shown. The first interrupt
+    asks the workers to stop, the second ends them.
 
     Args:
         arguments: of the command line, the same for all.
-        workers: how many processes.
-        place: where.
+        workers: number of processes.
+        place: where they run.
     """
     with noting_interrupts() as interrupts:
         outcome = run_group(arguments, workers, place, interrupts=interrupts, shown=True)
@@ -81,18 +88,18 @@ def run_group(
     ask: signal.Signals = signal.SIGINT,
     shown: bool = False,
 ) -> Outcome:
-    """Run ``python -m swarmstep ARGUMENTS`` as `workers` processes, to their end; none of them is left.
+    """Run ``python -m swarmstep ARGUMENTS`` as `workers` processes until all have ended.
 
-    The store lives in this process, which outlives them all.
+    The store is served by this process, which outlives them all.
 
     Args:
         arguments: of the command line, the same for all.
-        workers: how many processes.
-        place: where.
+        workers: number of processes.
+        place: where they run.
         interrupts: as `noting_interrupts` yields; each is passed on, and after the second the workers are ended.
-        patience: seconds after which whatever still runs is ended (None: never).
-        ask: the signal that passes an interrupt on.
-        shown: whether rank 0 writes to this process's output; else to nobody.
+        patience: seconds after which processes that still run are ended (None: never).
+        ask: the signal by which an interrupt is passed on.
+        shown: whether rank 0 writes to this process's output; else all output is discarded.
 
     Raises:
         CommError: a worker could not be started.
@@ -105,7 +112,7 @@ def run_group(
         try:
             for rank in range(workers):
                 command = place.command(rank, [sys.executable, "-m", "swarmstep", *arguments])
-                environment = _environment(rank, workers, port, folder) | dict(place.environment)
+                environment = _rank_environment(rank, workers, port, folder) | dict(place.environment)
                 errors = None if shown and rank == 0 else folder / f"{rank}.errors"
                 processes.append(_start(command, environment, errors))
             _wait(processes, interrupts, patience, ask)
@@ -120,10 +127,10 @@ def run_group(
 
 @contextlib.contextmanager
 def noting_interrupts(*more: signal.Signals) -> Generator[list[int]]:
-    """Collect interrupts in a list instead of being interrupted.
+    """Collect the numbers of interrupts in the list that is yielded, instead of being interrupted.
 
     Args:
-        more: signals that count as interrupts, too, unless they are ignored (as nohup does with SIGHUP).
+        more: signals that count as interrupts as well, unless they are ignored (as nohup ignores SIGHUP).
     """
     interrupts: list[int] = []
     numbers = [*SIGNALS, *(number for number in more if signal.getsignal(number) is not signal.SIG_IGN)]
@@ -135,27 +142,34 @@ def noting_interrupts(*more: signal.Signals) -> Generator[list[int]]:
             signal.signal(number, handler)
 
 
-def _environment(rank: int, workers: int, port: int, folder: Path) -> dict[str, str]:
-    """Return the environment of a worker on loopback that leaves its error in a file of `folder`."""
+def worker_environment() -> dict[str, str]:
+    """Return what is the same in the environment of all workers on this machine."""
     return {
         "OMP_NUM_THREADS": "1",
-        "TORCH_CPP_LOG_LEVEL": "ERROR",  # what went wrong is said in one line
-        **os.environ,
-        "GLOO_SOCKET_IFNAME": LOOPBACK,  # whatever is inherited: nobody else is to reach them
+        "TORCH_CPP_LOG_LEVEL": "ERROR",  # swarmstep says what went wrong, in one line
+        **{name: value for name, value in os.environ.items() if name not in TORCHRUN},
+        "GLOO_SOCKET_IFNAME": LOOPBACK,  # whatever is inherited: no other machine is to reach them
+    }
+
+
+def _rank_environment(rank: int, workers: int, port: int, folder: Path) -> dict[str, str]:
+    """Return the environment of a worker that leaves its error in a file of `folder`."""
+    return {
+        **worker_environment(),
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(workers),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",  # rank 0 does not serve the store, this process does
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # this process serves the store, not rank 0
         "SWARMSTEP_LAUNCHER": str(os.getpid()),
         "SWARMSTEP_SAYS": str(folder / f"{rank}.says"),
     }
 
 
 def _start(command: list[str], environment: Mapping[str, str], errors: Path | None) -> subprocess.Popen[bytes]:
-    """Start a worker; without a file for its errors it writes to where this process writes."""
-    # A worker inherits the mask: an interrupt waits until it is ready for it, however early it comes.
+    """Start a worker; without a file for its errors it writes where this process writes."""
+    # A worker inherits the mask, so an interrupt that comes early is delivered once the worker is ready for it.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         with errors.open("wb") if errors else contextlib.nullcontext() as file:
@@ -165,7 +179,7 @@ def _start(command: list[str], environment: Mapping[str, str], errors: Path | No
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL if errors else None,
                 stderr=file,
-                start_new_session=True,  # an interrupt from the keyboard reaches them through this process only
+                start_new_session=True,  # an interrupt from the keyboard reaches it through this process only
             )
     except OSError as error:
         raise CommError(f"{command[0]}: {error.strerror}; the worker could not be started") from None
@@ -176,10 +190,10 @@ def _start(command: list[str], environment: Mapping[str, str], errors: Path | No
 def _wait(
     processes: Sequence[subprocess.Popen[bytes]], interrupts: list[int], patience: float | None, ask: int
 ) -> None:
-    """Wait until all have ended, at most `patience`; after a failure, or a second interrupt, not for long."""
+    """Wait until all have ended, at most `patience` seconds, and briefly after a failure or a second interrupt."""
     passed_on = 0
     deadline = time.monotonic() + (math.inf if patience is None else patience)
-    # All are asked each time: a later one may have failed while the first lives on.
+    # All are polled each time: a later one may have failed while the first lives on.
     while None in (codes := [process.poll() for process in processes]) and time.monotonic() < deadline:
         if any(codes):
             deadline = min(deadline, time.monotonic() + GRACE)
@@ -193,10 +207,10 @@ def _wait(
 
 
 def _outcome(codes: Sequence[int | None], folder: Path, interrupted: bool, patience: float | None) -> Outcome:
-    """Return how it ended.
+    """Return how the workers have ended.
 
     Args:
-        codes: of the workers; None for one that did not end by itself.
+        codes: their exit codes; None for one that did not end by itself.
         folder: where their errors are.
         interrupted: somebody asked to stop.
         patience: seconds that they had.
@@ -204,11 +218,11 @@ def _outcome(codes: Sequence[int | None], folder: Path, interrupted: bool, patie
     killed = [(rank, code) for rank, code in enumerate(codes) if code is not None and code < 0]
     failed = {rank: code for rank, code in enumerate(codes) if code is not None and code > 0}
     if killed and not interrupted:
-        said = ", ".join(f"rank {rank} was ended by {signal.Signals(-code).name}" for rank, code in killed)
-        return Outcome(CommError.exit_code, said, killed=True)
+        message = ", ".join(f"rank {rank} was ended by {signal_name(code)}" for rank, code in killed)
+        return Outcome(CommError.exit_code, message, killed=True)
     if failed:
         cause = next((rank for rank, code in failed.items() if code != CommError.exit_code), min(failed))
-        return Outcome(failed[cause], _said_by(cause, folder))
+        return Outcome(failed[cause], _error_of(cause, folder))
     if all(code == 0 for code in codes):
         return Outcome(0, "")
     if interrupted:
@@ -217,11 +231,27 @@ def _outcome(codes: Sequence[int | None], folder: Path, interrupted: bool, patie
     return Outcome(CommError.exit_code, late)
 
 
-def _said_by(rank: int, folder: Path) -> str:
-    """Return the error of a worker; the end of what it wrote to standard error if it left none."""
-    files = [file for file in (folder / f"{rank}.says", folder / f"{rank}.errors") if file.exists()]
-    for file in files:
-        lines = file.read_text(errors="replace").strip().splitlines()
-        if lines:
-            return lines[-1].removeprefix("swarmstep: ")
-    return f"rank {rank} failed and said nothing" if files else ""  # all have seen what it wrote to this output
+def _error_of(rank: int, folder: Path) -> str:
+    """Return the error of a worker; empty if it wrote to this process's output, which all have seen."""
+    shown = not (folder / f"{rank}.says").exists() and not (folder / f"{rank}.errors").exists()
+    return last_line(folder, str(rank)) or ("" if shown else f"rank {rank} failed and said nothing")
+
+
+def last_line(folder: Path, worker: str) -> str:
+    """Return a worker's error message, else the last line of its standard error; empty if it left neither.
+
+    Args:
+        folder: holds the files WORKER.says and WORKER.errors, if they exist.
+        worker: its rank or name.
+    """
+    for kind in ("says", "errors"):
+        with contextlib.suppress(OSError):
+            lines = (folder / f"{worker}.{kind}").read_text(errors="replace").strip().splitlines()
+            if lines:
+                return lines[-1].removeprefix("swarmstep: ")
+    return ""
+
+
+def signal_name(code: int) -> str:
+    """Return the name of the signal that ended a process with this exit code, below 0."""
+    return signal.Signals(-code).name

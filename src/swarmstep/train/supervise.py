@@ -1,4 +1,4 @@
-"""Runs an elastic training run: a supervisor over its workers, and the folder that it holds."""
+"""Runs elastic workers: a supervisor, and the run's folder, which it holds for them."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def supervise(
 ) -> int:
     """Run ``python -m swarmstep ARGUMENTS`` as `workers` processes that are replaced when they die.
 
-    The workers write to this process's output; it adds a line for each that dies, and at the end the cause if the
-    run has failed. The first interrupt asks them to stop, the second ends them.
+    The workers write to this process's output, and it reports each one that dies, and at the end why the run has
+    failed if it has. The first interrupt asks the workers to stop, the second ends them.
 
     Args:
         arguments: of the command line, the same for all.
-        workers: how many.
+        workers: number of processes.
         folder: of the run, new or empty, or with `resume` that of an earlier run (None: it writes no files).
-        place: where.
-        resume: go on with the run that is there.
-        trouble: as of a `SupervisorOptions`.
-        program: as of a `ProcessSpec`.
+        place: where the workers run.
+        resume: go on with the run that is in `folder`.
+        trouble: as in `SupervisorOptions`.
+        program: as in `ProcessSpec`.
 
     Returns:
         The exit code of the run.
@@ -44,11 +44,11 @@ def supervise(
         CommError: a worker could not be started.
     """
     held = RunFolder(folder, resume=resume) if folder else None
-    manner = SupervisorOptions(shown=True, program=program, listen=_say_deaths, trouble=trouble)
+    options = SupervisorOptions(shown=True, program=program, listen=_report_death, trouble=trouble)
     try:
         with (
             noting_interrupts() as interrupts,
-            Supervisor(arguments, workers, folder, place, manner) as supervisor,
+            Supervisor(arguments, workers, folder, place, options) as supervisor,
         ):
             while (outcome := supervisor.attend(0.2, interrupts)) is None:
                 pass
@@ -62,6 +62,6 @@ def supervise(
     return outcome.code
 
 
-def _say_deaths(event: Mapping[str, Any]) -> None:
+def _report_death(event: Mapping[str, Any]) -> None:
     if event.get("lost"):
-        say(f"worker {event['worker']} is lost: {event['said']}")
+        say(f"worker {event['worker']} is lost: {event['error']}")
