@@ -256,7 +256,7 @@ def test_interrupted_it_goes_on_later(place: Path) -> None:
         ("--tune-steps 0", "steps"),
         ("--backend gloo --link 1mbit", "--link"),
         ("--backend gloo --compute 1", "--compute"),
-        ("--strategies ddp", "ddp is torch's own"),
+        ("--strategies ddp", "ddp needs real processes"),
     ],
 )
 def test_wrong_options(arguments: str, said: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
