@@ -22,7 +22,7 @@ from typing import Any, get_type_hints
 import torch
 from torch import nn
 
-import swarmstep.elastic.membership as membership_module
+import swarmstep.elastic.formation as formation_module
 from forking import CONTEXT
 from helpers import Momentum, batch, network, probe
 from swarmstep import (
@@ -232,7 +232,7 @@ def live(end: Connection, port: int, name: str, plan: Plan, fault: Fault | None)
 
 def _train(reporter: Reporter, port: int, name: str, plan: Plan) -> None:
     slot = int(name.split(".")[0])
-    membership_module.GATHERING = plan.gathering
+    formation_module.START_WAIT = plan.gathering
 
     def changed(change: Change, x: torch.Tensor) -> None:
         reporter.say("change", dataclasses.replace(change, states=()), shared_digest(change.states), x)

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from swarmstep.comm.torch_private import TCPStore
-from swarmstep.elastic.membership import OVER, STOP, begun
+from swarmstep.elastic.formation import begun
+from swarmstep.elastic.keys import OVER, STOP
 from swarmstep.errors import CommError, Interrupted
 from swarmstep.launch.fork_server import ForkServer, ProcessSpec
 from swarmstep.launch.processes import HASTE, LOOPBACK, Outcome, Place
