@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from test_checkpoint import Gate
 
 from elastic_world import Fault, Plan, World
-from pool import CONTEXT
+from forking import CONTEXT
 from swarmstep import fault_points
 from swarmstep.checkpoint.saver import Saver
 from swarmstep.comm.background import LAST_WAIT
