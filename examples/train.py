@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from swarmstep import PSOPS, Comm, DistComm, Every, Synchronizer, simulate
+from swarmstep import PSOPS, DistComm, Every, Group, Synchronizer, simulate
 
 
 def batches(rank: int, size: int, steps: int):
@@ -24,7 +24,7 @@ def batches(rank: int, size: int, steps: int):
         yield torch.stack([radius * angle.cos(), radius * angle.sin()], dim=1), ring
 
 
-def train(comm: Comm) -> float:
+def train(comm: Group) -> float:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(2, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 3))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)

@@ -12,13 +12,14 @@ import pytest
 import torch
 
 from elastic_world import Fault, Plan, World
+from forking import CONTEXT
 from jobs import Gate
 from launched import SOON
-from pool import CONTEXT
 from swarmstep import fault_points
 from swarmstep.checkpoint.saver import Saver
 from swarmstep.comm.background import LAST_WAIT
 from swarmstep.comm.process_groups import serve_store
+from swarmstep.elastic.keys import candidates_key
 from swarmstep.elastic.membership import Membership
 
 
@@ -105,7 +106,7 @@ def test_one_who_has_just_joined_lets_in_the_next_at_the_same_step_as_the_others
         )  # in time: the others wait for the silent one
         world.until(lambda: world.told["2.1"].struck)
         world.start("3.0")
-        world.until(lambda: world.store.add("swarmstep/epoch/2/here", 0))
+        world.until(lambda: world.store.add(candidates_key(2), 0))
         world.thaw("2.1")
         together(world, "0.0", "1.0", "2.1", "3.0")
         assert alike(finish(world, "0.0", "1.0", "2.1", "3.0"))
@@ -166,7 +167,7 @@ def test_one_who_comes_when_all_steps_are_taken_is_told_so() -> None:
         world.until(world.ended("0.0"))
         world.start("0.1")
         world.until(world.ended("0.1"))
-        assert world.told["0.1"].over == "worker 0.1: the run is over; nothing is left to do"
+        assert world.told["0.1"].over == "worker 0.1: the run is over; there is nothing left to do"
 
 
 def test_stopped_for_less_than_silence_nobody_is_lost() -> None:

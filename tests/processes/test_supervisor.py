@@ -18,7 +18,7 @@ from swarmstep.comm.process_groups import serve_store
 from swarmstep.elastic import slot as slots
 from swarmstep.elastic import supervisor
 from swarmstep.elastic.commit_vote import COMMIT, first_verdict
-from swarmstep.elastic.membership import STOP
+from swarmstep.elastic.keys import STOP
 from swarmstep.elastic.supervisor import Supervisor, SupervisorOptions
 from swarmstep.errors import CheckpointError
 from swarmstep.launch.processes import Outcome, Place
@@ -72,7 +72,7 @@ Path({made!r}).mkdir(parents=True)
 host, port = os.environ["SWARMSTEP_STORE"].split(":")
 store = TCPStore(host, int(port), is_master=False)
 store.set("swarmstep/epoch/0/members", "[]")
-store.set(first_verdict("swarmstep/epoch/0/ballot"), COMMIT)
+store.set(first_verdict("swarmstep/epoch/0/vote"), COMMIT)
 os.kill(int(os.environ["SUPERVISOR"]), signal.SIGINT)
 store.wait([{store!r}])
 os.kill(os.getpid(), signal.SIGKILL)
@@ -277,7 +277,7 @@ def test_an_interrupt_before_the_workers_are_a_group(watch: Watch, monkeypatch: 
 def begin(store: TCPStore) -> None:
     """Say what the members of the first group say when it has begun."""
     store.set("swarmstep/epoch/0/members", '[["0.0", null]]')
-    store.set(first_verdict("swarmstep/epoch/0/ballot"), COMMIT)
+    store.set(first_verdict("swarmstep/epoch/0/vote"), COMMIT)
 
 
 def test_one_that_waits_to_join_does_not_end_the_others_of_a_run_that_stops(

@@ -10,7 +10,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pool import CONTEXT, Pool
+from forking import CONTEXT
+from pool import Pool
 from swarmstep import DistComm
 from swarmstep.comm import process_groups, torch_private
 

@@ -67,7 +67,7 @@ def test_not_installed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "torchft.coordination", None)
-    with pytest.raises(UsageError, match="pip install torchft, or take --elastic local"), serve_lighthouse(1.0):
+    with pytest.raises(UsageError, match="pip install torchft, or use --elastic local"), serve_lighthouse(1.0):
         pass
     monkeypatch.chdir(tmp_path)
     for name in ("RANK", "WORLD_SIZE", "SWARMSTEP_WORKER"):

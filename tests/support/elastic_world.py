@@ -22,7 +22,7 @@ from typing import Any, get_type_hints
 import torch
 from torch import nn
 
-import swarmstep.elastic.membership as membership_module
+import swarmstep.elastic.formation as formation_module
 from forking import CONTEXT
 from helpers import Momentum, batch, network, probe
 from swarmstep import (
@@ -250,7 +250,7 @@ def live(end: Connection, port: int, name: str, plan: Plan, fault: Fault | None)
 
 def _train(reporter: Reporter, port: int, name: str, plan: Plan) -> None:
     slot = int(name.split(".")[0])
-    membership_module.GATHERING = plan.gathering
+    formation_module.START_WAIT = plan.gathering
     membership = Membership(
         ("127.0.0.1", port), name, start=plan.start, silence=plan.silence, patience=plan.patience, exact=True
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
 import time
 
@@ -47,20 +45,3 @@ def test_a_registry_waits_for_its_own_tasks_only() -> None:
     slow.settle()
     assert blocked.result() is True
     assert not slow.running
-
-
-PROGRAM = """
-import time
-from swarmstep.comm.background import TaskRegistry
-
-def task():
-    time.sleep(0.3)
-    print("ended", flush=True)
-
-TaskRegistry().start(task)  # nobody keeps the registry
-"""
-
-
-def test_the_program_ends_when_its_tasks_have_ended() -> None:
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout) == (0, "ended\n")

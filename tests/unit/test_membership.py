@@ -17,11 +17,12 @@ from swarmstep.comm.group import Decision
 from swarmstep.comm.heartbeat import Heartbeat
 from swarmstep.comm.process_groups import connect, serve_store
 from swarmstep.elastic.commit_vote import ABORT, COMMIT, CommitVote, first_verdict
-from swarmstep.elastic.membership import FINISH, OVER, STOP, Membership
+from swarmstep.elastic.keys import FINISH, OVER, STOP, candidates_key, members_key, vote_key
+from swarmstep.elastic.membership import Membership
 from swarmstep.errors import CommError, PeerLost
 
 SOON = 30.0  # seconds; far beyond what any wait here should take
-WISHES = ("wish/renew", "wish/stop", "wish/finish")
+REQUESTS = ("asked/renew", "asked/stop", "asked/finish")
 
 
 @pytest.fixture
@@ -39,12 +40,12 @@ def until(condition: Callable[[], Any]) -> None:
         time.sleep(0.005)
 
 
-def ballots(store: tuple[Any, int], size: int, key: str = "b") -> list[CommitVote]:
-    """Return a ballot's ends, each with a connection of its own."""
+def votes_on(store: tuple[Any, int], size: int, key: str = "b") -> list[CommitVote]:
+    """Return the ends of a vote, each with a connection of its own."""
     served, port = store
-    for wish in WISHES:
-        served.add(wish, 0)
-    return [CommitVote(lambda: connect("127.0.0.1", port, SOON), key, size, WISHES) for _ in range(size)]
+    for request in REQUESTS:
+        served.add(request, 0)
+    return [CommitVote(lambda: connect("127.0.0.1", port, SOON), key, size, REQUESTS) for _ in range(size)]
 
 
 def patient(waited: float) -> None:
@@ -75,7 +76,7 @@ def outcomes(tasks: list[Callable[[], Any]]) -> list[Any]:
 
 
 def test_all_votes_commit_one_decision_after_another_and_leave_two_in_the_store(store: tuple[Any, int]) -> None:
-    ends = ballots(store, 3)
+    ends = votes_on(store, 3)
     keys = store[0].num_keys()
     for _ in range(4):
         assert outcomes([lambda e=end: e.decide(patient) for end in ends]) == [Decision()] * 3
@@ -83,29 +84,29 @@ def test_all_votes_commit_one_decision_after_another_and_leave_two_in_the_store(
     assert store[0].get(first_verdict("b")).decode() == COMMIT
 
 
-@pytest.mark.parametrize("wish", range(3))
-def test_what_was_asked_for_reaches_all_with_the_verdict(store: tuple[Any, int], wish: int) -> None:
-    ends = ballots(store, 2)
-    store[0].add(WISHES[wish], 1)
-    fate = Decision(*(place == wish for place in range(3)))
-    assert outcomes([lambda e=end: e.decide(patient) for end in ends]) == [fate] * 2
+@pytest.mark.parametrize("number", range(3))
+def test_what_was_asked_for_reaches_all_with_the_verdict(store: tuple[Any, int], number: int) -> None:
+    ends = votes_on(store, 2)
+    store[0].add(REQUESTS[number], 1)
+    decision = Decision(*(place == number for place in range(3)))
+    assert outcomes([lambda e=end: e.decide(patient) for end in ends]) == [decision] * 2
 
 
 def test_one_who_gives_up_keeps_all_out(store: tuple[Any, int]) -> None:
-    ends = ballots(store, 3)
+    ends = votes_on(store, 3)
     ends[2].close()
     found = outcomes([lambda e=end: e.decide(patient) for end in ends])
     assert [type(error) for error in found] == [PeerLost] * 3
 
 
 def test_one_who_voted_and_died_keeps_nobody_out(store: tuple[Any, int]) -> None:
-    ends, (served, _) = ballots(store, 3), store
+    ends, (served, _) = votes_on(store, 3), store
     served.add("b/0/votes", 1)  # rank 2's, before it died
     assert outcomes([lambda e=end: e.decide(patient) for end in ends[:2]]) == [Decision()] * 2
 
 
 def test_one_who_died_without_a_vote_takes_nobody_in(store: tuple[Any, int]) -> None:
-    ends = ballots(store, 3)
+    ends = votes_on(store, 3)
     found = outcomes([lambda: ends[0].decide(at_once), lambda: ends[1].decide(patient)])
     assert [type(error) for error in found] == [PeerLost] * 2
     assert store[0].get("b/0").decode() == ABORT
@@ -114,7 +115,7 @@ def test_one_who_died_without_a_vote_takes_nobody_in(store: tuple[Any, int]) -> 
 def test_one_who_dies_between_the_last_vote_and_the_count_leaves_one_verdict_for_all(
     store: tuple[Any, int],
 ) -> None:
-    ends, (served, _) = ballots(store, 2), store
+    ends, (served, _) = votes_on(store, 2), store
     served.add("b/0/votes", 2)  # rank 1's, and rank 0's would be the third: nobody is the last
     with pytest.raises(PeerLost, match="somebody is gone"):
         ends[0].decide(at_once)
@@ -122,19 +123,19 @@ def test_one_who_dies_between_the_last_vote_and_the_count_leaves_one_verdict_for
 
 
 def test_one_who_comes_late_reads_the_same_verdict(store: tuple[Any, int]) -> None:
-    ends, (served, _) = ballots(store, 2), store
+    ends, (served, _) = votes_on(store, 2), store
     served.add("b/0/votes", 1)
     assert ends[0].decide(patient) == Decision()
     ends[1].close()  # too late: all had voted
     assert served.get("b/0").decode() == COMMIT
     ends[0].close()  # of the next one
-    found = outcomes([lambda: ballots(store, 2)[1].decide(patient), lambda: ends[0].decide(patient)])
+    found = outcomes([lambda: votes_on(store, 2)[1].decide(patient), lambda: ends[0].decide(patient)])
     assert found[0] == Decision()
     assert isinstance(found[1], PeerLost)
 
 
 def test_trouble_while_waiting_does_not_undo_what_was_decided(store: tuple[Any, int]) -> None:
-    ends, (served, _) = ballots(store, 2), store
+    ends, (served, _) = votes_on(store, 2), store
 
     def decided_meanwhile(waited: float) -> None:
         served.compare_set("b/0", "", f"{COMMIT} finish")
@@ -150,7 +151,7 @@ def test_trouble_while_waiting_does_not_undo_what_was_decided(store: tuple[Any, 
 def test_never_both(store: tuple[Any, int], acts: list[str], delays: list[int]) -> None:
     """Whatever each rank does and whenever: what one of them takes for committed, nobody takes for aborted."""
     key = f"b{store[0].add('examples', 1)}"
-    ends = ballots(store, len(acts), key)
+    ends = votes_on(store, len(acts), key)
 
     def play(end: CommitVote, act: str, delay: int) -> Any:
         threading.Event().wait(delay * 1e-3)
@@ -170,12 +171,12 @@ def test_never_both(store: tuple[Any, int], acts: list[str], delays: list[int]) 
 
 
 def test_a_store_that_is_gone_is_a_lost_peer() -> None:
-    end = CommitVote(lambda: connect("127.0.0.1", 1, 0.2), "b", 1, WISHES)
+    end = CommitVote(lambda: connect("127.0.0.1", 1, 0.2), "b", 1, REQUESTS)
     for ask in (lambda: end.decide(patient), end.close):
         with pytest.raises(PeerLost, match="no answer from the store"):
             ask()
     served, port = serve_store()
-    end = ballots((served, port), 2)[0]
+    end = votes_on((served, port), 2)[0]
 
     def ends(waited: float) -> None:
         nonlocal served
@@ -197,17 +198,16 @@ def here(store: tuple[Any, int], number: int, rows: list[tuple[str, tuple[int, i
     served = store[0]
     for name, held in rows:
         store[0].add(f"swarmstep/alive/{name}", 1)
-        place = served.add(f"swarmstep/epoch/{number}/here", 1)
-        served.set(f"swarmstep/epoch/{number}/here/{place}", json.dumps([name, held]))
+        place = served.add(candidates_key(number), 1)
+        served.set(f"{candidates_key(number)}/{place}", json.dumps([name, held]))
 
 
 def was(store: tuple[Any, int], number: int, names: list[str], begun: bool) -> None:
     """Say who was in the group of an epoch, and whether it began."""
-    key = f"swarmstep/epoch/{number}"
     for name in names:
         store[0].add(f"swarmstep/alive/{name}", 1)
-    store[0].set(f"{key}/members", json.dumps([[name, None] for name in names]))
-    store[0].set(first_verdict(f"{key}/ballot"), COMMIT if begun else ABORT)
+    store[0].set(members_key(number), json.dumps([[name, None] for name in names]))
+    store[0].set(first_verdict(vote_key(number)), COMMIT if begun else ABORT)
 
 
 def dies(store: tuple[Any, int], *names: str) -> None:
@@ -228,20 +228,20 @@ def test_members_go_on_first_in_their_order_and_newcomers_follow_as_they_came(
 ) -> None:
     was(store, 0, ["a.0", "b.0", "d.0"], True)
     here(store, 1, [("n.0", None), ("b.0", (0, 1)), ("m.0", None), ("a.0", (0, 0))])
-    assert chooser._choose(1, 0.0) == [("a.0", 0), ("b.0", 1), ("n.0", None), ("m.0", None)]
+    assert chooser.formation.choose(1, 0.0) == [("a.0", 0), ("b.0", 1), ("n.0", None), ("m.0", None)]
 
 
 def test_who_says_so_twice_is_there_once(store: tuple[Any, int], chooser: Membership) -> None:
     was(store, 0, ["a.0"], True)
     here(store, 1, [("a.0", (0, 0)), ("a.0", (0, 0)), ("n.0", None), ("n.0", None)])
-    assert chooser._choose(1, 0.0) == [("a.0", 0), ("n.0", None)]
+    assert chooser.formation.choose(1, 0.0) == [("a.0", 0), ("n.0", None)]
 
 
 def test_one_who_holds_what_is_out_of_date_is_a_newcomer(store: tuple[Any, int], chooser: Membership) -> None:
     was(store, 0, ["a.0", "b.0"], True)
     was(store, 1, ["a.0"], True)
     here(store, 2, [("b.0", (0, 1)), ("a.0", (1, 0))])
-    assert chooser._choose(2, 0.0) == [("a.0", 0), ("b.0", None)]
+    assert chooser.formation.choose(2, 0.0) == [("a.0", 0), ("b.0", None)]
 
 
 def test_a_group_that_never_began_made_nobodys_weights_out_of_date(
@@ -250,7 +250,7 @@ def test_a_group_that_never_began_made_nobodys_weights_out_of_date(
     was(store, 0, ["a.0", "b.0"], True)
     was(store, 1, ["a.0", "n.0"], False)
     here(store, 2, [("n.0", None), ("b.0", (0, 1)), ("a.0", (0, 0))])
-    assert chooser._choose(2, 0.0) == [("a.0", 0), ("b.0", 1), ("n.0", None)]
+    assert chooser.formation.choose(2, 0.0) == [("a.0", 0), ("b.0", 1), ("n.0", None)]
 
 
 def test_a_group_that_has_not_begun_when_it_is_passed_over_never_will(
@@ -258,34 +258,34 @@ def test_a_group_that_has_not_begun_when_it_is_passed_over_never_will(
 ) -> None:
     """Its members may be alive, taken for lost by one who was stopped itself: else there would be two swarms."""
     was(store, 0, ["a.0", "b.0"], True)
-    store[0].set("swarmstep/epoch/1/members", json.dumps([["a.0", 0]]))
+    store[0].set(members_key(1), json.dumps([["a.0", 0]]))
     here(store, 2, [("b.0", (0, 1))])
-    assert chooser._choose(2, 0.0) == [("b.0", 1)]
-    with pytest.raises(PeerLost, match="another rank has given the round up"):
-        ballots(store, 1, "swarmstep/epoch/1/ballot")[0].decide(patient)
+    assert chooser.formation.choose(2, 0.0) == [("b.0", 1)]
+    with pytest.raises(PeerLost, match="another rank has given up the round"):
+        votes_on(store, 1, vote_key(1))[0].decide(patient)
 
 
 def test_a_member_that_is_alive_and_has_not_come_is_waited_for(
     store: tuple[Any, int], chooser: Membership
 ) -> None:
     was(store, 0, ["a.0", "b.0"], True)
-    chooser._register()  # it learns who was there
-    assert chooser._members == ["a.0", "b.0"]
+    chooser.formation.register()  # it learns who was there
+    assert chooser.formation.members == ["a.0", "b.0"]
     here(store, 1, [("a.0", (0, 0))])
-    assert chooser._choose(1, 0.0) == []
+    assert chooser.formation.choose(1, 0.0) == []
     dies(store, "b.0")
-    until(lambda: chooser._choose(1, 0.0))
-    assert chooser._choose(1, 0.0) == [("a.0", 0), ("c.0", None)]
+    until(lambda: chooser.formation.choose(1, 0.0))
+    assert chooser.formation.choose(1, 0.0) == [("a.0", 0), ("c.0", None)]
 
 
 def test_fresh_weights_never_follow_those_of_one_who_is_silent_but_not_dead(
     store: tuple[Any, int], chooser: Membership
 ) -> None:
     was(store, 0, ["a.0", "b.0"], True)
-    chooser._register()
+    chooser.formation.register()
     dies(store, "a.0")
-    until(lambda: "b.0" in chooser._lost() and "a.0" in chooser._lost())  # b.0 gave one sign of life
-    assert chooser._choose(1, 1e9) == []
+    until(lambda: {"a.0", "b.0"} <= chooser.link.lost(1.0))  # b.0 gave one sign of life
+    assert chooser.formation.choose(1, 1e9) == []
 
 
 def test_when_all_who_held_anything_are_dead_the_others_begin_anew(
@@ -293,10 +293,10 @@ def test_when_all_who_held_anything_are_dead_the_others_begin_anew(
 ) -> None:
     was(store, 0, ["a.0", "b.0"], True)
     was(store, 1, ["a.0"], True)
-    chooser._register()
+    chooser.formation.register()
     dies(store, "a.0", "b.0")
-    until(lambda: chooser._choose(2, 1e9))
-    assert chooser._choose(2, 1e9) == [("c.0", None)]
+    until(lambda: chooser.formation.choose(2, 1e9))
+    assert chooser.formation.choose(2, 1e9) == [("c.0", None)]
 
 
 def test_when_all_who_held_the_newest_are_dead_those_who_hold_the_next_newest_go_on(
@@ -304,22 +304,22 @@ def test_when_all_who_held_the_newest_are_dead_those_who_hold_the_next_newest_go
 ) -> None:
     was(store, 0, ["a.0", "b.0"], True)
     was(store, 1, ["a.0"], True)  # b.0 was stopped meanwhile
-    chooser._register()
+    chooser.formation.register()
     dies(store, "a.0")
-    until(lambda: "a.0" in chooser._lost())
-    assert chooser._choose(2, 1e9) == []  # b.0 may come back
+    until(lambda: "a.0" in chooser.link.lost(1.0))
+    assert chooser.formation.choose(2, 1e9) == []  # b.0 may come back
     here(store, 2, [("b.0", (0, 1))])
-    until(lambda: chooser._choose(2, 1e9))
-    assert chooser._choose(2, 1e9) == [("b.0", 1), ("c.0", None)]
+    until(lambda: chooser.formation.choose(2, 1e9))
+    assert chooser.formation.choose(2, 1e9) == [("b.0", 1), ("c.0", None)]
 
 
 def test_the_first_wait_for_each_other(store: tuple[Any, int]) -> None:
     first = member(store, "a.0", start=2)
-    first._register()
-    assert first._choose(0, 0.0) == []
-    assert first._choose(0, 1e9) == [("a.0", None)]  # one did not come
+    first.formation.register()
+    assert first.formation.choose(0, 0.0) == []
+    assert first.formation.choose(0, 1e9) == [("a.0", None)]  # one did not come
     here(store, 0, [("B.0", None)])
-    assert first._choose(0, 0.0) == [("B.0", None), ("a.0", None)]
+    assert first.formation.choose(0, 0.0) == [("B.0", None), ("a.0", None)]
     first.leave()
 
 

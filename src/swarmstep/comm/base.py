@@ -108,6 +108,13 @@ def divided(total: Tensor, like: Tensor, size: int) -> tuple[Tensor, float]:
     return mean if weight == 1.0 else mean.div_(weight), weight / _scale(size)
 
 
+def checked_src(src: int, size: int) -> int:
+    """Return `src` if it is a rank, else raise UsageError."""
+    if not 0 <= src < size:
+        raise UsageError(f"broadcast: expected src in 0..{size - 1}, found {src}")
+    return src
+
+
 def checked_source(source: Sequence[int], size: int) -> list[int]:
     """Return `source` as a list if it is a permutation of range(size), else raise UsageError."""
     if sorted(source) != list(range(size)):

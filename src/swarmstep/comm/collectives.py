@@ -10,11 +10,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from swarmstep.comm.base import Comm, checked_rows, checked_source, divided, rank_ordered_sum, weighted
+from swarmstep.comm.base import (
+    Comm,
+    checked_rows,
+    checked_source,
+    checked_src,
+    divided,
+    rank_ordered_sum,
+    weighted,
+)
 from swarmstep.comm.buffer_pool import BufferPool
 from swarmstep.comm.p2p import ChainBroadcast, PairwiseAllToAll, Route, Transfer
 from swarmstep.comm.peer_watch import PeerWatch
-from swarmstep.errors import UsageError
 
 
 class Collectives(Comm):
@@ -74,8 +81,7 @@ class Collectives(Comm):
         return rows
 
     def broadcast(self, x: Tensor, src: int) -> Tensor:
-        if not 0 <= src < self.size:
-            raise UsageError(f"broadcast: expected src in 0..{self.size - 1}, found {src}")
+        src = checked_src(src, self.size)
         result = self._pool.take(x.shape, x).copy_(x)
         data, group = _bytes(result), self._group(x)
 

@@ -92,14 +92,14 @@ class DistComm(Collectives, Group):
                 MASTER_ADDR is not a loopback address and there is no secret (docs/security.md).
             CommError: the group could not be formed, or a member does not know the secret.
         """
-        found = find(backend, patience)
-        first = cls(None, found.control, exact=exact, patience=patience)
+        joined = find(backend, patience)
+        first = cls(None, joined.control, exact=exact, patience=patience)
         # Every rank has made its Heartbeat and none has started it, so only patience limits this wait.
         first.gather(torch.zeros(1))
-        if found.secret:
-            prove(first, found.secret)
-        found.heartbeat.start()
-        return cls(None, found.control, found.heartbeat, exact=exact, silence=silence, patience=patience)
+        if joined.secret:
+            prove(first, joined.secret)
+        joined.heartbeat.start()
+        return cls(None, joined.control, joined.heartbeat, exact=exact, silence=silence, patience=patience)
 
     def close(self) -> None:
         """Leave the group; call it once, at the end of the program."""

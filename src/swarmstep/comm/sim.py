@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from swarmstep.comm.background import Done, T
-from swarmstep.comm.base import checked_rows, checked_source, divided, rank_ordered_sum, weighted
+from swarmstep.comm.base import checked_rows, checked_source, checked_src, divided, rank_ordered_sum, weighted
 from swarmstep.comm.group import KEPT, Decision, Group, not_elastic
 from swarmstep.errors import CollectiveMismatch, CommError, UsageError
 
@@ -222,8 +222,7 @@ class SimComm(Group):
         return self._meet(("gather", *_kind(x)), x, lambda rows: [torch.stack(rows) for _ in rows])
 
     def broadcast(self, x: Tensor, src: int) -> Tensor:
-        if not 0 <= src < self.size:
-            raise UsageError(f"broadcast: expected src in 0..{self.size - 1}, found {src}")
+        src = checked_src(src, self.size)
         return self._meet(("broadcast", src, *_kind(x)), x, lambda rows: [rows[src].clone() for _ in rows])
 
     def permute(self, x: Tensor, source: Sequence[int]) -> Tensor:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from swarmstep.comm.heartbeat import dead_key
-from swarmstep.comm.process_groups import TCPStore  # pyright: ignore[reportPrivateImportUsage]
-from swarmstep.elastic.membership import OVER, STOP, begun
+from swarmstep.comm.torch_private import TCPStore
+from swarmstep.elastic.formation import begun
+from swarmstep.elastic.keys import OVER, STOP
 from swarmstep.elastic.slot import HOPELESS, Slot
 from swarmstep.errors import CommError, Interrupted
 from swarmstep.launch.fork_server import ForkServer, ProcessSpec

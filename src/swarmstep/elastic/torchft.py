@@ -1,7 +1,7 @@
-"""Groups whose members a torchft lighthouse names: one process that hears the workers of all machines.
+"""Groups whose members are named by a torchft lighthouse: a process that receives heartbeats from all machines.
 
-The lighthouse answers one question: who is in the next group (its quorum: all it hears signs of life from, once
-they have all asked). Votes, and the meeting of a group's members, stay on the store that no worker serves: a
+The lighthouse answers one question: who is in the next group (its quorum: all that it receives heartbeats from,
+once they have all asked). Votes, and the rendezvous of a group, stay on the store, which no worker serves: a
 torchft replica has a store of its own, and what dies with a worker cannot decide for the others.
 """
 
@@ -17,13 +17,14 @@ from collections.abc import Generator
 from datetime import timedelta
 from typing import Any
 
-from swarmstep.elastic.membership import PERIOD, Candidate, Membership
+from swarmstep.elastic.membership import Membership
+from swarmstep.elastic.store_link import PERIOD
 from swarmstep.errors import CommError, UsageError
 
-ADDRESS = "TORCHFT_LIGHTHOUSE"  # the variable in which torchft's own tools look for it
-FORGETS = 1.0  # seconds without a sign of life after which a lighthouse served here waits for a worker no more
-CONNECTING = 2.0  # seconds to reach the lighthouse: less than what counts as a worker's successful start
-ASKING = 0.5  # seconds that one question takes at most: then the store is looked at again
+ADDRESS = "TORCHFT_LIGHTHOUSE"  # the environment variable that torchft's own tools read
+HEARTBEAT_TIMEOUT = 1.0  # seconds without a heartbeat after which a lighthouse of ours gives up on a worker
+CONNECT_TIMEOUT = 2.0  # seconds to reach the lighthouse: fewer than a successful start of a worker takes
+ASK_TIMEOUT = 0.5  # seconds for one question; then the store is looked at again
 
 
 @contextlib.contextmanager
@@ -31,11 +32,12 @@ def serve_lighthouse(patience: float, *, alone: bool = True) -> Generator[str]:
     """Serve a lighthouse on the loopback interface, unless TORCHFT_LIGHTHOUSE names one; yield its address.
 
     Args:
-        patience: seconds that it waits for a worker that gives signs of life.
+        patience: seconds that it waits for a worker that sends heartbeats.
         alone: whether all workers are on this machine.
 
     Raises:
-        UsageError: torchft is not installed, or other machines need a lighthouse that they reach.
+        UsageError: torchft is not installed, or the workers of other machines need a lighthouse that they can
+        reach.
     """
     coordination = _coordination()
     if os.environ.get(ADDRESS):
@@ -44,31 +46,31 @@ def serve_lighthouse(patience: float, *, alone: bool = True) -> Generator[str]:
     if not alone:
         raise UsageError(
             f"--elastic torchft across machines: expected {ADDRESS}=http://HOST:PORT of a lighthouse that all of "
-            "them reach; start one (torchft_lighthouse --min_replicas 1)"
+            "them can reach; start one (torchft_lighthouse --min_replicas 1)"
         )
     server = coordination.LighthouseServer(
         bind="127.0.0.1:0",
         min_replicas=1,
         join_timeout_ms=round(1000 * patience),
-        heartbeat_timeout_ms=round(1000 * FORGETS),
+        heartbeat_timeout_ms=round(1000 * HEARTBEAT_TIMEOUT),
     )
     try:
-        yield f"http://127.0.0.1:{server.address().rpartition(':')[2]}"  # it gives the host's name, not its own
+        yield f"http://127.0.0.1:{server.address().rpartition(':')[2]}"  # its own answer holds the host name
     finally:
         server.shutdown()
 
 
 class LighthouseMembership(Membership):
-    """A `Membership` that takes those into the next group whom the lighthouse names, too.
+    """A `Membership` that admits to the next group only those whom the lighthouse names.
 
-    A member is given up when both say so: the lighthouse hears nothing of it, and by the store it is lost. The
-    lighthouse is needed only while a group forms, and may then be away for up to `silence` seconds.
+    A member is given up once both agree: the lighthouse receives no heartbeats from it, and by the store it is
+    lost. The lighthouse is needed only while a group forms, and may then be away for up to `silence` seconds.
 
     Args:
         address: as of a `Membership`.
         name: as of a `Membership`.
-        lighthouse: its address, http://HOST:PORT (None: TORCHFT_LIGHTHOUSE in the environment); it serves no other
-            run meanwhile.
+        lighthouse: its address, http://HOST:PORT (None: TORCHFT_LIGHTHOUSE in the environment); it must serve no
+            other run meanwhile.
         options: as of a `Membership`.
 
     Raises:
@@ -80,82 +82,80 @@ class LighthouseMembership(Membership):
         self._lighthouse = Lighthouse(lighthouse or os.environ[ADDRESS], name)
         super().__init__(address, name, **options)
 
-    def _candidates(self, number: int) -> list[Candidate]:
-        named = self._lighthouse.ask(self.silence)
-        return [candidate for candidate in super()._candidates(number) if candidate.name in named]
+    def _admitted(self) -> set[str]:
+        return self._lighthouse.ask(self.silence)
 
     def leave(self) -> None:
-        """Leave for good; the others, if any are left, go on."""
         self._lighthouse.stop()
         super().leave()
 
 
 class Lighthouse:
-    """One worker's connection to a lighthouse; gives it signs of life in a thread of its own.
+    """One worker's connection to a lighthouse; sends heartbeats in a thread of its own.
 
     Args:
         address: of the lighthouse, http://HOST:PORT.
         worker: its name.
 
     Raises:
-        CommError: it cannot be reached within CONNECTING seconds.
+        CommError: it cannot be reached within CONNECT_TIMEOUT seconds.
         UsageError: torchft is not installed.
     """
 
     def __init__(self, address: str, worker: str) -> None:
         self._address, self._worker = address, worker
         try:
-            self._client = _coordination().LighthouseClient(address, timedelta(seconds=CONNECTING))
+            self._client = _coordination().LighthouseClient(address, timedelta(seconds=CONNECT_TIMEOUT))
         except RuntimeError as error:
-            raise self._gone(str(error).rpartition(": ")[2]) from error
-        self._failing: float | None = None  # since when it does not answer
+            raise self._unreachable(str(error).rpartition(": ")[2]) from error
+        self._failing_since: float | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="swarmstep-lighthouse", daemon=True)
         self._thread.start()
-        atexit.register(self.stop)  # as of a Heartbeat
+        atexit.register(self.stop)  # as for a Heartbeat
 
     def _beat(self) -> None:
         while not self._stop.wait(PERIOD):
             try:
-                self._client.heartbeat(self._worker, timeout=timedelta(seconds=ASKING))
-                self._failing = None
+                self._client.heartbeat(self._worker, timeout=timedelta(seconds=ASK_TIMEOUT))
+                self._failing_since = None
             except (RuntimeError, TimeoutError):
-                self._failing = self._failing or time.monotonic()
+                self._failing_since = self._failing_since or time.monotonic()
 
     def ask(self, silence: float) -> set[str]:
-        """Return the names of those who should be in the next group; nobody yet, if somebody may still ask.
+        """Return the names of those who should be in the next group; none yet, if others may still ask.
 
         Raises:
-            CommError: there was no answer to any sign of life for `silence` seconds.
+            CommError: no heartbeat was answered for `silence` seconds.
         """
-        failing = self._failing
+        failing = self._failing_since
         if failing and time.monotonic() - failing > silence:
-            raise self._gone(f"no answer for {silence:g} s")
+            raise self._unreachable(f"no answer for {silence:g} s")
         try:
-            quorum = self._client.quorum(self._worker, timeout=timedelta(seconds=ASKING))
-        except (RuntimeError, TimeoutError):  # somebody has not asked yet, or it does not answer: the beats tell
+            quorum = self._client.quorum(self._worker, timeout=timedelta(seconds=ASK_TIMEOUT))
+        except (RuntimeError, TimeoutError):  # a worker has not asked yet, or `_beat` gets no answer either
             return set()
         return {member.replica_id for member in quorum.participants}
 
-    def _gone(self, why: str) -> CommError:
+    def _unreachable(self, why: str) -> CommError:
         return CommError(
             f"worker {self._worker}: the lighthouse at {self._address} cannot be reached ({why}); start one there "
             f"(torchft_lighthouse --min_replicas 1), or set {ADDRESS} to where it is"
         )
 
     def stop(self) -> None:
-        """Give no more signs of life; the lighthouse will forget this worker."""
+        """Stop sending heartbeats; the lighthouse will forget this worker."""
         self._stop.set()
-        self._thread.join(2 * ASKING)
+        self._thread.join(2 * ASK_TIMEOUT)
 
 
 def _coordination() -> Any:
-    """Return torchft's module of that name."""
-    os.environ.setdefault("RUST_LOG", "error")  # it would report each quorum
+    """Return the module torchft.coordination."""
+    os.environ.setdefault("RUST_LOG", "error")  # else it reports each quorum
     try:
         return importlib.import_module("torchft.coordination")
     except ImportError as error:
         raise UsageError(
-            f"--elastic torchft: expected torchft to be installed, found none that can be imported ({error}); "
-            "pip install torchft, or take --elastic local"
+            f"--elastic torchft: expected torchft to be installed, but it cannot be imported ({error}); "
+            "pip install torchft, or use --elastic local"
         ) from error

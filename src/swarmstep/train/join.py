@@ -20,7 +20,7 @@ from swarmstep.comm.secure.auth import LEAST, is_loopback, secret_of
 from swarmstep.comm.secure.proxy import Proxy
 from swarmstep.comm.secure.tunnel import open_tunnel
 from swarmstep.console import say
-from swarmstep.elastic.membership import begun
+from swarmstep.elastic.formation import begun
 from swarmstep.elastic.supervisor import LAST_WAIT
 from swarmstep.errors import CommError, UsageError
 from swarmstep.launch.processes import LOOPBACK, Place
