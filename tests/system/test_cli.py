@@ -20,8 +20,10 @@ import pytest
 from runs import ROOT, rows, weights
 from swarmstep import STRATEGIES, __version__
 from swarmstep.cli import doctor, main
+from swarmstep.cli.app import COMMANDS
 from swarmstep.cli.exit_codes import MEANINGS
 from swarmstep.errors import SwarmstepError
+from swarmstep.microbench.benchmarks import BENCHMARKS
 
 Refuse = Callable[..., str]
 
@@ -336,6 +338,35 @@ def test_weights_that_are_not_finite(strategy: str, refuse: Refuse) -> None:
     line = refuse(6, "train", "digits", "--strategy", strategy, "--fault", "nan:1:30", "--workers", "3")
     assert "rank 2" in line
     assert "lower the learning rate" in line
+
+
+def test_importing_starts_nothing_and_brings_no_extras() -> None:
+    code = "import json, sys, threading, swarmstep\nprint(json.dumps([[*sys.modules], threading.active_count()]))"
+    command = [sys.executable, "-W", "error", "-c", code]
+    modules, threads = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    unwanted = (
+        "torch",
+        "numpy",
+        "rich",
+        "typer",
+        "safetensors",
+        "swarmstep.train",
+        "swarmstep.cli",
+        "sklearn",
+        "scipy",
+        "pytest",
+    )
+    assert not [m for m in modules if m.startswith(unwanted)]
+    assert threads == 1
+
+
+def test_what_needs_no_torch_imports_none() -> None:
+    """Help of all commands, the version, the table of the methods, and their papers."""
+    code = "import sys\nfrom swarmstep.cli import main\nfor line in sys.argv[1:]:\n"
+    code += "    assert main(line.split()) == 0\n    assert not {'torch', 'numpy'} & {*sys.modules}, line"
+    pages = [f"{path} --help" for path in ("", *COMMANDS, *(f"bench {name}" for name in BENCHMARKS))]
+    lines = ["--version", "strategies", "strategies --json", "cite diloco", "cite diloco --json", *pages]
+    subprocess.run([sys.executable, "-c", code, *lines], check=True, stdout=subprocess.DEVNULL)
 
 
 def test_a_summary_as_json(capsys: pytest.CaptureFixture[str], place: Path) -> None:

@@ -6,10 +6,7 @@ import ast
 import dataclasses
 import importlib
 import inspect
-import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -87,26 +84,6 @@ def test_a_strategy_documents_every_argument_cost_and_source(name: str) -> None:
     assert not missing
     assert "Cost:" in text
     assert "Source:" in text or cls.card.paper == "baseline"
-
-
-def test_importing_starts_nothing_and_brings_no_extras() -> None:
-    code = "import json, sys, threading, swarmstep\nprint(json.dumps([[*sys.modules], threading.active_count()]))"
-    command = [sys.executable, "-W", "error", "-c", code]
-    modules, threads = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    unwanted = (
-        "torch",
-        "numpy",
-        "rich",
-        "typer",
-        "safetensors",
-        "swarmstep.train",
-        "swarmstep.cli",
-        "sklearn",
-        "scipy",
-        "pytest",
-    )
-    assert not [m for m in modules if m.startswith(unwanted)]
-    assert threads == 1
 
 
 def drawn() -> dict[str, tuple[str, int | None]]:
