@@ -30,9 +30,15 @@ def build_model(config: Config, workload: Workload) -> nn.Module:
 
 
 def build_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
-    """Return the inner optimizer: sgd, momentum (SGD with momentum 0.9) or adamw."""
+    """Return the inner optimizer: sgd, momentum (SGD with momentum 0.9) or adamw.
+
+    Raises:
+        UsageError: the model has nothing to train.
+    """
     settings = config.training
     parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise UsageError("the model has no trainable parameter: expected one with requires_grad=True")
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
     momentum = 0.9 if settings.optimizer == "momentum" else 0.0
