@@ -20,6 +20,7 @@ from typer.core import TyperCommand
 
 from swarmstep import __version__
 from swarmstep.cli.exit_codes import EXIT_CODES
+from swarmstep.console import say
 from swarmstep.errors import Interrupted, SwarmstepError, UsageError
 from swarmstep.launch.stopping import orphaned
 
@@ -101,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with `arguments` (default: those of the process) and return its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # an error is one line
-    warnings.showwarning = lambda message, *_: _print_error(f"warning: {message}")
+    warnings.showwarning = lambda message, *_: say(f"warning: {message}")
     try:
         code = _run(words)
         if sys.stdout:
@@ -181,10 +182,5 @@ def _fail(message: str, code: int) -> int:
             Path(file).write_text(f"{NAME}: {message}\n")
             return code
     if code != Interrupted.exit_code or os.environ.get("RANK", "0") == "0":
-        _print_error(message)
+        say(message)
     return code
-
-
-def _print_error(message: str) -> None:
-    with contextlib.suppress(OSError):  # nobody reads it any more
-        print(f"{NAME}: {message}", file=sys.stderr, flush=True)
