@@ -16,11 +16,12 @@ import typer
 import typer.main
 
 from swarmstep.cards import CARDS
+from swarmstep.chaos import command_line as chaos_lines
 from swarmstep.chaos.settings import ChaosSettings
 from swarmstep.cli import main
 from swarmstep.cli.app import COMMANDS, app, load
 from swarmstep.cli.exit_codes import MEANINGS
-from swarmstep.cli.options import given
+from swarmstep.cli.options import fields_of, given
 from swarmstep.compare.run_processes import arguments
 from swarmstep.compare.settings import ComparisonSettings
 from swarmstep.microbench.benchmarks import BENCHMARKS
@@ -139,6 +140,29 @@ def test_what_is_given_is_told_from_what_is_left_out() -> None:
 )
 def test_a_config_survives_the_command_line(config: Config) -> None:
     assert Config(**given(parsed(arguments(config, Path("out"))), Config)) == config
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ChaosSettings("digits"),
+        ChaosSettings(
+            "a file.py:x", workers=5, minutes=0.5, kinds="kill,stop", link="100mbit,2ms", pace=0.02, seed=3
+        ),
+    ],
+)
+def test_a_trial_survives_the_command_line(settings: ChaosSettings) -> None:
+    words = shlex.split(chaos_lines.command_line(settings))
+    assert ChaosSettings(**fields_of(ChaosSettings, parsed(words[1:]).params)) == settings
+    for line in (chaos_lines.elastic(settings), chaos_lines.simulation(settings, 40)):
+        context = parsed(line)
+        config = Config(**given(context, Config))
+        assert (config.workload, config.workers, config.every) == (
+            settings.workload,
+            settings.workers,
+            settings.every,
+        )
+        Invocation(**fields_of(Invocation, context.params))
 
 
 def test_the_program_has_the_options_after_it() -> None:
