@@ -55,13 +55,13 @@ class Signal:
 
 @dataclass(frozen=True, slots=True)
 class Roll:
-    """The roll call that opens every round: one row from each worker, the same on all ranks.
+    """The roll call that opens every round: one row from each worker, the same on all ranks; float64.
 
-    `rounds` [W] float64, the number of the round each worker is at, 0 for one that has finished its data; `steps`
-    [W] float64, the step it is at, 0 likewise; `losses` [W] float64, its mean training loss since the last round,
-    +inf where it has none, NaN where its weights are not finite; `weights` [W] float64, the sum of the weights of
-    its steps since the last round; `seconds` [W, 3] float64, what it spent computing since the last round, and
-    waiting and sending in that round; `reports` [W, k] float64, the strategy's `report` of each rank.
+    `rounds` [W], the number of the round that each worker is at, from 1, and 0 for one that has finished its data;
+    `steps` [W], how many local steps it has taken; `losses` [W], its mean training loss since the last round,
+    +inf where it has none, NaN where its weights are not finite; `weights` [W], the sum of the weights of its
+    steps since the last round; `seconds` [W, 3], what it spent computing since the last round, and waiting and
+    sending in that round; `reports` [W, k], the strategy's `report` of each rank.
     """
 
     rounds: Tensor
@@ -75,6 +75,11 @@ class Roll:
     def present(self) -> Tensor:
         """Which workers take part, bool [W]: not finished, and with finite weights."""
         return (self.rounds > 0) & ~self.losses.isnan()
+
+    @property
+    def step(self) -> int:
+        """The step of the round: the largest number of steps that a worker which takes part has taken."""
+        return int(self.steps[self.present if self.present.any() else self.rounds > 0].max())
 
     def weight(self, rank: int) -> float:
         """Return the weight of a worker in the round: 1 for the largest of those present, 0 for one that is not.
@@ -101,17 +106,17 @@ class Distrust:
 class Round:
     """What a round did.
 
-    `step` is the one it started at; `fragment` which part of the model it was about, 0 where there is one.
-    `participants` is how many workers had weight. In rank order, of the time since the round before: `losses` are
-    the workers' mean training losses (+inf: has none), `weights` the weights of their steps, `compute_seconds`
-    what they spent on local steps; `wait_seconds` and `send_seconds` are what they spent in the round before,
-    waiting for the slowest in the roll call and exchanging vectors. `bytes_sent` and `bytes_received` are this
-    worker's payload, and `calls` what it was sent by: (verb, bytes of the tensor that this worker gave to it, size
-    of its group). `seconds` are what the training spent on the round, by the group's clock: in real processes they
-    include the wait for the others, in simulation they are this worker's own; `probe_seconds` went into the probe.
-    `distrusted` are the workers that the strategy left out. In an elastic group `members` are the names of all
-    in it, in rank order, `epoch` is the number of the group, and `decision` what they decided besides that the
-    round counts. `number` counts the rounds of the whole run, from 1.
+    `step` is the largest number of steps that a worker had taken when it started; `fragment` is the part of the
+    model it was about, 0 if there is one. `participants` is how many workers took part. In rank order, of the time
+    since the round before: `losses` are the workers' mean training losses (+inf: has none), `weights` the weights
+    of their steps, `compute_seconds` what they spent on local steps; `wait_seconds` and `send_seconds` are what
+    they spent in the round before, waiting for the slowest in the roll call and exchanging vectors. `bytes_sent`
+    and `bytes_received` are this worker's payload, and `calls` what it was sent by: (verb, bytes of the tensor that
+    this worker gave to it, size of its group). `seconds` are what the training spent on the round, by the group's
+    clock: in real processes they include the wait for the others, in simulation they are this worker's own;
+    `probe_seconds` went into the probe. `distrusted` are the workers that the strategy left out. In an elastic
+    group `members` are the names of all in it, in rank order, `epoch` is the number of the group, and `decision`
+    what they decided besides that the round counts. `number` counts the rounds of the whole run, from 1.
     """
 
     step: int

@@ -82,7 +82,7 @@ def reference(comm: Comm, strategy: Strategy) -> torch.Tensor:
     trainer = Trainer(strategy, comm, codec=Int8(64), delay=1)
     for _ in range(5):
         trainer.step()
-    found: torch.Tensor = trainer.sync.state_dict()["fragments"][0]["wire"]["reference"]
+    found: torch.Tensor = trainer.sync.state_dict()["fragments"][0]["codec"]["reference"]
     return found
 
 
@@ -99,7 +99,7 @@ def one_end(comm: Comm, strategy: Strategy, given: dict[str, Any]) -> torch.Tens
     trainer = Trainer(strategy, comm, codec=Int8(64), **given)
     for _ in range(9):
         trainer.step()
-    found: torch.Tensor = trainer.sync.state_dict()["fragments"][0]["wire"]["reference"]
+    found: torch.Tensor = trainer.sync.state_dict()["fragments"][0]["codec"]["reference"]
     return found
 
 

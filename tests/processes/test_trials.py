@@ -304,8 +304,8 @@ def expected(method: str, victim: int, struck: int, lost: bool) -> list[torch.Te
     """
     saved = simulate(lambda comm: trained_apart(comm, method, struck), WORKERS)
     for part in (fragment for worker in saved for fragment in worker["sync"]["fragments"]):
-        assert bool(part["flight"]) == lost
-        part["flight"], part["staged"] = {}, {}
+        assert bool(part["pending"]) == lost
+        part["pending"], part["staged"] = {}, {}
     sources = [slot for slot in range(WORKERS) if slot != victim]
     return simulate(lambda comm: gone_on(comm, method, saved, sources), len(sources))
 

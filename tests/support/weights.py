@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from swarmstep import Comm, Every, LocalSGD, Round, Strategy, Synchronizer
+from swarmstep import Comm, Every, LocalSGD, Options, Round, Strategy, Synchronizer
 
 STEPS = (4, 8, 16)  # between rounds, of each worker
 EXAMPLES = (32, 8, 2)  # of one step
@@ -45,12 +45,12 @@ def by_hand(rounds: int = ROUNDS) -> NDArray[np.float64]:
 class Worker:
     """A plain training loop in which each step counts as many examples as it has."""
 
-    def __init__(self, comm: Comm, strategy: Strategy | None = None) -> None:
+    def __init__(self, comm: Comm, strategy: Strategy | None = None, **options: Any) -> None:
         self.rank, self.done = comm.rank, 0
         self.model = nn.Linear(3, 1, bias=False, dtype=torch.float64)
         nn.init.zeros_(self.model.weight)
         self.optimizer = torch.optim.SGD(self.model.parameters(), LR)
-        self.sync = Synchronizer(self.model, strategy or LocalSGD(when=Every(STEPS)), comm)
+        self.sync = Synchronizer(self.model, strategy or LocalSGD(when=Every(STEPS)), comm, Options(**options))
 
     def step(self) -> Round | None:
         self.done += 1
@@ -75,18 +75,22 @@ class Worker:
 
 
 def train(
-    comm: Comm, rounds: int = ROUNDS, resume: bool = False, strategy: Strategy | None = None
+    comm: Comm,
+    rounds: int = ROUNDS,
+    resume: bool = False,
+    strategy: Strategy | None = None,
+    options: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Be one of the three; with `resume` everything is rebuilt from a checkpoint at each of STOPS."""
     stops = [stop[comm.rank] for stop in STOPS] if resume else []
-    worker, reports = Worker(comm, strategy), list[Round]()
+    worker, reports = Worker(comm, strategy, **(options or {})), list[Round]()
     for _ in range(rounds * STEPS[comm.rank]):
         report = worker.step()
         if report:
             reports.append(report)
         for _ in range(stops.count(worker.done)):
             saved = worker.save()
-            worker = Worker(comm, strategy)
+            worker = Worker(comm, strategy, **(options or {}))
             worker.load(saved)
     worker.sync.finish()
     return {

@@ -120,13 +120,15 @@ def after(comm: Comm, method: str, sources: Sequence[int | None], codec: Codec |
     part = saved["fragments"][0]
     part["state"] = carried._asdict()
     if codec:
-        part["wire"] = carry(CodecState(**own["wire"]), CodecState(**part["wire"]), sources, comm.rank)._asdict()
+        part["codec"] = carry(
+            CodecState(**own["codec"]), CodecState(**part["codec"]), sources, comm.rank
+        )._asdict()
     trainer.sync.load_state_dict(saved)
     landed = [trainer.step() for _ in range(4)]
     x, part = trainer.weights(), trainer.sync.state_dict()["fragments"][0]
     trainer.sync.finish()
     reports = [report for report in landed if report]
-    return After(carried, type(fresh)(**part["state"]), part["wire"], x, reports, trainer.weights())
+    return After(carried, type(fresh)(**part["state"]), part["codec"], x, reports, trainer.weights())
 
 
 def check_apart(carried: Any, *others: Any) -> None:

@@ -72,7 +72,7 @@ def test_weights_loaded_in_the_wrong_order_are_noticed() -> None:
 
 
 FIELDS = ["rank", "configuration", "weights", "step", "fragments"]
-FIELDS += ["count", "loss", "trigger", "state", "wire", "staged", "flight"]
+FIELDS += ["window", "norm", "phase", "trigger", "state", "codec", "staged", "pending"]
 
 
 @pytest.mark.parametrize("field", FIELDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from typing import Any
 
@@ -14,6 +15,8 @@ from helpers import TIMINGS, Trainer, Vote, before_rounds, network, options, pro
 from swarmstep import PSOPS, Comm, Every, Independent, LocalSGD, Never, Options, Synchronizer, simulate
 from swarmstep.errors import CollectiveMismatch, UsageError
 from swarmstep.runtime.flat import Flat
+from swarmstep.signal import Layout, Signal
+from swarmstep.when import NoState, When
 
 
 def test_a_rounds_losses_are_the_means_since_the_round_before() -> None:
@@ -109,15 +112,28 @@ def test_no_steps_after_finish_and_finishing_twice_does_nothing() -> None:
     simulate(train, 2)
 
 
-def test_ranks_at_different_steps_are_named() -> None:
-    def drift(comm: Comm) -> None:
+def test_ranks_at_different_rounds_are_named() -> None:
+    """Rank 0 goes on from a checkpoint, the others begin."""
+    saved = simulate(lambda comm: trained(comm, 4), 3)[0]
+
+    def train(comm: Comm) -> None:
         trainer = Trainer(LocalSGD(when=Every(2)), comm)
-        trainer.sync._counts.steps = 2 * comm.rank
+        if comm.rank == 0:
+            trainer.load(saved)
         trainer.step()
         trainer.step()
 
-    with pytest.raises(CollectiveMismatch, match=r"step 2: the ranks are at different steps, \[2, 4, 6\] in rank"):
-        simulate(drift, 3)
+    with pytest.raises(
+        CollectiveMismatch, match=r"step 6: the ranks are at different rounds.* found 3, 1, 1 in rank"
+    ):
+        simulate(train, 3)
+
+
+def trained(comm: Comm, steps: int) -> bytes:
+    trainer = Trainer(LocalSGD(when=Every(2)), comm)
+    for _ in range(steps):
+        trainer.step()
+    return trainer.save()
 
 
 def test_one_wish_makes_all_synchronize() -> None:
@@ -127,6 +143,20 @@ def test_one_wish_makes_all_synchronize() -> None:
         return [step for step, loss in enumerate(losses, 1) if sync.step(loss)]
 
     assert simulate(train, 3) == [[3]] * 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen(When[NoState]):
+    """Starts no round, and keeps the signals it was asked with."""
+
+    signals: list[Signal] = dataclasses.field(default_factory=list, repr=False)
+
+    def init(self, layout: Layout, size: int) -> NoState:
+        return NoState()
+
+    def due(self, state: NoState, signal: Signal) -> bool:
+        self.signals.append(signal)
+        return False
 
 
 def test_the_probe_leaves_everything_alone_but_its_own_copy() -> None:
@@ -143,15 +173,17 @@ def test_the_probe_leaves_everything_alone_but_its_own_copy() -> None:
 
     def train(comm: Comm) -> None:
         model = network()
-        sync = Synchronizer(model, LocalSGD(when=Every(1)), comm, Options(probe=wild, probe_cost=0.0))
+        seen = Seen()
+        sync = Synchronizer(model, LocalSGD(when=seen), comm, Options(probe=wild, probe_cost=0.0))
         model(torch.randn(6, 5)).sum().backward()
         state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
         random = torch.get_rng_state()
-        signal = sync._group.fragments[0]._signal(1, None, torch.zeros(()), 1)
-        assert signal.probe is not None
+        sync.step(1.0)
+        probe = seen.signals[0].probe
+        assert probe is not None
         x = Flat(model).read()
-        losses = [signal.probe(x), signal.probe(2 * x), signal.probe(x)]
+        losses = [probe(x), probe(2 * x), probe(x)]
         assert losses[0] == losses[2] != losses[1]
         assert torch.equal(torch.get_rng_state(), random)
         assert same(dict(model.state_dict()), state)
@@ -164,11 +196,12 @@ def test_the_probe_leaves_everything_alone_but_its_own_copy() -> None:
 def test_the_probe_measures_the_vector_it_is_given() -> None:
     def train(comm: Comm) -> None:
         model = network()
-        sync = Synchronizer(model, LocalSGD(), comm, options())
-        signal = sync._group.fragments[0]._signal(1, None, torch.zeros(()), 1)
+        seen = Seen()
+        Synchronizer(model, LocalSGD(when=seen), comm, options()).step(1.0)
         other = network(3).eval()
-        assert signal.probe is not None
-        assert signal.probe(Flat(other).read()) == pytest.approx(probe(other, 1).item(), rel=1e-6)
+        probed = seen.signals[0].probe
+        assert probed is not None
+        assert probed(Flat(other).read()) == pytest.approx(probe(other, 1).item(), rel=1e-6)
 
     simulate(train, 1)
 

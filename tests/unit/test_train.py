@@ -121,7 +121,7 @@ def test_the_summary_holds_what_the_issue_asks_for(whole: Path) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2, 5, 17])
 def test_bytes_are_the_formula(workers: int) -> None:
-    """P = 6*3 + 3 elements of 4 bytes; every round calls the roll, a pair of float64 from each worker."""
+    """P = 6*3 + 3 elements of 4 bytes; every round calls the roll, 7 float64 from each worker."""
     steps, p = 8, 21
 
     def sent(strategy: str, **fields: Any) -> tuple[float, float]:

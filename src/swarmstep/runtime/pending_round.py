@@ -11,57 +11,25 @@ from torch import Tensor
 
 from swarmstep.checkpoint import fields
 from swarmstep.comm.background import Done, Pending
-from swarmstep.comm.base import Comm
 from swarmstep.comm.group import KEPT, Decision
-from swarmstep.comm.metered import Call, Metered, Traffic
-from swarmstep.runtime.flat import Flat
-from swarmstep.runtime.options import Options
-from swarmstep.runtime.probe import Probe
+from swarmstep.comm.metered import Call, Traffic
 from swarmstep.signal import Roll
 from swarmstep.strategies.base import Strategy
 
-
-@dataclasses.dataclass(frozen=True)
-class RoundContext:
-    """What all lanes of a Synchronizer have in common.
-
-    `comm` carries the rounds, with groups of its own if they travel in the background. The roll is called there,
-    too, and in the `island`; on `heard`, if given, where it is called at every step.
-    """
-
-    strategy: Strategy
-    options: Options
-    buffers: str
-    flat: Flat
-    comm: Metered
-    heard: Metered | None
-    island: Comm | None
-    probe: Probe | None
-
-
-class Now(NamedTuple):
-    """Where a worker is when a round is called, and with what wish."""
-
-    step: int
-    lr: float | None
-    wish: bool
-    finished: bool = False
+_PER_WORKER = ("rounds", "steps", "losses", "weights")  # columns of a roll, [W] float64
 
 
 class RoundResult(NamedTuple):
-    """What a round brought: everything `land` needs beside the state."""
+    """What a round brings: everything that changes weights and state."""
 
     roll: Roll
     message: NamedTuple
-    buffers: Tensor  # of the first present rank where the policy is "first", else this worker's
+    buffers: Tensor  # of the first worker that takes part where the policy is "first", else this worker's
     traffic: Traffic
     probe_seconds: float
+    wait_seconds: float  # in the roll call
+    send_seconds: float  # in the exchange and the decision
     decision: Decision = KEPT
-
-    @property
-    def step(self) -> int:
-        """At which the workers that take part started it."""
-        return int(self.roll.steps.max())
 
 
 @dataclasses.dataclass
@@ -69,60 +37,73 @@ class PendingRound:
     """A round under way."""
 
     lands: int  # at which step
-    x: Tensor  # the weights it started from: the live ones without a delay, else a copy
-    pending: Pending[RoundResult | None]
+    x: Tensor  # what it started from: the live vector without a delay, else a copy
+    pending: Pending[RoundResult]
     seconds: float  # that the training has spent on it
 
 
-def saved(flight: PendingRound, arrived: RoundResult) -> dict[str, Any]:
-    """Return a round that has arrived and not landed, as numbers and tensors."""
-    roll = arrived.roll
+def save(pending: PendingRound, result: RoundResult) -> dict[str, Any]:
+    """Return a round that has its result and has not landed, as numbers and tensors."""
+    roll, traffic = result.roll, result.traffic
     return {
-        "lands": flight.lands,
-        "seconds": flight.seconds,
-        "x": flight.x.clone(),
+        "lands": pending.lands,
+        "x": pending.x.clone(),
         "roll": {field.name: getattr(roll, field.name) for field in dataclasses.fields(roll)},
-        "message": fields.tensors(arrived.message),
-        "buffers": arrived.buffers.clone(),
-        "bytes": [arrived.traffic.sent, arrived.traffic.received],
-        "calls": [list(call) for call in arrived.traffic.calls],
-        "probe_seconds": arrived.probe_seconds,
+        "message": fields.tensors(result.message),
+        "buffers": result.buffers.clone(),
+        "bytes": [traffic.sent, traffic.received],
+        "calls": [list(call) for call in traffic.calls],
+        "seconds": [pending.seconds, result.probe_seconds, result.wait_seconds, result.send_seconds],
     }
 
 
-def loaded(saved: Mapping[str, Any], strategy: Strategy, like: Tensor, size: int, parameters: int) -> PendingRound:
-    """Return the round that `saved` describes, as copies; it has arrived.
+def load(saved: Mapping[str, Any], strategy: Strategy, like: Tensor, size: int, parameters: int) -> PendingRound:
+    """Return the round that `saved` describes, as copies; it has its result.
 
     Args:
-        saved: from `saved`.
+        saved: from `save`.
         strategy: whose round it is.
-        like: this part of x, which what is saved must fit.
+        like: the fragment of x, which what is saved must fit.
         size: of the group.
         parameters: how many elements of x are parameters.
 
     Raises:
         CheckpointError: a field is missing or does not fit.
     """
-    parts = {name: fields.field(saved, name) for name in ("roll", "message", "bytes", "calls", "x", "buffers")}
-    columns = {field.name: fields.field(parts["roll"], field.name).clone() for field in dataclasses.fields(Roll)}
-    each = torch.zeros(size, dtype=torch.float64)
-    expected = {
-        **dict.fromkeys(("rounds", "steps", "losses", "weights"), each),
-        "seconds": torch.zeros(size, 3, dtype=torch.float64),
-    }
-    fields.pairs("flight.roll", expected, {name: columns[name] for name in expected})
-    fields.same("flight.roll.reports", (size,), tuple(columns["reports"].shape[:1]))
-    ours = {"x": like, "buffers": like[parameters:]}
-    fields.pairs("flight", ours, {name: parts[name] for name in ours})
-    roll = Roll(**columns)
-    kind = get_type_hints(type(strategy).exchange)["return"]
-    fields.same("fields of flight.message", sorted(kind._fields), sorted(parts["message"]))
-    message = kind(**{name: tensor.clone() for name, tensor in parts["message"].items()})
-    for name, tensor in message._asdict().items():  # vectors [P], numbers a worker [W], or single numbers
-        if tensor.dim() and tensor.shape != (size,):
-            fields.same(f"flight.message.{name}", (like.dtype, like.shape), (tensor.dtype, tensor.shape))
+    names = ("roll", "message", "bytes", "calls", "x", "buffers", "seconds", "lands")
+    parts = {name: fields.field(saved, name) for name in names}
+    vectors = {"x": like, "buffers": like[parameters:]}
+    fields.pairs("pending", vectors, {name: parts[name] for name in vectors})
     sent, received = (int(count) for count in parts["bytes"])
-    calls = [Call(str(verb), int(octets), int(ranks)) for verb, octets, ranks in parts["calls"]]
-    probing, lands = float(fields.field(saved, "probe_seconds")), int(fields.field(saved, "lands"))
-    arrived = RoundResult(roll, message, parts["buffers"].clone(), Traffic(sent, received, calls), probing)
-    return PendingRound(lands, parts["x"].clone(), Done(lambda: arrived), float(fields.field(saved, "seconds")))
+    calls = [Call(str(verb), int(nbytes), int(ranks)) for verb, nbytes, ranks in parts["calls"]]
+    spent, *seconds = (float(value) for value in parts["seconds"])
+    probe_seconds, wait_seconds, send_seconds = seconds
+    result = RoundResult(
+        roll=_load_roll(parts["roll"], size),
+        message=_load_message(parts["message"], strategy, like, size),
+        buffers=parts["buffers"].clone(),
+        traffic=Traffic(sent, received, calls),
+        probe_seconds=probe_seconds,
+        wait_seconds=wait_seconds,
+        send_seconds=send_seconds,
+    )
+    return PendingRound(int(parts["lands"]), parts["x"].clone(), Done(lambda: result), spent)
+
+
+def _load_roll(saved: Mapping[str, Any], size: int) -> Roll:
+    columns = {field.name: fields.field(saved, field.name).clone() for field in dataclasses.fields(Roll)}
+    each = torch.zeros(size, dtype=torch.float64)
+    expected = {**dict.fromkeys(_PER_WORKER, each), "seconds": each[:, None].expand(size, 3)}
+    fields.pairs("pending.roll", expected, {name: columns[name] for name in expected})
+    fields.same("pending.roll.reports", (size,), tuple(columns["reports"].shape[:1]))
+    return Roll(**columns)
+
+
+def _load_message(saved: Mapping[str, Any], strategy: Strategy, like: Tensor, size: int) -> NamedTuple:
+    kind = get_type_hints(type(strategy).exchange)["return"]
+    fields.same("fields of pending.message", sorted(kind._fields), sorted(saved))
+    message = kind(**{name: tensor.clone() for name, tensor in saved.items()})
+    for name, tensor in message._asdict().items():  # vectors [P], a number for each worker [W], or one number
+        if tensor.dim() and tensor.shape != (size,):
+            fields.same(f"pending.message.{name}", (like.dtype, like.shape), (tensor.dtype, tensor.shape))
+    return message

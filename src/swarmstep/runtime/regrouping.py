@@ -13,9 +13,10 @@ from swarmstep.checkpoint import fields
 from swarmstep.comm.group import Group
 from swarmstep.comm.metered import Metered, Traffic
 from swarmstep.errors import CheckpointError, Disagreement, PeerLost
+from swarmstep.runtime import fragment_state
 from swarmstep.runtime.fragment import Fragment
-from swarmstep.runtime.pending_round import Now
 from swarmstep.runtime.replica import Replica
+from swarmstep.runtime.round_context import StepContext
 from swarmstep.runtime.state_transfer import hand_over
 from swarmstep.signal import Event, MembershipChange
 
@@ -49,7 +50,7 @@ class Attempt(NamedTuple):
     """What is due for one fragment at a step; tried again in the next group if this one is lost meanwhile."""
 
     fragment: int
-    now: Now
+    now: StepContext
 
 
 class Regrouping:
@@ -124,14 +125,14 @@ class Regrouping:
         fragments, level = self._replica.fragments(comm), 0
         if sources:
             level = int(comm.gather(torch.tensor(parcel["step"] if newcomer else self._counts.steps)).max())
-            saved = parcel["fragments"] if newcomer else [part.state_dict() for part in self.fragments]
+            saved = parcel["fragments"] if newcomer else [fragment_state.save(part) for part in self.fragments]
             for fragment, state in zip(fragments, saved, strict=True):
-                fragment.succeed(state, sources)
+                fragment_state.carry_over(fragment, state, sources)
         fault_points.reach(fault_points.ENTERING)
         group.decide()
         fault_points.reach(fault_points.ENTERED)
         self.comm, self.fragments, self.level, self.newcomers_wait = comm, fragments, level, False
-        self.traffic += {id(t): t for t in (comm.traffic, fragments[0].setting.comm.traffic)}.values()
+        self.traffic += {id(t): t for t in (comm.traffic, fragments[0].context.comm.traffic)}.values()
         if newcomer:
             attempt = self._take(parcel)
         if sources:
@@ -152,7 +153,7 @@ class Regrouping:
         return {
             **self._counts.state_dict(),
             "attempt": [attempt.fragment, *attempt.now] if attempt else [],
-            "fragments": [fragment.state_dict() for fragment in self.fragments],
+            "fragments": [fragment_state.save(fragment) for fragment in self.fragments],
             "changes": [_packed(event) for event in self._events if isinstance(event, MembershipChange)],
             **self._replica.possessions(),
         }
@@ -167,9 +168,9 @@ class Regrouping:
         if not parcel["attempt"]:
             return None
         fragment, *rest = parcel["attempt"]
-        now = Now(*rest)
+        now = StepContext(*rest)
         steps = self._counts.steps
-        return Attempt(fragment, now if now.step == steps else now._replace(step=steps, wish=False))
+        return Attempt(fragment, now if now.step == steps else now._replace(step=steps, requested=False))
 
     def _report_change(self, began: float) -> None:
         comm, counts = self.comm, self._counts

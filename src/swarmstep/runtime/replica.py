@@ -13,8 +13,8 @@ from swarmstep.runtime.flat import Flat
 from swarmstep.runtime.fragment import Fragment
 from swarmstep.runtime.module_tensors import module_tensors
 from swarmstep.runtime.options import Options
-from swarmstep.runtime.pending_round import RoundContext
 from swarmstep.runtime.probe import Probe
+from swarmstep.runtime.round_context import RoundContext
 from swarmstep.runtime.startup_checks import agree, agree_on_loss, start_alike
 from swarmstep.runtime.state_transfer import is_finite, take_over, tensors_of
 from swarmstep.strategies.base import Strategy, check_choice
@@ -126,16 +126,15 @@ class Replica:
     def fragments(self, whole: Metered) -> list[Fragment]:
         """Return new fragments in a group; rounds in the background get a group of their own. Collective."""
         options, island = self.options, self.options.island
-        away = options.delay > 0
-        votes = self.strategy.when.voting
-        setting = RoundContext(
+        background, votes = options.delay > 0, self.strategy.when.voting
+        context = RoundContext(
             strategy=self.strategy,
             options=options,
             buffers=options.buffers or self.strategy.buffers[0],
             flat=self.flat,
-            comm=Metered(whole.split(0).bare) if away else whole,
-            heard=whole if votes else None,
-            island=island.split(0) if island and away and not votes else island,
+            comm=Metered(whole.split(0).bare) if background else whole,
+            roll_comm=whole if votes else None,
+            island=island.split(0) if island and background and not votes else island,
             probe=self._probe,
         )
-        return [Fragment(setting, i, self.flat.read(i)) for i in range(options.fragments)]
+        return [Fragment(context, i, self.flat.read(i)) for i in range(options.fragments)]

@@ -1,4 +1,4 @@
-"""What opens every round: each worker says where it is and how it is doing, and all know it of all."""
+"""The roll call that opens every round: each worker reports where it is and how it is doing, to all."""
 
 from __future__ import annotations
 
@@ -13,38 +13,42 @@ from swarmstep.comm.metered import Metered, Traffic
 from swarmstep.errors import CollectiveMismatch
 from swarmstep.signal import Roll
 
-GROWTH = 1000.0  # times the norm after the last round, above which weights are as good as not finite
+GROWTH = 1000.0  # times the norm after the last round, above which weights count as not finite
 LEAST = 0.01  # root mean square that weights are taken to have at least, so that they may start at 0
 
-
-HEAD = 7  # numbers of a row before the fragment and the reports
+# Columns of the roll call, all float64.
+ROUND, STEP, LOSS, WEIGHT = range(4)
+SECONDS = slice(4, 7)  # compute, wait, send
+HEAD = 7  # columns of every roll call; then the fragment, if there are several; then the strategy's reports
 
 
 @dataclasses.dataclass(frozen=True)
 class RankStatus:
     """What one worker reports.
 
-    `number` of the round, from 1, 0 if the worker has finished; the `step` it is at, 0 if it has finished;
-    `loss`, its mean training loss since the last round, +inf if it has none, NaN if its weights are not finite or
-    off by orders of magnitude; `weight`, of its steps since the last round; `seconds` it spent computing since the
-    last round, and waiting and sending in that round; whether it requests a round, and of which fragment; the
-    `reports` of its strategy.
+    `round` is the number of the round it would open, from 1, and 0 if it has finished; `requested` says whether
+    it asks for that round now. `step` counts its local steps; `loss` is its mean training loss since the last
+    round, +inf if it has none, NaN if its weights are not finite or have grown by orders of magnitude; `weight`
+    the sum of the weights of its steps since then. `seconds` are those of its local steps since then, and those
+    that its last round spent in the roll call and in the exchange. `fragment` is what the round would be about,
+    `reports` what the strategy adds.
     """
 
-    number: int
+    round: int
+    requested: bool
     step: int
     loss: float
     weight: float
     seconds: tuple[float, float, float]
-    requested: bool
     fragment: int
     reports: tuple[float, ...]
 
-    def row(self, fragments: int) -> list[float]:
-        """Return the numbers that are sent."""
-        fragment = [float(self.fragment if self.number else -1)] if fragments > 1 else []
-        number = self.number if self.requested else -self.number
-        return [number, self.step, self.loss, self.weight, *self.seconds, *fragment, *self.reports]
+    def row(self, fragments: int) -> Tensor:
+        """Return the row of the roll call; a round that is not requested has a negative number."""
+        number = self.round if self.requested else -self.round
+        fragment = [self.fragment if self.round else -1] if fragments > 1 else []
+        head = [number, self.step, self.loss, self.weight, *self.seconds]
+        return torch.tensor([*head, *fragment, *self.reports], dtype=torch.float64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,61 +58,72 @@ class RollCall:
     roll: Roll
     due: bool
     fragment: int
-    traffic: Traffic  # that it cost
+    traffic: Traffic  # what it cost
+    seconds: float  # how long it took this worker, until the slowest was there
 
 
 def call_roll(status: RankStatus, comm: Metered, island: Comm | None, fragments: int) -> RollCall:
-    """Gather the status of all workers: 56 bytes from each, 8 for each report, and 8 where there are fragments.
+    """Gather the rows of all workers: 56 bytes from each, 8 more if there are fragments, and 8 for each report.
 
-    Where a worker is an island of ranks, theirs are combined first: the mean loss, the sums of weights and
-    reports, the longest times.
+    Where a worker is an island of ranks, their rows are combined first.
 
     Raises:
-        CollectiveMismatch: the workers, or the ranks of an island, are at different rounds.
+        CollectiveMismatch: the workers are at different rounds; or the ranks of an island, or the members of an
+            elastic group, at different steps.
     """
-    head = HEAD + (fragments > 1)
-    row = torch.tensor(status.row(fragments), dtype=torch.float64)
+    began, head = comm.clock(), HEAD + (fragments > 1)
+    row = status.row(fragments)
     if island is not None:
-        row = _of_island(island.gather(row), head)
+        row = _combined(island.gather(row), head)
     with comm.counting() as traffic:
         rows = comm.gather(row).clone()  # it outlives the round's memory
-    roll = Roll(rows[:, 0].abs(), rows[:, 1], rows[:, 2], rows[:, 3], rows[:, 4:HEAD], rows[:, head:])
-    _check_rounds(roll.rounds)
-    fragment = int(rows[:, HEAD].max()) if fragments > 1 else 0
-    return RollCall(roll, bool((rows[:, 0] > 0).any()), max(0, fragment), traffic)
+    numbers = rows[:, ROUND].abs()
+    _check_equal(numbers, rows[:, ROUND] != 0, "rounds", "resume all ranks from the same checkpoint")
+    if comm.elastic:
+        _check_equal(rows[:, STEP], numbers > 0, "steps", "call step() equally often on all ranks")
+    roll = Roll(numbers, rows[:, STEP], rows[:, LOSS], rows[:, WEIGHT], rows[:, SECONDS], rows[:, head:])
+    fragment = max(0, int(rows[:, HEAD].max())) if fragments > 1 else 0
+    return RollCall(roll, bool((rows[:, ROUND] > 0).any()), fragment, traffic, comm.clock() - began)
 
 
-def _of_island(rows: Tensor, head: int) -> Tensor:
-    """Return the row of a worker from those of the ranks that hold its shards; a report is a sum over x."""
-    _check_rounds(rows[:, 0].abs())
+def _combined(rows: Tensor, head: int) -> Tensor:
+    """Return the row of a worker from those of the ranks of its island, which hold shards of its model.
+
+    Its loss is the mean of theirs, NaN if any is; its weight and reports are their sums; its seconds those of the
+    slowest.
+    """
+    number = rows[:, ROUND]
+    _check_equal(rows[:, STEP], number != 0, "steps", "call step() equally often on all ranks of an island")
     row = rows.sum(dim=0)
-    row[0] = rows[:, 0].max() if (rows[:, 0] > 0).any() else rows[:, 0].min()
-    row[1] = rows[:, 1].max()
-    row[2] = rows[:, 2].mean()  # NaN if any is
-    row[4:HEAD] = rows[:, 4:HEAD].amax(dim=0)
+    row[ROUND] = number.max() if (number > 0).any() else number.min()
+    row[STEP] = rows[:, STEP].max()
+    row[LOSS] = rows[:, LOSS].mean()
+    row[SECONDS] = rows[:, SECONDS].max(dim=0).values
     row[HEAD:head] = rows[0, HEAD:head]
     return row
 
 
-def _check_rounds(numbers: Tensor) -> None:
-    training = numbers[numbers > 0]
-    if len(training) and training.min() < training.max():
+def _check_equal(values: Tensor, training: Tensor, what: str, remedy: str) -> None:
+    """Raise CollectiveMismatch unless the values of those that train are equal."""
+    found = values[training]
+    if len(found) and found.min() < found.max():
+        listed = [int(value) if trains else "finished" for value, trains in zip(values, training, strict=True)]
         raise CollectiveMismatch(
-            f"the ranks are at different rounds, {[int(n) for n in numbers]} in rank order (0: finished); "
-            "call step() on all ranks until each of them calls finish()"
+            f"the ranks are at different {what}: expected one number, found {', '.join(map(str, listed))} in rank "
+            f"order; {remedy}"
         )
 
 
 def reported_loss(loss: float, x: Tensor, parameters: int, before: float) -> float:
-    """Return the loss as an `RankStatus` has it: NaN where x is not finite, or off by orders of magnitude.
+    """Return the loss as a `RankStatus` has it: NaN where x is not finite, or has grown by orders of magnitude.
 
     Args:
         loss: the worker's mean loss since the last round.
         x: its vector [P].
         parameters: how many of its first elements are parameters.
-        before: their Euclidean norm after the last round.
+        before: their Euclidean norm after the last round; infinite if x may be of any finite size.
     """
-    most = GROWTH * max(before, LEAST * math.sqrt(parameters))
+    most = min(GROWTH * max(before, LEAST * math.sqrt(parameters)), 1e300)
     norm, buffers = float(x[:parameters].norm()), x[parameters:]
     if not norm <= most or not (bool(buffers.sum().isfinite()) or bool(buffers.isfinite().all())):
         return math.nan

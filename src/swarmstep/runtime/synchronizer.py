@@ -15,11 +15,13 @@ from swarmstep import fault_points
 from swarmstep.checkpoint import fields
 from swarmstep.comm.group import Group
 from swarmstep.errors import CheckpointError, CommError, PeerLost, UsageError
-from swarmstep.runtime.fragment import Fragment, Loading
+from swarmstep.runtime import fragment_state
+from swarmstep.runtime.fragment import Fragment
+from swarmstep.runtime.fragment_state import Loading
 from swarmstep.runtime.options import Options
-from swarmstep.runtime.pending_round import Now
 from swarmstep.runtime.regrouping import Attempt, Counts, Regrouping
 from swarmstep.runtime.replica import Replica
+from swarmstep.runtime.round_context import StepContext
 from swarmstep.signal import Event, Round
 from swarmstep.strategies.base import Strategy
 
@@ -46,20 +48,22 @@ class Synchronizer:
     """
 
     def __init__(self, model: nn.Module, strategy: Strategy, comm: Group, options: Options | None = None) -> None:
+        if comm.elastic and strategy.when.per_rank:
+            raise UsageError(
+                f"{strategy.when}: in an elastic group all workers take the same number of steps between rounds; "
+                "expected one number for all"
+            )
         self.strategy = strategy
         self.options = options or Options()
         self._finished = False
         self._result_loaded = False  # into the model
         self._counts = Counts()
         self._events: list[Event] = []  # not yet returned
-        if comm.elastic and strategy.when.per_rank:
-            raise UsageError(
-                f"{strategy.when}: an elastic group has no fixed ranks; give Every one number for all workers"
-            )
         self._replica = Replica(model, strategy, self.options)
         self._group = Regrouping(self._replica, self._counts, self._events)
         self._attend(self._group.enter(comm, None, comm.clock()))
         self._admit_newcomers()
+        self._returned = self._clock()  # when the last call of `step` or `reduce` ended
 
     @property
     def steps(self) -> int:
@@ -104,7 +108,7 @@ class Synchronizer:
     @property
     def under_way(self) -> bool:
         """Whether a round is under way in the background; the same on all ranks."""
-        return any(fragment.flight for fragment in self._group.fragments)
+        return any(fragment.pending for fragment in self._group.fragments)
 
     def step(self, loss: Tensor | float, lr: float | None = None, weight: float = 1.0) -> Event | None:
         """Count a local step; land the round that is due to land, and start the one that is due to start.
@@ -112,8 +116,8 @@ class Synchronizer:
         Args:
             loss: this step's training loss, a scalar; its graph is not kept.
             lr: the inner optimizer's learning rate, for methods that scale with it.
-            weight: how much this step counts, >= 0: its examples or tokens, in any unit that all ranks use. A
-                worker's weight in a round is the sum since its last round; the default counts steps.
+            weight: of this step, at least 0, in a unit that all workers share: the examples or tokens of its
+                batch, say. In a round a worker counts by the sum since its last one.
 
         Returns:
             The next event that was not returned yet: the `Round` that landed, or in an elastic group a
@@ -123,26 +127,31 @@ class Synchronizer:
         Raises:
             NotFinite: a worker's weights are not finite and the strategy cannot contain it (on all ranks).
             CommError: the group cannot go on; the weights are those before the round.
-            UsageError: `finish` was called before, or the weight is out of its range.
+            UsageError: `finish` was called before, or an argument is out of its range.
         """
         if self._finished:
             raise UsageError("Synchronizer.step called after finish; make a new Synchronizer to train on")
         if isinstance(loss, Tensor) and loss.numel() != 1:
             raise UsageError(f"Synchronizer.step: expected a scalar loss, found shape {list(loss.shape)}")
         if not 0.0 <= weight < math.inf:
-            raise UsageError(f"Synchronizer.step: expected 0 <= weight < inf, found {weight}")
+            raise UsageError(f"Synchronizer.step: expected a finite weight of at least 0, found {weight}")
+        seconds = self._clock() - self._returned
         self._counts.steps += 1
         try:
             for index in range(self.options.fragments):
                 fragment = self._group.fragments[index]
-                fragment.note(loss, float(weight))
-                now = Now(self.steps, lr, fragment.wishes(self.steps, lr))
+                fragment.window.add(loss, weight, seconds)
+                now = StepContext(self.steps, lr, fragment.wants_round(self.steps, lr))
                 if not self._attend(Attempt(index, now)):
                     break  # this worker is elsewhere now, where the others have done what is due at this step
             self._admit_newcomers()
         except CommError as error:
             raise self._located(error) from error
+        self._returned = self._clock()
         return self._events.pop(0) if self._events else None
+
+    def _clock(self) -> float:
+        return self.comm.clock()
 
     def events(self) -> list[Event]:
         """Return the events that were not returned yet, in the order in which they happened; each once.
@@ -183,20 +192,20 @@ class Synchronizer:
                 self._record(fragment.land())
         return self._group.leave(attempt)
 
-    def _take_step(self, fragment: Fragment, now: Now) -> None:
+    def _take_step(self, fragment: Fragment, now: StepContext) -> None:
         """Do what is due for one fragment at this step."""
         if now.step < self._group.level:
             return
-        if fragment.flight and now.step >= fragment.flight.lands:
+        if fragment.pending and now.step >= fragment.pending.lands:
             self._record(fragment.land())
         called = None
         if self.strategy.when.voting:
-            if fragment.flight:  # no roll is called while a round is under way
+            if fragment.pending:  # no roll is called while a round is under way
                 return
-            called = fragment.call(now)
+            called = fragment.call_roll(now)
             if not called.due:
                 return
-        elif not now.wish:
+        elif not now.requested:
             return
         else:
             self._record(fragment.land())
@@ -251,13 +260,13 @@ class Synchronizer:
 
     def _finish_together(self) -> Tensor:
         fault_points.reach(fault_points.FINISHING)
-        fragments, gone = self._group.fragments, Now(self.steps, None, False, finished=True)
-        for fragment in sorted(fragments, key=lambda fragment: fragment.flight.lands if fragment.flight else 0):
+        fragments, done = self._group.fragments, StepContext(self.steps, None, requested=False, finished=True)
+        for fragment in sorted(fragments, key=lambda fragment: fragment.pending.lands if fragment.pending else 0):
             self._record(fragment.land())
-        while (called := fragments[0].call(gone)).roll.steps.any():
+        while (called := fragments[0].call_roll(done)).roll.rounds.any():
             if called.due:
                 fragment = fragments[called.fragment]
-                fragment.start(fragment.open(gone), gone, called)
+                fragment.start(fragment.open(done), done, called)
                 self._record(fragment.land())
         fault_points.reach(fault_points.RESULT)
         result = self._result()
@@ -292,7 +301,7 @@ class Synchronizer:
             "rank": comm.rank,
             **self._counts.state_dict(),
             "weights": fields.fingerprint(self._replica.flat.read()),
-            "fragments": [fragment.state_dict() for fragment in self._group.fragments],
+            "fragments": [fragment_state.save(fragment) for fragment in self._group.fragments],
         }
 
     def load_state_dict(self, saved: Mapping[str, Any], sources: Sequence[int | None] = ()) -> None:
@@ -313,7 +322,7 @@ class Synchronizer:
             else:
                 counts, checked = self._checked(saved)
                 for fragment, part in zip(group.fragments, checked, strict=True):
-                    fragment.load(part)
+                    fragment_state.load(fragment, part)
         except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
             raise CheckpointError(f"the checkpoint does not fit this run ({error}); start anew") from error
         self._counts.take(counts)
@@ -325,7 +334,7 @@ class Synchronizer:
         parts = self._parts(saved)
         fragments = self._replica.fragments(self._group.comm)
         for fragment, part in zip(fragments, parts, strict=True):
-            fragment.succeed(part, sources)
+            fragment_state.carry_over(fragment, part, sources)
         return Counts.load(saved), fragments
 
     def _checked(self, saved: Mapping[str, Any]) -> tuple[Counts, list[Loading]]:
@@ -339,7 +348,7 @@ class Synchronizer:
             )
         parts = self._parts(saved)
         pairs = zip(self._group.fragments, parts, strict=True)
-        return Counts.load(saved), [fragment.checked(part) for fragment, part in pairs]
+        return Counts.load(saved), [fragment_state.check(fragment, part) for fragment, part in pairs]
 
     def _check_configuration(self, saved: Mapping[str, Any], own: Mapping[str, str]) -> None:
         found = fields.field(saved, "configuration")

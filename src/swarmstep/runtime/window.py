@@ -1,4 +1,4 @@
-"""What one worker has done since its last round."""
+"""What a worker has done since its last round."""
 
 from __future__ import annotations
 
@@ -14,55 +14,56 @@ from swarmstep.errors import CheckpointError
 
 
 class Window:
-    """The local steps since the last round: their losses, their weights, and when they began.
+    """The local steps since the last round: their number, loss, weight, and the seconds they took.
 
     Args:
-        device: where losses are summed, until one comes from elsewhere.
-        began: seconds, by the group's clock.
+        device: where losses are summed at first.
 
     Attributes:
-        steps: how many.
-        weight: the sum of their weights: examples, tokens, or 1 a step.
-        began: when the first one began, by the group's clock.
+        loss: the sum of the steps' losses, a scalar; on the device of the losses, so that no step waits for it.
+        steps: their number.
+        weight: the sum of their weights, such as examples or tokens.
+        seconds: spent outside of the Synchronizer, by the group's clock; not in checkpoints.
     """
 
-    def __init__(self, device: torch.device, began: float) -> None:
-        self._loss = torch.zeros((), device=device)
+    def __init__(self, device: torch.device) -> None:
+        self.loss = torch.zeros((), device=device)
         self.steps = 0
         self.weight = 0.0
-        self.began = began
+        self.seconds = 0.0
 
-    def note(self, loss: Tensor | float, weight: float) -> None:
+    def add(self, loss: Tensor | float, weight: float, seconds: float) -> None:
         """Count a local step."""
         if isinstance(loss, Tensor):
             loss = loss.detach().view(())
-            self._loss = self._loss.to(loss.device)  # where it may be summed without waiting for it
-        self._loss += loss
+            self.loss = self.loss.to(loss.device)
+        self.loss += loss
         self.steps += 1
         self.weight += weight
+        self.seconds += seconds
 
     def mean_loss(self) -> float:
-        """Return the mean loss of the steps, +inf if there are none; waits for the device."""
-        return float(self._loss) / self.steps if self.steps else math.inf
+        """Return the mean of the steps' losses, +inf if there are none; waits for the device."""
+        return float(self.loss) / self.steps if self.steps else math.inf
 
-    def next(self, began: float) -> Window:
-        """Return an empty window for the steps that follow."""
-        return Window(self._loss.device, began)
+    def fresh(self) -> Window:
+        """Return an empty window on the same device."""
+        return Window(self.loss.device)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps."""
-        return {"loss": self._loss.clone(), "steps": self.steps, "weight": self.weight}
-
-    def checked(self, saved: Mapping[str, Any]) -> Window:
-        """Return the window that `saved` describes.
+    def load(self, saved: Mapping[str, Any]) -> Window:
+        """Return the window that a `state_dict` describes.
 
         Raises:
             CheckpointError: names the field that does not fit.
         """
         loss, steps, weight = (fields.field(saved, name) for name in ("loss", "steps", "weight"))
-        fields.pairs("window", {"loss": self._loss}, {"loss": loss})
+        fields.pairs("window", {"loss": self.loss}, {"loss": loss})
         if type(steps) is not int or steps < 0 or type(weight) is not float or not 0.0 <= weight < math.inf:
             raise CheckpointError(f"window: expected steps >= 0 and a weight >= 0, found {steps!r} and {weight!r}")
-        window = self.next(self.began)
-        window._loss, window.steps, window.weight = loss.to(self._loss), steps, weight
+        window = self.fresh()
+        window.loss, window.steps, window.weight = loss.clone().to(self.loss), steps, weight
         return window
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return numbers and tensors."""
+        return {"loss": self.loss.clone(), "steps": self.steps, "weight": self.weight}

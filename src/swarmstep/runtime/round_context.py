@@ -1,0 +1,44 @@
+"""What the rounds of a Synchronizer have in common, and what a step knows."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+from swarmstep.comm.base import Comm
+from swarmstep.comm.metered import Metered
+from swarmstep.runtime.flat import Flat
+from swarmstep.runtime.options import Options
+from swarmstep.runtime.probe import Probe
+from swarmstep.strategies.base import Strategy
+
+
+@dataclasses.dataclass(frozen=True)
+class RoundContext:
+    """What all fragments of a Synchronizer have in common in one group.
+
+    `comm` carries the rounds, over connections of its own if they run in the background. The roll is called
+    there, and within the `island`; on `roll_comm` instead, if there is one, where it is called at every step.
+    """
+
+    strategy: Strategy
+    options: Options
+    buffers: str
+    flat: Flat
+    comm: Metered
+    roll_comm: Metered | None
+    island: Comm | None
+    probe: Probe | None
+
+
+class StepContext(NamedTuple):
+    """Where a worker is when a round may start.
+
+    `step` counts its local steps; `lr` is the inner optimizer's learning rate; `requested` says whether its
+    trigger asks for a round, and `finished` whether it has taken its last step.
+    """
+
+    step: int
+    lr: float | None
+    requested: bool
+    finished: bool = False
