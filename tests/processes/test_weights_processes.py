@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
+from helpers import UNEVEN, same, weighted_run
 from pool import Pool
-from swarmstep import simulate
+from swarmstep import STRATEGIES, Every, simulate
 from weights import ROUNDS, by_hand, train
 
 
@@ -25,3 +28,10 @@ def test_who_is_slow_is_seen_in_the_round(pool: Pool) -> None:
     results = pool.run(train, ROUNDS, False, workers=3)
     assert all(result["seconds"] == results[0]["seconds"] for result in results)
     assert all(min(compute) > 0.0 for compute, _, _ in results[0]["seconds"])
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_unequal_steps_and_weights_equal_simulation_bitwise(pool: Pool, name: str) -> None:
+    strategy = dataclasses.replace(STRATEGIES[name](), when=Every(UNEVEN))
+    expected = simulate(lambda comm: weighted_run(comm, strategy), 3)
+    assert same(pool.run(weighted_run, strategy, workers=3), expected)

@@ -185,6 +185,16 @@ def before_rounds(strike: Callable[[Tensor, int], object]) -> AbstractContextMan
     return fault_points.interfering(hook)
 
 
+UNEVEN = (1, 2, 3)  # steps between rounds, of each rank
+
+
+class WeightedTrainer(Trainer):
+    """The same with 1 to 3 examples a step."""
+
+    def step(self) -> Any:
+        return self.sync.step(self.local_step(), lr=LR, weight=1.0 + (self.comm.rank + self.done) % 3)
+
+
 class Run(NamedTuple):
     """What a worker's run left: the weights after each step and after finish, and the states at the end."""
 
@@ -212,6 +222,27 @@ def run(comm: Comm, strategy: Strategy, steps: int, resume: bool = False, **give
     saved = trainer.sync.state_dict()["fragments"]
     traffic = trainer.sync.bytes_sent, trainer.sync.bytes_received
     return Run(weights, [part["state"] for part in saved], [part["trigger"] for part in saved], rounds, traffic)
+
+
+def weighted_run(comm: Comm, strategy: Strategy, resume: bool = False) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Train 3 rounds, in each of which a rank takes its number of `UNEVEN` steps; return weights and state.
+
+    With `resume`, everything is thrown away and rebuilt from its checkpoint once between two rounds, on each rank
+    after another number of steps.
+    """
+    trainer, n = WeightedTrainer(strategy, comm), UNEVEN[comm.rank]
+    weights = [trainer.weights()]
+    for _ in range(3 * n):
+        trainer.step()
+        weights.append(trainer.weights())
+        rounds, since = divmod(trainer.done, n)
+        if resume and 0 < rounds < 3 and since == min(rounds, n - 1):
+            saved = trainer.save()
+            trainer = WeightedTrainer(strategy, comm)
+            trainer.load(saved)
+    trainer.sync.finish()
+    weights.append(trainer.weights())
+    return weights, trainer.sync.state_dict()["fragments"][0]["state"]
 
 
 def same(a: Any, b: Any) -> bool:

@@ -245,8 +245,9 @@ class InformedSwarm(Strategy[InformedSwarmState, InformedSwarmMessage]):
 
 
 def _included(standing: Tensor, passing: Tensor, roll: Roll) -> Tensor:
-    """Return whose weights count, bool [W]: the trusted; if none of them is present, all who are."""
-    included = roll.present & (standing == trust.TRUSTED) & (passing == trust.TRUSTED)
+    """Return who is in the mean, bool [W]: the trusted; if none of them takes part, all who do."""
+    counted = torch.tensor([roll.weight(rank) > 0 for rank in range(len(standing))])
+    included = counted & (standing == trust.TRUSTED) & (passing == trust.TRUSTED)
     if included.any():
         return included
     if not roll.present.any():
