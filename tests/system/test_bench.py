@@ -38,7 +38,7 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
 
 
-def found(*arguments: str) -> dict[str, Any]:
+def result_of(*arguments: str) -> dict[str, Any]:
     done = bench(*arguments, "--json")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -55,7 +55,7 @@ def check(row: dict[str, Any]) -> None:
 
 
 def test_a_round_next_to_its_limits() -> None:
-    result = found("round", *SMALL, "--seed", "3")
+    result = result_of("round", *SMALL, "--seed", "3")
     assert {"cpus", "model", "python", "torch", "platform"} <= {*result["machine"]}
     rows = {row["name"]: row for row in result["rows"]}
     left_out = {row["name"] for row in result["skipped"]}
@@ -81,7 +81,7 @@ def test_a_round_as_a_table() -> None:
 
 @pytest.mark.slow
 def test_the_small_cells_of_the_scale() -> None:
-    result = found("scale", "--quick", "--repeats", "1", "--max-processes", "2")
+    result = result_of("scale", "--quick", "--repeats", "1", "--max-processes", "2")
     for row in result["rows"]:
         check(row)
         assert row["limit"]
@@ -106,7 +106,7 @@ def check_wire(result: dict[str, Any], workers: int, parameters: int) -> None:
 
 
 def test_the_wire_on_loopback_and_bytes_by_the_formula() -> None:
-    result = found("wire", "--workers", "3", "--parameters", "10001", "--tensors", "8", "--repeats", "1")
+    result = result_of("wire", "--workers", "3", "--parameters", "10001", "--tensors", "8", "--repeats", "1")
     check_wire(result, 3, 10_001)
     assert {row["limit"] for row in result["rows"]} == {None, "local-sgd"}
     assert all(one["interface"] is None for one in result["sent"])
@@ -117,7 +117,7 @@ def test_the_wire_on_loopback_and_bytes_by_the_formula() -> None:
 @pytest.mark.parametrize("link", ["100mbit", "100mbit,5ms"])
 def test_the_wire_between_namespaces_carries_what_is_metered(link: str) -> None:
     arguments = ("--workers", "4", "--parameters", "250000", "--repeats", "3", "--link", link)
-    result = found("wire", *arguments)
+    result = result_of("wire", *arguments)
     check_wire(result, 4, 250_000)
     assert {row["limit"] for row in result["rows"]} == {None, "local-sgd", "ideal"}
     for one in result["sent"]:
@@ -126,7 +126,7 @@ def test_the_wire_between_namespaces_carries_what_is_metered(link: str) -> None:
 
 @pytest.mark.slow
 def test_the_speed_beside_no_communication() -> None:
-    result = found("overlap", "--workers", "2", "--repeats", "1", "--ddp-steps", "2")
+    result = result_of("overlap", "--workers", "2", "--repeats", "1", "--ddp-steps", "2")
     rows = {row["name"]: row for row in result["rows"]}
     assert {*rows} == {ALONE, "ddp", "ddp, bfloat16", *VARIANTS}
     for name, row in rows.items():

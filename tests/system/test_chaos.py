@@ -142,13 +142,13 @@ KILL = InjectedFault(12.5, "kill", 2, "2.0", 12.5)
 END = {"kind": "ended", "time": 12.52, "slot": 2, "worker": "2.0", "lost": True, "code": -9}
 
 
-def told(parts: Mapping[str, Sequence[Any]], *faults: InjectedFault) -> RunRecord:
+def recorded(parts: Mapping[str, Sequence[Any]], *faults: InjectedFault) -> RunRecord:
     events = sorted((event for part in parts.values() for event in part), key=lambda event: event.time)
     return RunRecord(events, [END], faults or (KILL,), len(faults) or 1)
 
 
 def test_a_log_where_all_went_well() -> None:
-    run = told(story())
+    run = recorded(story())
     calm = RunRecord([*joined(ALL, 0, 0, 9.0, ALL), *(e for n in range(1, 6) for e in landed(n, ALL, 0))], [])
     assert throughput(calm) == pytest.approx(4.0)  # steps a second, of each worker
     summary = summarize(run, calm, 0.52, [0.5, 0.51, 0.49])
@@ -176,7 +176,7 @@ def test_a_log_where_all_went_well() -> None:
 def test_the_worker_that_comes_back_counts_from_where_it_joined() -> None:
     parts = story()
     parts["back"] = joined(NEW, 2, 4, 13.5, ["2.1"], step=19)  # in the middle of a round that was retried
-    assert worker_steps(told(parts)) == 4 * 17 - 3
+    assert worker_steps(recorded(parts)) == 4 * 17 - 3
 
 
 @pytest.mark.parametrize("what", ["missing", "two", "digest", "back", "same step", "two epochs", "epoch before"])
@@ -193,8 +193,8 @@ def test_a_lost_round(what: str) -> None:
     }[what]
     if what == "epoch before":  # round 5 goes on from somewhere else
         parts["after"] = [*landed(5, NEW, 0), *(event for number in (6, 7) for event in landed(number, NEW, 2))]
-    assert consistency.lost_rounds(told(parts)) == 1
-    assert "1 committed rounds were lost" in complaints(summarize(told(parts), None, 0.5, []), 720)
+    assert consistency.lost_rounds(recorded(parts)) == 1
+    assert "1 committed rounds were lost" in complaints(summarize(recorded(parts), None, 0.5, []), 720)
 
 
 def test_a_round_that_is_written_down_late() -> None:
@@ -203,10 +203,10 @@ def test_a_round_that_is_written_down_late() -> None:
     back = joined(ALL, 2, 4, 13.5, ["2.0"])
     (late,) = landed(3, ALL, 0, at=13.6, digest=None)[2:]  # by "2.0", which has the others' state by now
     parts |= {"before": [e for e in parts["before"] if (e.round, e.worker) != (3, "2.0")], "back": [*back, late]}
-    assert consistency.lost_rounds(told(parts)) == 0
+    assert consistency.lost_rounds(recorded(parts)) == 0
     for other in ({"members": ("2.0",)}, {"epoch": 2}, {"digest": 4 / 8}, {"step": 13}):
         parts["back"] = [*back, late._replace(**other)]
-        assert consistency.lost_rounds(told(parts)) == 1
+        assert consistency.lost_rounds(recorded(parts)) == 1
 
 
 @pytest.mark.parametrize("what", ["newcomer", "survivor", "nobody", "behind"])
@@ -219,41 +219,41 @@ def test_a_wiped_state(what: str) -> None:
         "nobody": (joined(NEW, 2, 4, 13.5, NEW), 3),
         "behind": (joined(NEW, 2, 3, 13.5, ["2.1"], digest=4 / 8), 3),
     }[what]
-    assert consistency.wiped_states(told(parts)) == expected
-    assert complaints(summarize(told(parts), None, 0.5, []), 720)[0].startswith(f"{expected} times a worker")
+    assert consistency.wiped_states(recorded(parts)) == expected
+    assert complaints(summarize(recorded(parts), None, 0.5, []), 720)[0].startswith(f"{expected} times a worker")
 
 
 def test_a_start_of_newcomers_alone_and_prints_that_are_not_there_are_no_wiped_states() -> None:
     parts = story()
-    assert consistency.wiped_states(told(parts)) == 0
+    assert consistency.wiped_states(recorded(parts)) == 0
     parts = {name: [event._replace(digest=None) for event in part] for name, part in parts.items()}
-    assert consistency.wiped_states(told(parts)) == 0
-    summary = summarize(told(parts), None, 0.5, [])
+    assert consistency.wiped_states(recorded(parts)) == 0
+    summary = summarize(recorded(parts), None, 0.5, [])
     assert not summary["digest"]
-    assert "a wiped state is seen by its round only, not by a digest" in in_words(summary)
+    assert "wiped states are detected by round only, not by digest" in text_of(summary)
     assert consistency.wiped_states(RunRecord([], [])) == consistency.lost_rounds(RunRecord([], [])) == 0
 
 
 def test_faults_that_are_not_survived() -> None:
     parts = story()
     parts["after"] = parts["back"] = []  # it has recovered, but its victim has not come back
-    (outcome,) = recovery.fault_outcomes(told(parts))
+    (outcome,) = recovery.fault_outcomes(recorded(parts))
     assert (outcome.survived, outcome.recovered) == (False, pytest.approx(0.5))
     parts["without"] = []  # nor has it recovered
-    (outcome,) = recovery.fault_outcomes(told(parts))
+    (outcome,) = recovery.fault_outcomes(recorded(parts))
     assert (outcome.survived, outcome.recovered, outcome.noticed) == (False, None, None)
-    assert complaints(summarize(told(parts), None, 0.5, []), 720) == ["1 of 1 faults were not survived"]
+    assert complaints(summarize(recorded(parts), None, 0.5, []), 720) == ["1 of 1 faults were not survived"]
 
 
 def test_faults_that_are_never_injected() -> None:
-    summary = summarize(told(story())._replace(scheduled=3), None, 0.5, [])
+    summary = summarize(recorded(story())._replace(scheduled=3), None, 0.5, [])
     assert (summary["scheduled"], summary["given_up"], summary["faults"]) == (3, 2, 1)
     assert complaints(summary, 720) == ["2 of 3 scheduled faults were not injected"]
-    assert "1 survived; 3 were scheduled, 2 given up" in in_words(summary)
+    assert "1 survived; 3 were scheduled, 2 given up" in text_of(summary)
 
 
 def test_deaths_that_no_kill_explains() -> None:
-    run = told(story())
+    run = recorded(story())
     ends = [
         END | {"worker": "0.0", "code": -6},
         END | {"worker": "1.0", "code": 5},
@@ -263,8 +263,8 @@ def test_deaths_that_no_kill_explains() -> None:
     ]
     summary = summarize(run._replace(rows=[END, *ends]), None, 0.5, [])
     assert summary["unplanned_deaths"] == ["0.0 (SIGABRT)", "1.0 (exit code 5)", "1.1 (SIGKILL)"]
-    said = "3 workers died without being killed: 0.0 (SIGABRT), 1.0 (exit code 5), 1.1 (SIGKILL)"
-    assert complaints(summary, 720) == [said]
+    complaint = "3 workers died without being killed: 0.0 (SIGABRT), 1.0 (exit code 5), 1.1 (SIGKILL)"
+    assert complaints(summary, 720) == [complaint]
     # one that had ended by itself when it was to be killed; and one that was only stopped
     assert consistency.unplanned_deaths(run._replace(rows=[END | {"code": 5}])) == ["2.0 (exit code 5)"]
     assert consistency.unplanned_deaths(run._replace(faults=(KILL._replace(kind="stop"),))) == ["2.0 (SIGKILL)"]
@@ -298,35 +298,35 @@ def test_a_worker_that_stood_still() -> None:
     same = {name: [e._replace(members=tuple(m.replace("2.1", "2.0") for m in e.members),
                               worker=e.worker.replace("2.1", "2.0")) for e in part]
             for name, part in story().items()}  # fmt: skip
-    run = RunRecord(told(same).events, [], (still,))
+    run = RunRecord(recorded(same).events, [], (still,))
     (outcome,) = recovery.fault_outcomes(run)
     assert (outcome.survived, outcome.recovered) == (True, pytest.approx(0.5))
     assert live_seconds(run, 10.0, 16.0) == pytest.approx(6 + 6 + 2.5 + 2.5)
     # one that goes on before the others gave it up: the round waits for it
     waited = story() | {"left": [], "back": [], "without": landed(4, ALL, 0, at=13.4), "after": landed(5, ALL, 0)}
-    run = RunRecord(told(waited).events, [], (still,))
+    run = RunRecord(recorded(waited).events, [], (still,))
     (outcome,) = recovery.fault_outcomes(run)
     assert (outcome.survived, outcome.recovered, outcome.noticed) == (True, pytest.approx(0.9), None)
     assert live_seconds(run, 10.0, 14.0) == pytest.approx(4 + 4 + 2.5 + 0.58)  # from its word at 13.42
     for_ever = still._replace(until=math.inf)
-    (outcome,) = recovery.fault_outcomes(RunRecord(told(same).events, [], (for_ever,)))
+    (outcome,) = recovery.fault_outcomes(RunRecord(recorded(same).events, [], (for_ever,)))
     assert not outcome.survived
 
 
 def test_faults_that_take_nobody_away() -> None:
-    (outcome,) = recovery.fault_outcomes(told(story(), InjectedFault(12.5, "slow", 2, "2.0", 14.5)))
+    (outcome,) = recovery.fault_outcomes(recorded(story(), InjectedFault(12.5, "slow", 2, "2.0", 14.5)))
     assert (outcome.survived, outcome.recovered) == (True, pytest.approx(1.5))  # the second round from then
     full = InjectedFault(12.5, "disk", None, None, 14.5)
     failed, saved = Saved(13.0, "0.0", "no space left"), Saved(15.0, "0.0", "")
     for words, survived in (([failed, saved], True), ([failed], False), ([], True), ([saved], True)):
-        (outcome,) = recovery.fault_outcomes(told(story() | {"words": words}, full))
+        (outcome,) = recovery.fault_outcomes(recorded(story() | {"words": words}, full))
         assert outcome.survived is survived
-    (outcome,) = recovery.fault_outcomes(told(story() | {"words": [failed, saved._replace(time=12.0)]}, full))
+    (outcome,) = recovery.fault_outcomes(recorded(story() | {"words": [failed, saved._replace(time=12.0)]}, full))
     assert not outcome.survived
 
 
 def test_complaints() -> None:
-    good = summarize(told(story()), None, 0.52, [0.5, 0.51, 0.49])
+    good = summarize(recorded(story()), None, 0.52, [0.5, 0.51, 0.49])
     assert complaints(good, 120) == []
     assert complaints(good | {"final_loss": 0.521}, 120) == [
         "the final loss 0.5210 is above 0.5000 by more than 2 x 0.0100"
@@ -621,12 +621,12 @@ def options(*given: str) -> ChaosSettings:
     return ChaosSettings(**fields_of(ChaosSettings, context.params))
 
 
-def in_words(summary: Mapping[str, Any]) -> str:
-    return verdict_text.in_words({**summary, "skipped": {"cut": "needs root"}, "complaints": []})
+def text_of(summary: Mapping[str, Any]) -> str:
+    return verdict_text.verdict_text({**summary, "skipped": {"cut": "needs root"}, "complaints": []})
 
 
 @pytest.mark.parametrize(
-    ("given_", "said"),
+    ("given_", "message"),
     [
         (["--workers", "2"], "--workers: expected 3 to 200, found 2"),
         (["--minutes", "0.3"], "--minutes: expected 0.333"),
@@ -642,16 +642,16 @@ def in_words(summary: Mapping[str, Any]) -> str:
         (["--minutes", "nan"], "--minutes: expected"),
     ],
 )
-def test_options_out_of_range(given_: list[str], said: str) -> None:
+def test_options_out_of_range(given_: list[str], message: str) -> None:
     with pytest.raises(UsageError) as caught:
         options(*given_)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_kinds_that_are_not_possible_are_left_out_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    found, skipped = trial.possible(None)
-    assert found == ["kill", "stop", "slow"]
+    kinds, skipped = trial.possible(None)
+    assert kinds == ["kill", "stop", "slow"]
     assert set(skipped) == {"cut", "disk"}
     assert "root" in skipped["cut"]
     assert "root" in skipped["disk"]
@@ -683,13 +683,13 @@ def test_the_command_that_makes_a_storm_names_no_folders() -> None:
 
 
 def test_fault_free_runs_give_their_losses(tmp_path: Path) -> None:
-    said: list[str] = []
-    context = RunContext(2, None, [], said.append)
+    progress: list[str] = []
+    context = RunContext(2, None, [], progress.append)
     train = ["train", "digits", "--workers", "2", "--steps", "8"]
     first, second = simulated_losses(train, [1, 2], tmp_path, context)
     assert first == json.loads((tmp_path / "fault-free-1" / "summary.json").read_text())["test_loss"]
     assert first != second
-    assert len(said) == 2
+    assert len(progress) == 2
     with pytest.raises(CommError, match=r"fault-free-5 ended with code 2: swarmstep: .*nowhere"):
         simulated_losses(["train", "nowhere"], [5], tmp_path, context)
     context.interrupts.append(2)
@@ -697,13 +697,13 @@ def test_fault_free_runs_give_their_losses(tmp_path: Path) -> None:
         simulated_losses(train, [3], tmp_path, context)
 
 
-def test_the_verdict_in_words() -> None:
-    summary = summarize(told(story()), None, 0.52, [0.5, 0.51, 0.49])
-    text = in_words(summary)
+def test_the_verdict_verdict_text() -> None:
+    summary = summarize(recorded(story()), None, 0.52, [0.5, 0.51, 0.49])
+    text = text_of(summary)
     assert "1 faults in 6 s, 1 survived; 1 were scheduled, 0 given up" in text
     assert "digest" not in text
     assert "kill: 1 of 1 survived, noticed in 0.10 s (at most 0.10 s)" in text
-    assert "cut: left out: needs root" in text
+    assert "cut: skipped: needs root" in text
     assert "7 committed rounds, 0 of them lost; 0 wiped states; 1 restarts" in text
     assert "test loss 0.5200; without faults 0.5000, standard deviation 0.0100" in text
     assert "verdict: nothing was lost" in text
@@ -734,7 +734,7 @@ def test_a_short_storm(
     assert (code, summary["complaints"]) == (0, []), err
     assert summary["scheduled"] == summary["faults"] == summary["survived"] == 3
     assert (summary["given_up"], summary["unplanned_deaths"], summary["digest"]) == (0, [], True)
-    assert {kind: found["faults"] for kind, found in summary["kinds"].items()} == {"kill": 1, "stop": 1, "slow": 1}
+    assert {kind: row["faults"] for kind, row in summary["kinds"].items()} == {"kill": 1, "stop": 1, "slow": 1}
     assert (summary["wiped_states"], summary["lost_rounds"]) == (0, 0)
     assert summary["committed_rounds"] > 5
     assert 0 < summary["final_loss"] < math.log(10)
@@ -780,8 +780,8 @@ def test_a_storm_that_is_ended_leaves_nothing_behind(tmp_path: Path) -> None:
         assert not any(space.exists() for space in spaces)
         second.send_signal(signal.SIGHUP)
         assert second.wait(LIMIT) == 130
-        *_, said = (tmp_path / "second.errors").read_text().splitlines()
-        assert said.startswith("swarmstep: stopped on request, before there was a verdict")
+        *_, last = (tmp_path / "second.errors").read_text().splitlines()
+        assert last.startswith("swarmstep: stopped on request, before there was a verdict")
         assert not mounted(others)
         assert not any(space.exists() for space in more)
     finally:

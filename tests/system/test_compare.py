@@ -58,8 +58,8 @@ def test_a_method_in_one_word() -> None:
 
 
 def test_commas_within_a_value() -> None:
-    found = parse_all("local-sgd+when=qsr:4,0.1,swarm,diloco+when=warmup:10")
-    assert [method.options.get("when") for method in found] == ["qsr:4,0.1", None, "warmup:10"]
+    methods = parse_all("local-sgd+when=qsr:4,0.1,swarm,diloco+when=warmup:10")
+    assert [method.options.get("when") for method in methods] == ["qsr:4,0.1", None, "warmup:10"]
 
 
 @pytest.mark.parametrize("spec", ["nope", "swarm+", "swarm+x", "swarm+=1", "swarm+delay=x", "swarm+lr=1+lr=2"])
@@ -104,23 +104,23 @@ def test_every_method_gets_the_same_trials_and_the_best_of_them(
     every = 1 if name in BASELINES else 4
     fields = {"workload": "digits", "every": every, "workers": 2, "steps": 12}
     group = TaskGroup(parse(name), fields, (0, 1, 2), Tuning(tuple(sorted(rates)), extra, 6), None)
-    work, found = group.work(DIGITS), {}
+    work, losses_of = group.work(DIGITS), {}
     tasks, values = next(work), iter(losses)
     while tasks[0].purpose == "tune":
         answers = []
         for task in tasks:
             loss = next(values)
-            found[task.config.lr, tuple(task.config.settings.items())] = loss
+            losses_of[task.config.lr, tuple(task.config.settings.items())] = loss
             points = (Point(6, math.nan, 0.0, loss, 0.5, 0.0, 1.0),)
             answers.append(Cell("tune", name, {}, points=points))
         assert {task.config.steps for task in tasks} == {6}
         tasks = work.send(answers)
-    assert len(found) == len(rates) + extra, "each a different one"
+    assert len(losses_of) == len(rates) + extra, "each a different one"
     assert [task.config.seed for task in tasks] == [0, 1, 2]
     chosen = {(task.config.lr, tuple(task.config.settings.items())) for task in tasks}
     assert len(chosen) == 1
-    finite = {trial: loss for trial, loss in found.items() if math.isfinite(loss)}
-    assert not finite or found[chosen.pop()] == min(finite.values())
+    finite = {trial: loss for trial, loss in losses_of.items() if math.isfinite(loss)}
+    assert not finite or losses_of[chosen.pop()] == min(finite.values())
 
 
 DIGITS = load("digits", None)
@@ -135,12 +135,12 @@ def test_a_grid_is_run_once(place: Path, capsys: pytest.CaptureFixture[str]) -> 
     printed = capsys.readouterr().out
     assert "local-sgd" in printed
     assert "not ranked" in printed
-    found = cells(place)
-    assert sorted((c.purpose, c.method, c.config["every"]) for c in found.values()) == sorted(
+    first = cells(place)
+    assert sorted((c.purpose, c.method, c.config["every"]) for c in first.values()) == sorted(
         [("tune", method, n) for method, n in (("local-sgd", 2), ("local-sgd", 4), ("synchronous", 1))] * 4
         + [("run", "local-sgd", 2), ("run", "local-sgd", 4), ("run", "synchronous", 1)]
     )
-    run = next(c for c in found.values() if (c.purpose, c.config["every"]) == ("run", 4))
+    run = next(c for c in first.values() if (c.purpose, c.config["every"]) == ("run", 4))
     assert [point.step for point in run.points] == [4, 8, 12]
     assert run.points[-1].bytes == pytest.approx(3 * (56 + (4 * (run.parameters + 1))))  # (W-1)/W is a half
     assert [(r.started, r.landed) for r in run.rounds()] == [(4, 4), (8, 8), (12, 12)]
@@ -150,7 +150,7 @@ def test_a_grid_is_run_once(place: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "(0 s)" not in capsys.readouterr().err, "nothing was run again"
     assert compare(f"{arguments} --seeds 2") == 0
     assert {file: file.stat().st_mtime_ns for file in ages} == ages
-    assert len(cells(place)) == len(found) + 3
+    assert len(cells(place)) == len(first) + 3
 
 
 def test_a_failed_cell_is_recorded_and_the_rest_goes_on(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -158,10 +158,10 @@ def test_a_failed_cell_is_recorded_and_the_rest_goes_on(place: Path, capsys: pyt
     arguments = ["compare", "odd.py:workload", *SHORT.split(), "--strategies", "local-sgd,median", "--every", "4"]
     arguments += ["--seeds", "3", "--lr-grid", "0.1", "--out", "found"]
     assert main(arguments) == 0
-    said = capsys.readouterr()
-    assert "failed: seed 1 is unlucky" in said.err
-    found = list(cells(place).values())
-    assert sorted((c.method, c.seed, bool(c.failed)) for c in found) == [
+    printed = capsys.readouterr()
+    assert "failed: seed 1 is unlucky" in printed.err
+    made = list(cells(place).values())
+    assert sorted((c.method, c.seed, bool(c.failed)) for c in made) == [
         (method, seed, seed == 1) for method in ("local-sgd", "median") for seed in range(3)
     ]
     (place / "odd.py").write_text(ODD.replace("== 1:", "== -1:"))
@@ -205,9 +205,9 @@ def test_a_worker_that_is_killed_fails_its_cell_only(place: Path) -> None:
 
 
 def taken(pool: Pool) -> tuple[Any, Cell]:
-    found = pool.get(timeout=60)
-    assert found
-    return found
+    done = pool.get(timeout=60)
+    assert done
+    return done
 
 
 def test_interrupted_it_goes_on_later(place: Path) -> None:
@@ -237,7 +237,7 @@ def test_interrupted_it_goes_on_later(place: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ("--strategies nope", "unknown strategy 'nope'"),
         ("--strategies swarm+nope=1", "unknown setting 'nope'"),
@@ -259,10 +259,10 @@ def test_interrupted_it_goes_on_later(place: Path) -> None:
         ("--strategies ddp", "ddp needs real processes"),
     ],
 )
-def test_wrong_options(arguments: str, said: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_options(arguments: str, message: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert compare(arguments) == 2
     printed = capsys.readouterr()
-    assert said in printed.err
+    assert message in printed.err
     assert printed.err.count("\n") == 1
     assert not (place / "found" / "cells").exists() or not cells(place)
 
@@ -329,21 +329,21 @@ def test_the_command_line_of_a_config() -> None:
 
 def test_a_warm_up_keeps_its_n() -> None:
     config = resolve(parse("diloco+when=warmup:10").config(workload="digits", every=64), DIGITS)
-    said = run_processes.arguments(config, Path("x"))
-    assert said[said.index("--when") + 1] == "warmup:10,every:64"
-    assert "--every" not in said
+    words = run_processes.arguments(config, Path("x"))
+    assert words[words.index("--when") + 1] == "warmup:10,every:64"
+    assert "--every" not in words
 
 
 def test_real_processes(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = "--backend gloo --workers 2 --steps 12 --eval-every 4 --seeds 1 --lr-grid 0.05"
     assert compare(f"{arguments} --strategies ddp,local-sgd --every 4") == 0
-    found = cells(place).values()
-    assert {cell.method for cell in found} == {"ddp", "local-sgd"}
-    for cell in found:
+    made = cells(place).values()
+    assert {cell.method for cell in made} == {"ddp", "local-sgd"}
+    for cell in made:
         seconds = [point.seconds for point in cell.points]
         assert seconds == sorted(seconds)
         assert seconds[0] > 0
-    ddp = next(cell for cell in found if cell.method == "ddp")
+    ddp = next(cell for cell in made if cell.method == "ddp")
     assert [(r.started, r.calls[0].verb) for r in ddp.rounds()] == [(step, "mean") for step in range(1, 13)]
     assert not list((place / "found").glob("running*"))
 
@@ -360,11 +360,11 @@ def test_what_is_written_is_read(place: Path, capsys: pytest.CaptureFixture[str]
     assert "swarm" in printed["text"]
     assert main(["report", "found", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"format": "html", "file": "report.html", "text": None}
-    found = results.load(place / "found")
-    (place / "all.json").write_text(results.dumps(found))
+    loaded = results.load(place / "found")
+    (place / "all.json").write_text(results.dumps(loaded))
     again = results.load(place / "all.json")
-    assert [results.to_json(cell) for cell in again.cells] == [results.to_json(cell) for cell in found.cells]
-    assert again.about == found.about
+    assert [results.to_json(cell) for cell in again.cells] == [results.to_json(cell) for cell in loaded.cells]
+    assert again.about == loaded.about
 
 
 @given(cut=st.integers(0, 400), junk=st.binary(max_size=3))

@@ -46,13 +46,13 @@ class Browser:
             *("--disable-background-networking", "--remote-debugging-pipe", f"--user-data-dir={folder}"),
         ]
         command = f'exec "$@" 3<&{passed[0]} 4>&{passed[1]}'
-        with (folder / "said").open("wb") as said:
+        with (folder / "output").open("wb") as output:
             self.process = subprocess.Popen(
                 ["bash", "-c", command, "bash", str(CHROMIUM), *options],
                 pass_fds=passed,
                 stdin=subprocess.DEVNULL,
-                stdout=said,
-                stderr=said,
+                stdout=output,
+                stderr=output,
             )
         for end in (*passed, theirs_in, theirs_out):
             os.close(end)
@@ -71,11 +71,11 @@ class Browser:
         message |= {"sessionId": self._session} if self._session else {}
         os.write(self._out, json.dumps(message).encode() + b"\0")
         while True:
-            found = self._receive()
-            if found.get("id") == self._number:
-                assert "error" not in found, found
-                return found["result"]
-            self.events.append(found)
+            message = self._receive()
+            if message.get("id") == self._number:
+                assert "error" not in message, message
+                return message["result"]
+            self.events.append(message)
 
     def _receive(self) -> dict[str, Any]:
         deadline = time.monotonic() + 60
@@ -103,10 +103,10 @@ class Browser:
     def run(self, script: str) -> Any:
         """Return the value of an expression in the page, once all that was started has been painted."""
         painted = "await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));"
-        wrapped = f"(async () => {{ const found = ({script}); {painted} return found; }})()"
-        found = self.call("Runtime.evaluate", expression=wrapped, awaitPromise=True, returnByValue=True)
-        assert "exceptionDetails" not in found, found
-        return found["result"].get("value")
+        wrapped = f"(async () => {{ const value = ({script}); {painted} return value; }})()"
+        result = self.call("Runtime.evaluate", expression=wrapped, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in result, result
+        return result["result"].get("value")
 
     def press(self, key: str) -> None:
         """Press and release a key."""
@@ -115,22 +115,22 @@ class Browser:
 
     def screenshot(self, whole: bool = False) -> bytes:
         """Return what is to be seen, as PNG."""
-        found = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
-        return base64.b64decode(found["data"])
+        result = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
+        return base64.b64decode(result["data"])
 
     def complaints(self) -> list[Any]:
         """Return the errors since the page was opened, and the requests besides that for the page."""
-        found: list[Any] = []
+        complaints: list[Any] = []
         for event in self.events:
             about = event.get("params", {})
             if event["method"] == "Network.requestWillBeSent" and about["request"]["url"][:5] != "file:":
-                found.append(about["request"]["url"])
+                complaints.append(about["request"]["url"])
             if event["method"] in ("Runtime.exceptionThrown", "Log.entryAdded"):
-                found.append(about)
+                complaints.append(about)
             if event["method"] == "Runtime.consoleAPICalled":
-                found.append(about)
+                complaints.append(about)
         requests = [event for event in self.events if event["method"] == "Network.requestWillBeSent"]
-        return found + requests[1:]
+        return complaints + requests[1:]
 
     def close(self) -> None:
         """End the browser."""
@@ -175,10 +175,10 @@ def test_complaints_are_heard(browser: Browser, tmp_path: Path) -> None:
         "<script>console.error('one')</script><script>two()</script><img src='http://127.0.0.1:9/three'>"
     )
     browser.open(file, 400)
-    found = json.dumps(browser.complaints())
-    assert "one" in found
-    assert "two is not defined" in found
-    assert "127.0.0.1:9/three" in found
+    heard = json.dumps(browser.complaints())
+    assert "one" in heard
+    assert "two is not defined" in heard
+    assert "127.0.0.1:9/three" in heard
 
 
 def test_what_a_method_is_called_cannot_hurt(browser: Browser, tmp_path: Path) -> None:

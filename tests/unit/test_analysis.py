@@ -45,7 +45,7 @@ def ending(method: str, finals: Sequence[float], **changes: Any) -> list[Cell]:
     return [cell(method, seed, [0.1, final], **changes) for seed, final in enumerate(finals)]
 
 
-def told(section: Section) -> list[tuple[str, int | None, str]]:
+def verdicts(section: Section) -> list[tuple[str, int | None, str]]:
     return [(row.method, row.rank, row.verdict) for row in section.rows]
 
 
@@ -58,7 +58,7 @@ def test_ranks_by_the_accuracy_at_the_end_in_pairs_of_seeds() -> None:
         *ending("diloco", [0.91, 0.92, 0.87]),  # 0.01, 0.02, 0.03 behind: the interval begins at -0.005
         *ending("papa", [0.85, 0.87, 0.83]),  # 0.07 behind with each seed
     )
-    assert told(section) == [
+    assert verdicts(section) == [
         ("swarm", 1, "best"),
         ("diloco", 1, "not distinguishable from the best"),
         ("bmuf", 3, "behind by 0.030 ± 0.025"),
@@ -78,23 +78,23 @@ def test_means_alone_do_not_put_a_method_behind() -> None:
 def test_fewer_than_three_seeds_are_not_ranked(seeds: int) -> None:
     section = only(*ending("swarm", [0.8, 0.8][:seeds]), *ending("diloco", [0.9, 0.9][:seeds]))
     verdict = f"not ranked: {seeds} seed{'s' * (seeds > 1)}"
-    assert told(section) == [("diloco", None, verdict), ("swarm", None, verdict)]
+    assert verdicts(section) == [("diloco", None, verdict), ("swarm", None, verdict)]
     assert math.isnan(section.rows[0].accuracy.low) == (seeds == 1)
 
 
 def test_a_row_with_too_few_seeds_is_last_however_good() -> None:
     section = only(*ending("swarm", [0.8, 0.8, 0.8]), *ending("diloco", [0.99]))
-    assert told(section) == [("swarm", 1, "best"), ("diloco", None, "not ranked: 1 seed")]
+    assert verdicts(section) == [("swarm", 1, "best"), ("diloco", None, "not ranked: 1 seed")]
 
 
 def test_too_few_seeds_in_common_with_the_best() -> None:
     cells = [cell("swarm", seed, [0.9]) for seed in (0, 1, 2)] + [cell("papa", seed, [0.8]) for seed in (2, 3, 4)]
-    assert told(only(*cells))[1] == ("papa", None, "not ranked: 1 seed in common with the best")
+    assert verdicts(only(*cells))[1] == ("papa", None, "not ranked: 1 seed in common with the best")
 
 
 def test_two_seeds_in_common_are_too_few_however_alike() -> None:
     cells = [cell("swarm", seed, [0.9]) for seed in (0, 1, 2)] + [cell("papa", seed, [0.8]) for seed in (1, 2, 3)]
-    assert told(only(*cells))[1] == ("papa", None, "not ranked: 2 seeds in common with the best")
+    assert verdicts(only(*cells))[1] == ("papa", None, "not ranked: 2 seeds in common with the best")
 
 
 def test_a_lead_of_one_evaluation_is_none() -> None:
@@ -102,7 +102,7 @@ def test_a_lead_of_one_evaluation_is_none() -> None:
     swarm = [cell("swarm", seed, [0.1, 0.9, 0.9, 0.9]) for seed in range(3)]
     for later, verdict in ((1, "not distinguishable from the best"), (2, "behind by 20 ± 0 steps")):
         papa = [cell("papa", seed, [*[0.1] * (1 + later), 0.9, 0.9]) for seed in range(3)]
-        assert told(only(*swarm, *papa, target=TARGET))[1][2] == verdict
+        assert verdicts(only(*swarm, *papa, target=TARGET))[1][2] == verdict
 
 
 def test_without_accuracies_the_loss_ranks() -> None:
@@ -112,14 +112,14 @@ def test_without_accuracies_the_loss_ranks() -> None:
         return [dataclasses.replace(one, points=new) for one, new in zip(cells, points, strict=True)]
 
     section = only(*blind("swarm", [0.30, 0.32, 0.34]), *blind("papa", [0.20, 0.22, 0.24]))
-    assert told(section) == [("papa", 1, "best"), ("swarm", 2, "behind by 0.1 ± 0 in loss")]
+    assert verdicts(section) == [("papa", 1, "best"), ("swarm", 2, "behind by 0.1 ± 0 in loss")]
     assert math.isnan(section.rows[0].accuracy.mean)
     assert section.rows[0].loss.mean == pytest.approx(0.22)
 
 
 def test_a_seed_whose_loss_is_not_finite_keeps_a_row_from_a_rank() -> None:
     cells = ending("swarm", [0.9, 0.9, math.nan])
-    assert told(only(*cells, *ending("papa", [0.5, 0.5, 0.5])))[1] == (
+    assert verdicts(only(*cells, *ending("papa", [0.5, 0.5, 0.5])))[1] == (
         "swarm",
         None,
         "not ranked: a seed without a finite value",
@@ -137,7 +137,7 @@ def test_the_target_is_reached_at_the_first_point_that_is_good_enough() -> None:
     )
     assert section.target == "test accuracy 0.8"
     # papa: 30, 40, 50 steps; 10, 20, 30 more than the swarm: 20 and 4.3027 * 10 / sqrt(3) = 24.8, which holds 0
-    assert told(section) == [("swarm", 1, "best"), ("papa", 1, "not distinguishable from the best")]
+    assert verdicts(section) == [("swarm", 1, "best"), ("papa", 1, "not distinguishable from the best")]
     swarm, papa = (row.to_target for row in section.rows)
     assert swarm
     assert papa
@@ -154,7 +154,7 @@ def test_only_rows_whose_seeds_all_reached_the_target_are_ranked() -> None:
         *[cell("bmuf", seed, [0.1, 0.79]) for seed in range(3)],
         target=TARGET,
     )
-    assert told(section) == [
+    assert verdicts(section) == [
         ("swarm", 1, "best"),
         ("papa", None, "not ranked: 2 of 3 seeds reached the target"),
         ("bmuf", None, "not ranked: 0 of 3 seeds reached the target"),
@@ -170,10 +170,10 @@ def test_only_rows_whose_seeds_all_reached_the_target_are_ranked() -> None:
 def test_a_loss_may_be_the_target() -> None:
     cells = [cell("swarm", seed, [0.25, 0.75, 0.875]) for seed in range(3)]
     section = only(*cells, target={"loss": 0.25})
-    found = section.rows[0].to_target
-    assert found
+    costs = section.rows[0].to_target
+    assert costs
     assert section.target == "test loss 0.25"
-    assert found.steps.mean == 20.0
+    assert costs.steps.mean == 20.0
 
 
 def test_failed_runs_are_told_and_have_not_reached_the_target() -> None:
@@ -181,7 +181,7 @@ def test_failed_runs_are_told_and_have_not_reached_the_target() -> None:
     gone = [made_cell("papa", 4, seed, failed="NaN") for seed in range(2)]
     cells = [*[cell("swarm", seed, [0.9]) for seed in range(3)], lost, *gone]
     section = only(*cells, target=TARGET)
-    assert told(section) == [
+    assert verdicts(section) == [
         ("swarm", None, "not ranked: 3 of 4 seeds reached the target; 1 of 4 runs failed"),
         ("papa", None, "not ranked: all runs failed"),
     ]
@@ -190,7 +190,7 @@ def test_failed_runs_are_told_and_have_not_reached_the_target() -> None:
     assert [curve.method for curve in section.curves] == ["swarm"]
     assert list(section.by_n) == ["swarm"]
     assert section.cells == 6
-    assert told(only(*cells))[0] == ("swarm", 1, "best; 1 of 4 runs failed")
+    assert verdicts(only(*cells))[0] == ("swarm", 1, "best; 1 of 4 runs failed")
 
 
 def test_what_failed_altogether_is_last_also_after_what_diverged() -> None:
@@ -286,7 +286,7 @@ def test_by_n_holds_the_accuracy_at_the_end() -> None:
     cells = [cell("swarm", seed, [0.1, 0.9 - n / 1000], every=n) for n in (64, 4, 16) for seed in range(2)]
     by_n = only(*cells).by_n["swarm"]
     assert [n for n, _ in by_n] == [4, 16, 64]
-    assert [found.mean for _, found in by_n] == pytest.approx([0.896, 0.884, 0.836])
+    assert [accuracy.mean for _, accuracy in by_n] == pytest.approx([0.896, 0.884, 0.836])
 
 
 def test_trust_is_told_of_swarms_and_of_who_distrusts() -> None:
@@ -296,8 +296,8 @@ def test_trust_is_told_of_swarms_and_of_who_distrusts() -> None:
         cell("median", 0, [0.9], trust=[[4, []]]),
         cell("papa", 0, [0.9], trust=[[4, [1, 2]]]),
     ]
-    found = only(*cells).trust
-    assert [(one.method, one.seed, one.changes, one.steps) for one in found] == [
+    trust = only(*cells).trust
+    assert [(one.method, one.seed, one.changes, one.steps) for one in trust] == [
         ("papa", 0, ((4, (1, 2)),), 10),
         ("swarm", 1, ((4, (3,)), (8, ())), 20),
         ("swarm+codec=int8", 0, (), 10),
@@ -328,9 +328,9 @@ def test_the_virtual_clock_prices_the_runs_for_each_link() -> None:
     compute = float(np.median([one.compute_seconds for one in cells]))
     for section in sections:
         for row in section.rows:
-            mine = [one for one in cells if one.method == row.method]
-            clock = VirtualClock(links.parse(section.link), 4, compute, mine[0].round_seconds)
-            expected = [clock.seconds(one.rounds(), 640, one.probe_seconds)[640] for one in mine]
+            of_method = [one for one in cells if one.method == row.method]
+            clock = VirtualClock(links.parse(section.link), 4, compute, of_method[0].round_seconds)
+            expected = [clock.seconds(one.rounds(), 640, one.probe_seconds)[640] for one in of_method]
             assert seconds_of(row) == pytest.approx(np.mean(expected))
     assert seconds_of(sections[0].rows[0]) > seconds_of(sections[1].rows[0])
 
@@ -347,14 +347,14 @@ def test_options_of_the_clock_reach_it_and_draw_by_the_cells_seed() -> None:
     cells = [made_cell("local-sgd", 16, seed) for seed in range(3)]
     options = {"compute": 0.1, "stragglers": "lognormal:0.5", "failures": None}
     section = only(*cells, links=[SLOW], clock=options)
-    found = [
+    seconds = [
         VirtualClock(links.parse(SLOW), 4, 0.1, 0.001, stragglers="lognormal:0.5", seed=seed).seconds(
             one.rounds(), 640
         )[-1]
         for seed, one in enumerate(cells)
     ]
-    assert seconds_of(section.rows[0]) == pytest.approx(np.mean(found))
-    assert len(set(found)) == 3
+    assert seconds_of(section.rows[0]) == pytest.approx(np.mean(seconds))
+    assert len(set(seconds)) == 3
 
 
 def test_where_no_step_was_timed_there_are_no_virtual_seconds() -> None:
@@ -388,15 +388,15 @@ def test_real_processes_tell_how_wrong_the_virtual_clock_is() -> None:
     section = only(*cells, links=["1gbit"])
     assert (section.real, section.link) == (True, SLOW)
     assert section.title == "mnist lenet5, 4 workers, in real processes, at 10 Mbit/s and 5 ms"
-    (found,) = section.clock_errors
-    assert (found.method, found.every) == ("local-sgd", 64)
+    (error,) = section.clock_errors
+    assert (error.method, error.every) == ("local-sgd", 64)
     runs = [one for one in cells if one.method == "local-sgd"]
     virtual = [VirtualClock(links.parse(SLOW), 4, 0.05).seconds(one.rounds(), 640)[640] for one in runs]
     real = [one.points[-1].seconds for one in runs]
-    assert found.real == pytest.approx(np.mean(real))
-    assert found.virtual == pytest.approx(np.mean(virtual))
+    assert error.real == pytest.approx(np.mean(real))
+    assert error.virtual == pytest.approx(np.mean(virtual))
     errors = [v / r - 1 for v, r in zip(virtual, real, strict=True)]
-    assert found.error == pytest.approx(max(errors, key=abs))
+    assert error.error == pytest.approx(max(errors, key=abs))
 
 
 def test_a_simulated_twin_tells_what_a_round_takes_by_itself() -> None:
@@ -439,8 +439,8 @@ finals = st.lists(st.floats(0.0, 1.0), min_size=3, max_size=3)
 
 
 @given(st.dictionaries(st.sampled_from(["bmuf", "diloco", "papa", "swarm", "median"]), finals, min_size=1))
-def test_ranks_follow_means_and_the_best_is_first(found: dict[str, list[float]]) -> None:
-    rows = only(*[one for method, values in found.items() for one in ending(method, values)]).rows
+def test_ranks_follow_means_and_the_best_is_first(accuracies: dict[str, list[float]]) -> None:
+    rows = only(*[one for method, values in accuracies.items() for one in ending(method, values)]).rows
     assert rows[0].verdict == "best"
     assert rows[0].accuracy.mean == max(row.accuracy.mean for row in rows)
     ranks = [row.rank for row in rows]

@@ -59,10 +59,10 @@ HIDDEN = (
 def unfounded(page: str) -> list[tuple[int, str]]:
     """Return line and wording of each figure that looks measured and stands neither in a block nor in code."""
 
-    def hide(found: re.Match[str]) -> str:
-        if FIGURE.fullmatch(found[0].strip("`")):
-            return found[0]  # a figure does not become code by its backticks
-        return re.sub(r"[^\n]", " ", found[0])
+    def hide(match: re.Match[str]) -> str:
+        if FIGURE.fullmatch(match[0].strip("`")):
+            return match[0]  # a figure does not become code by its backticks
+        return re.sub(r"[^\n]", " ", match[0])
 
     for pattern in (*HIDDEN, *ALLOWED):
         page = re.sub(pattern, hide, page, flags=re.DOTALL)
@@ -70,7 +70,7 @@ def unfounded(page: str) -> list[tuple[int, str]]:
 
 
 def block(name: str, page: str = README) -> str:
-    return next(found[3] for found in claims.BLOCK.finditer(page) if found[2] == name)
+    return next(match[3] for match in claims.BLOCK.finditer(page) if match[2] == name)
 
 
 def named(page: str) -> set[str]:
@@ -191,7 +191,7 @@ def test_each_block_names_the_files_it_is_made_from(name: str, monkeypatch: pyte
 
 def test_every_result_file_is_used() -> None:
     pages = [ROOT / "README.md", ROOT / "benchmarks" / "LOG.md", *(ROOT / "docs").rglob("*.md")]
-    patterns = {found for page in pages for found in re.findall(r"[\w*.-]*\w[\w*.-]*\.json", page.read_text())}
+    patterns = {name for page in pages for name in re.findall(r"[\w*.-]*\w[\w*.-]*\.json", page.read_text())}
     assert [file for file in FILES if not any(fnmatch(file, pattern) for pattern in patterns)] == []
 
 

@@ -133,11 +133,11 @@ def test_numbers_that_are_not_known_are_dashes() -> None:
 
 @given(st.sets(st.integers(0, 40)))
 def test_ranges_name_exactly_the_numbers(numbers: set[int]) -> None:
-    found: set[int] = set()
+    expanded: set[int] = set()
     for part in ranges(sorted(numbers)).split(", ") if numbers else []:
         first, _, last = part.partition(" to ")
-        found |= set(range(int(first), int(last or first) + 1))
-    assert found == numbers
+        expanded |= set(range(int(first), int(last or first) + 1))
+    assert expanded == numbers
 
 
 NO_SECONDS = ToTarget(3, 3, sure(50.0), sure(1e6), UNKNOWN)
@@ -187,8 +187,8 @@ def test_the_conclusion_is_one_sentence(made: Section, text: str) -> None:
 
 
 def test_a_mean_over_the_seeds_that_reached_the_target_is_not_shown_as_if_all_had() -> None:
-    found = ToTarget(2, 3, sure(777.0), sure(7.77e6), sure(7.77))
-    some = row("diloco", 4, 7.77, None, "not ranked: 2 of 3 seeds reached the target", to_target=found)
+    costs = ToTarget(2, 3, sure(777.0), sure(7.77e6), sure(7.77))
+    some = row("diloco", 4, 7.77, None, "not ranked: 2 of 3 seeds reached the target", to_target=costs)
     for text in (markdown([section(SWARM, some)]), page([section(SWARM, some)], "t")):
         assert "2 of 3" in text
         assert not re.search(r"\b(777|7\.8)\b", text)
@@ -214,10 +214,10 @@ def test_names_survive_in_csv_and_cannot_break_the_tables(name: str, why: str) -
     table = [line for line in markdown(made).splitlines() if line.startswith("|")]
     assert len({len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) for line in table}) == 1
     assert len(table) == 3
-    found = Page(page(made, name))
-    assert len(found.inside["script"]) == 2
-    assert found.data["methods"] == [name]
-    assert not {tag for tag, _ in found.elements} & {"img", "iframe", "link", "object", "base", "form"}
+    parsed = Page(page(made, name))
+    assert len(parsed.inside["script"]) == 2
+    assert parsed.data["methods"] == [name]
+    assert not {tag for tag, _ in parsed.elements} & {"img", "iframe", "link", "object", "base", "form"}
 
 
 def test_markdown_has_no_columns_that_no_row_knows() -> None:
@@ -228,22 +228,22 @@ def test_markdown_has_no_columns_that_no_row_knows() -> None:
 
 def test_the_page_asks_for_nothing_and_runs_only_its_own_script() -> None:
     text = page([section(row(NASTY, 64, 100.0), title=NASTY, command=NASTY)], NASTY)
-    found = Page(text)
+    parsed = Page(text)
     assert "<img" not in text
-    links = [str(given[key]) for _, given in found.elements for key in ("src", "href", "action") if key in given]
+    links = [str(given[key]) for _, given in parsed.elements for key in ("src", "href", "action") if key in given]
     assert links
     assert all(link.startswith("#") for link in links)
-    assert not any(key.startswith("on") or key == "style" for _, given in found.elements for key in given)
-    policy = next(given["content"] for _, given in found.elements if "http-equiv" in given)
+    assert not any(key.startswith("on") or key == "style" for _, given in parsed.elements for key in given)
+    policy = next(given["content"] for _, given in parsed.elements if "http-equiv" in given)
     assert policy is not None
     assert "default-src 'none'" in policy
-    for source, content in (("script", found.inside["script"][1]), ("style", found.inside["style"][0])):
+    for source, content in (("script", parsed.inside["script"][1]), ("style", parsed.inside["style"][0])):
         digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
         assert f"{source}-src 'sha256-{digest}'" in policy
     outside = re.sub(r"http://www\.w3\.org/(2000/svg|1999/xhtml)", "", text)  # names of languages, never fetched
     assert not re.search(r"https?:|url\((?!#)|@import", outside)
-    assert found.inside["h1"] == [NASTY]
-    assert found.inside["code"][0] == NASTY
+    assert parsed.inside["h1"] == [NASTY]
+    assert parsed.inside["code"][0] == NASTY
 
 
 def test_the_page_shows_all_there_is() -> None:
@@ -256,8 +256,8 @@ def test_the_page_shows_all_there_is() -> None:
         clock_errors=(ClockError("swarm", 64, 200.0, 190.0, -0.05), ClockError("pso-ps", 4, 1.0, NAN, NAN)),
     )
     text = page([made, made], "All")
-    found = Page(text)
-    cells = [cell for tag in ("td", "th", "small") for cell in found.inside[tag]]
+    parsed = Page(text)
+    cells = [cell for tag in ("td", "th", "small") for cell in parsed.inside[tag]]
     assert not {"nan", "NaN", "None", "inf"} & set(cells)
     for expected in (
         "not distinguishable from the best",
@@ -270,8 +270,8 @@ def test_the_page_shows_all_there_is() -> None:
         assert expected in text
     assert "No worker was ever distrusted by swarm, n = 64 (seed 8)." in text
     assert "2 comparisons, 9 runs" in text  # the same runs over two links
-    assert found.data["sections"][0]["target"] == ["accuracy", 0.95]
-    assert found.data["sections"][0]["curves"][0]["points"][1] == [
+    assert parsed.data["sections"][0]["target"] == ["accuracy", 0.95]
+    assert parsed.data["sections"][0]["curves"][0]["points"][1] == [
         9,
         5e5,
         1.0,
@@ -283,9 +283,9 @@ def test_the_page_shows_all_there_is() -> None:
 
 def test_of_many_curves_each_method_is_shown_at_its_best_n() -> None:
     rows = [row(method, every, 9.0) for every in (16, 64, 4) for method in ("a", "b", "c")]
-    found = Page(page([section(*rows)], "t")).data["sections"][0]["curves"]
-    assert len(found) == 9
-    assert {(curve["method"], curve["every"]) for curve in found if curve["shown"]} == {
+    curves = Page(page([section(*rows)], "t")).data["sections"][0]["curves"]
+    assert len(curves) == 9
+    assert {(curve["method"], curve["every"]) for curve in curves if curve["shown"]} == {
         ("a", 16),
         ("b", 16),
         ("c", 16),
@@ -296,13 +296,13 @@ def test_a_workload_without_accuracy_is_drawn_by_its_loss() -> None:
     rows = [dataclasses.replace(row("swarm", every, 9.0), accuracy=UNKNOWN) for every in (4, 16)]
     points = (CurvePoint(0, 0.0, NAN, UNKNOWN, Estimate(2.0, NAN, NAN, 1)),)
     made = section(*rows, target="", by_n={"swarm": ((4, UNKNOWN),)}, curves=(Curve("swarm", 4, points),))
-    found = Page(page([made], "t"))
-    assert found.data["sections"][0]["measure"] == "loss"
+    parsed = Page(page([made], "t"))
+    assert parsed.data["sections"][0]["measure"] == "loss"
     loss = list(rows[0].loss[:3])
-    assert found.data["sections"][0]["by_n"] == {"swarm": [[4, loss], [16, loss]]}
-    assert found.data["sections"][0]["curves"][0]["points"] == [[0, 0.0, None, [None] * 3, [2.0, None, None]]]
+    assert parsed.data["sections"][0]["by_n"] == {"swarm": [[4, loss], [16, loss]]}
+    assert parsed.data["sections"][0]["curves"][0]["points"] == [[0, 0.0, None, [None] * 3, [2.0, None, None]]]
     assert not [
-        given for tag, given in found.elements if tag == "input" and given["value"] in ("accuracy", "seconds")
+        given for tag, given in parsed.elements if tag == "input" and given["value"] in ("accuracy", "seconds")
     ]
 
 
@@ -312,15 +312,15 @@ def test_the_bars_of_trust_cover_exactly_the_steps_of_distrust(states: list[set[
     changes = tuple((apart * (i + 1), tuple(sorted(ranks))) for i, ranks in enumerate(states))
     figure = trust(section(trust=(Distrusted("m", 1, 0, changes, steps),)))
     assert figure
-    found = {row.rank: set[int]() for row in figure.rows}
+    steps_of = {row.rank: set[int]() for row in figure.rows}
     for row in figure.rows:
         for first, last in re.findall(r"(\d+) to (\d+)", row.steps):
-            found[row.rank].update(range(int(first), int(last)))
+            steps_of[row.rank].update(range(int(first), int(last)))
     expected: dict[int, set[int]] = {}
     for begin, ranks in changes:
         for rank in ranks:
             expected.setdefault(rank, set()).update(range(begin, begin + apart))
-    assert found == expected
+    assert steps_of == expected
     # neighbouring spells are one bar
     bars = sum(len(row.bars) for row in figure.rows)
     assert bars == sum(step - 1 not in one for one in expected.values() for step in one)

@@ -40,16 +40,16 @@ def test_without_scipy_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch
 
 def test_an_interval_by_hand() -> None:
     # Differences to the mean -1, 0, 1: variance 1, standard error 1 / sqrt(3), t for 2 degrees of freedom 4.3027.
-    found = estimate([1.0, 2.0, 3.0])
-    assert found.mean == 2.0
-    assert found.count == 3
-    assert found.high - 2.0 == pytest.approx(4.302653 / math.sqrt(3), abs=1e-6)
-    assert 2.0 - found.low == pytest.approx(4.302653 / math.sqrt(3), abs=1e-6)
+    result = estimate([1.0, 2.0, 3.0])
+    assert result.mean == 2.0
+    assert result.count == 3
+    assert result.high - 2.0 == pytest.approx(4.302653 / math.sqrt(3), abs=1e-6)
+    assert 2.0 - result.low == pytest.approx(4.302653 / math.sqrt(3), abs=1e-6)
 
 
 def test_the_interval_holds_the_truth_in_95_of_100_samples() -> None:
     samples = np.random.default_rng(4).normal(3.0, 2.0, (4000, 4))
-    held = sum(found.low <= 3.0 <= found.high for found in map(estimate, samples.tolist()))
+    held = sum(result.low <= 3.0 <= result.high for result in map(estimate, samples.tolist()))
     assert abs(held / 4000 - 0.95) < 4 * math.sqrt(0.95 * 0.05 / 4000)
 
 
@@ -64,9 +64,9 @@ def test_one_seed_has_no_interval_and_none_no_mean() -> None:
 
 @pytest.mark.parametrize("odd", [math.nan, math.inf])
 def test_a_value_that_is_not_finite_leaves_nothing_to_say(odd: float) -> None:
-    found = estimate([1.0, odd, 2.0])
-    assert all(map(math.isnan, found[:3]))
-    assert found.count == 3
+    result = estimate([1.0, odd, 2.0])
+    assert all(map(math.isnan, result[:3]))
+    assert result.count == 3
 
 
 def test_equal_values_have_an_interval_without_width() -> None:
@@ -75,11 +75,11 @@ def test_equal_values_have_an_interval_without_width() -> None:
 
 @given(by_seed, by_seed)
 def test_pairs_are_of_the_seeds_in_common(a: dict[int, float], b: dict[int, float]) -> None:
-    found = paired(a, b)
+    result = paired(a, b)
     differences = [b[seed] - a[seed] for seed in range(10) if seed in a and seed in b]
-    assert found.count == len(differences)
-    assert not differences or found.mean == pytest.approx(np.mean(differences), abs=1e-6)
-    assert len(differences) < 2 or found.low <= found.mean <= found.high
+    assert result.count == len(differences)
+    assert not differences or result.mean == pytest.approx(np.mean(differences), abs=1e-6)
+    assert len(differences) < 2 or result.low <= result.mean <= result.high
 
 
 @given(by_seed, by_seed)

@@ -71,13 +71,13 @@ def test_each_frame_comes_out_once_in_order_and_in_time(events: list[Event], del
     switch.due(-50.0)
     coming = [(sum(e.after for e in events[: i + 1]), i, e) for i, e in enumerate(events)]
     expected = [(at + delay, e.to, frame(e.to, e.port, b"%d" % i)) for at, i, e in coming]
-    found: list[tuple[int, int, bytes]] = []
+    sent_at: list[tuple[int, int, bytes]] = []
     for now in range(3 * len(events) + delay + 1):
         for at, i, e in coming:
             if at == now:
                 switch.receive(e.port, frame(e.to, e.port, b"%d" % i), now * tick)
-        found += [(now, port, sent) for port, sent in switch.due(now * tick)]
-    assert found == expected
+        sent_at += [(now, port, sent) for port, sent in switch.due(now * tick)]
+    assert sent_at == expected
     assert switch.wait(0.0) is None
 
 
@@ -92,8 +92,8 @@ def test_losses_are_binomial_and_those_of_the_seed(loss: float) -> None:
     first, other = kept(0), kept(1)
     assert kept(0) == first
     assert (first == other) == (loss == 0.0)
-    for found in (first, other):
-        assert abs(len(found) - 10_000 * (1 - loss)) <= 5 * (10_000 * loss * (1 - loss)) ** 0.5
+    for kept_frames in (first, other):
+        assert abs(len(kept_frames) - 10_000 * (1 - loss)) <= 5 * (10_000 * loss * (1 - loss)) ** 0.5
 
 
 def test_frames_are_carried_between_sockets_until_the_end() -> None:

@@ -200,8 +200,8 @@ def test_more_rounds_lose_less() -> None:
 @given(st.floats(1, 300), st.floats(0, 60), st.integers(0, 99))
 def test_failures_only_delay(rate: float, pause: float, seed: int) -> None:
     without = VirtualClock(SLOW, 4, 0.01).seconds(every(5, 50), 50)
-    found = VirtualClock(SLOW, 4, 0.01, failures=f"{rate}:{pause}", seed=seed).seconds(every(5, 50), 50)
-    lost = found - without
+    with_failures = VirtualClock(SLOW, 4, 0.01, failures=f"{rate}:{pause}", seed=seed).seconds(every(5, 50), 50)
+    lost = with_failures - without
     assert (np.diff(lost) >= -1e-9).all()
     assert lost[0] == 0
     moved = np.flatnonzero(np.diff(lost) > 1e-9)  # before the first step after a round, which is all done again

@@ -1,4 +1,4 @@
-"""Command lines made from settings: that of a run under faults itself, and those of the runs it starts."""
+"""The command lines of a trial: its own, and those of the runs that it starts."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ SAVED_EVERY = 5.0  # seconds between checkpoints, at the given pace
 
 
 def own_settings(settings: ChaosSettings) -> dict[str, Any]:
-    """Return the settings without the folder of this machine's data."""
+    """Return the settings without the data folder, which is specific to this machine."""
     return {name: value for name, value in dataclasses.asdict(settings).items() if name != "data"}
 
 
 def command_line(settings: ChaosSettings) -> str:
-    """Return the command that repeats the run, without the folders of this machine."""
+    """Return the command that repeats the trial, without folders of this machine."""
     words = ["swarmstep", "chaos", settings.workload]
     defaults = {field.name: field.default for field in dataclasses.fields(settings)}
     for name, value in own_settings(settings).items():
@@ -29,16 +29,16 @@ def command_line(settings: ChaosSettings) -> str:
 
 def elastic(settings: ChaosSettings) -> list[str]:
     """Return the command line of the workers under faults."""
-    saved = max(1, round(SAVED_EVERY / settings.pace)) if settings.pace else ENDLESS
+    checkpoint_every = max(1, round(SAVED_EVERY / settings.pace)) if settings.pace else ENDLESS
     return [
         *_common(settings, ENDLESS),
-        *("--elastic", "local", "--seed", str(settings.seed), "--checkpoint-every", str(saved)),
+        *("--elastic", "local", "--seed", str(settings.seed), "--checkpoint-every", str(checkpoint_every)),
         *("--pace", str(settings.pace), "--silence", str(settings.silence)),
     ]
 
 
 def simulation(settings: ChaosSettings, steps: int) -> list[str]:
-    """Return the command line of a simulated run without faults, of so many steps."""
+    """Return the command line of a simulated run without faults of `steps` steps."""
     return [*_common(settings, steps), "--backend", "sim", "--shards", "dealt", "--checkpoint-every", str(steps)]
 
 

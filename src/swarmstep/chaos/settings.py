@@ -15,7 +15,7 @@ from swarmstep.train.config import Config
 
 @dataclass(frozen=True)
 class ChaosSettings:
-    """How a run is trained, which faults strike it, and what it is compared with.
+    """How the run is trained, which faults are injected, and which runs it is compared with.
 
     Raises:
         UsageError: a value is out of its range.

@@ -1,4 +1,4 @@
-"""One trial: a run under faults, the runs it is compared with, and the verdict, in a folder."""
+"""A trial: a run under faults, the runs it is compared with, and the verdict, in one folder."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ def run_trial(settings: ChaosSettings, folder: Path | None) -> tuple[dict[str, A
     """Carry out a trial.
 
     Args:
-        settings: what is asked for.
-        folder: for everything, new or empty (None: a new one below runs/).
+        settings: of the trial.
+        folder: for all files, new or empty; None for a new one below runs/.
 
     Returns:
-        The verdict, in which "good" says that nothing was lost, and the folder.
+        The verdict, in which "good" means that nothing was lost, and the folder.
 
     Raises:
-        UsageError: none of the kinds of faults is possible here, or the workload does not exist.
+        UsageError: this process cannot inject any of the kinds of faults, or the workload does not exist.
         CheckpointError: the folder cannot be used.
-        Interrupted: somebody asked to stop.
+        Interrupted: the user asked to stop.
     """
     load(settings.workload, Path(settings.data) if settings.data else None)
     kinds, skipped = possible(settings.kinds)
-    for kind, why in skipped.items():
-        _report(f"{kind} is left out: {why}")
+    for kind, reason in skipped.items():
+        _report(f"{kind} is skipped: {reason}")
     faults = schedule(settings.seed, 60.0 * settings.minutes, settings.faults_per_hour, settings.workers, kinds)
     out = folder or _new_folder(settings)
-    held = RunFolder(out)
+    run_folder = RunFolder(out)
     try:
         with noting_interrupts(signal.SIGHUP) as interrupts:
             summary, outcome = _carry_out(settings, out, faults, interrupts)
@@ -52,9 +52,9 @@ def run_trial(settings: ChaosSettings, folder: Path | None) -> tuple[dict[str, A
             failures.append(f"the run ended with code {outcome.code}: {outcome.message}")
         summary |= {"skipped": skipped, "complaints": failures, "good": not failures}
         summary["command"] = command_line(settings)
-        held.write("chaos.json", {**own_settings(settings), **summary})
+        run_folder.write("chaos.json", {**own_settings(settings), **summary})
     finally:
-        held.close()
+        run_folder.close()
     return summary, out
 
 
@@ -64,7 +64,7 @@ def _carry_out(
     disk.remove_leftovers()
     with contextlib.ExitStack() as stack:
         network = None
-        if _lacks(namespaces.check_rights) is None:
+        if _missing_rights(namespaces.check_rights) is None:
             network = stack.enter_context(
                 namespaces.Network(settings.workers, link.parse(settings.link), settings.seed)
             )
@@ -80,37 +80,37 @@ def _carry_out(
         seconds = 60.0 * settings.minutes
         where = "in network namespaces" if network else "on loopback"
         _report(f"{seconds:g} s with {len(faults)} faults, {settings.workers} workers {where}")
-        storm, outcome = run_supervised(elastic(settings), out / "storm", seconds, context, faults)
-    steps = storm.rounds[-1].step if storm.rounds else 0
+        run, outcome = run_supervised(elastic(settings), out / "storm", seconds, context, faults)
+    steps = run.rounds[-1].step if run.rounds else 0
     losses: list[float] = []
     if steps and settings.fault_free_runs:
         _report(f"{settings.fault_free_runs} simulated runs of {steps} steps without faults")
         seeds = [settings.seed + 1 + index for index in range(settings.fault_free_runs)]
         losses = simulated_losses(simulation(settings, steps), seeds, out, context)
-    return summarize(storm, baseline, loss_of(out / "storm"), losses), outcome
+    return summarize(run, baseline, loss_of(out / "storm"), losses), outcome
 
 
 def possible(kinds: str | None) -> tuple[list[str], dict[str, str]]:
-    """Return the kinds of faults that this process may make, and for the others why not.
+    """Return the kinds of faults that this process can inject, and for the others why it cannot.
 
     Args:
-        kinds: as the user names them, with commas (None: all).
+        kinds: names separated by commas; None for all.
 
     Raises:
-        UsageError: a name is unknown, or none of them is possible.
+        UsageError: a name is unknown, or none of the kinds is possible.
     """
     wanted = [*dict.fromkeys(kinds.split(","))] if kinds else [*KINDS]
     unknown = [kind for kind in wanted if kind not in KINDS]
     if unknown:
         raise UsageError(f"--kinds: expected some of {', '.join(KINDS)}, found {unknown[0]!r}")
     rights = {"cut": namespaces.check_rights, "disk": disk.check_rights}
-    skipped = {kind: why for kind in wanted if kind in rights and (why := _lacks(rights[kind]))}
+    skipped = {kind: reason for kind in wanted if kind in rights and (reason := _missing_rights(rights[kind]))}
     if len(skipped) == len(wanted):
         raise UsageError(f"--kinds: none of them is possible: {'; '.join(skipped.values())}")
     return [kind for kind in wanted if kind not in skipped], skipped
 
 
-def _lacks(check_rights: Callable[[], None]) -> str | None:
+def _missing_rights(check_rights: Callable[[], None]) -> str | None:
     try:
         check_rights()
         return None
@@ -119,7 +119,7 @@ def _lacks(check_rights: Callable[[], None]) -> str | None:
 
 
 def _new_folder(settings: ChaosSettings) -> Path:
-    """Make a folder with a name that is not taken, such as runs/chaos-mnist-w8-s0-2."""
+    """Create a folder with an unused name, such as runs/chaos-mnist-w8-s0-2."""
     name = f"chaos-{Path(settings.workload.split(':')[0]).stem}-w{settings.workers}-s{settings.seed}"
     for number in range(1, 10_000):
         path = Path("runs") / (name if number == 1 else f"{name}-{number}")
@@ -129,10 +129,10 @@ def _new_folder(settings: ChaosSettings) -> Path:
         except FileExistsError:
             continue
         except OSError as error:
-            raise CheckpointError(f"{path} cannot be made: {error.strerror}; give --out") from None
-    raise CheckpointError(f"runs/{name} and all that come after it are taken; give --out")
+            raise CheckpointError(f"{path} cannot be created: {error.strerror}; give --out") from None
+    raise CheckpointError(f"runs/{name} and all its numbered variants exist; give --out")
 
 
 def _report(message: str) -> None:
-    with contextlib.suppress(OSError):  # nobody reads it any more
+    with contextlib.suppress(OSError):  # standard error is closed
         print(f"chaos: {message}", file=sys.stderr, flush=True)

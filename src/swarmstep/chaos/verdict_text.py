@@ -1,4 +1,4 @@
-"""The verdict as people read it."""
+"""The verdict as text."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any
 from swarmstep.chaos.recovery import PHASES
 
 
-def in_words(summary: Mapping[str, Any]) -> str:
-    """Return the verdict as people read it."""
-    struck = f"{summary['faults']} faults in {summary['seconds']:.0f} s, {summary['survived']} survived"
-    lines = [f"{struck}; {summary['scheduled']} were scheduled, {summary['given_up']} given up"]
-    for kind, found in summary["kinds"].items():
-        times = [f"{name} in {_times(found[name])}" for name in PHASES if found[name]]
-        count = f"{found['survived']} of {found['faults']} survived"
-        lines.append(f"  {kind}: {', '.join([count, *times])}")
-    lines += [f"  {kind}: left out: {why}" for kind, why in summary["skipped"].items()]
+def verdict_text(summary: Mapping[str, Any]) -> str:
+    """Return the verdict as text, a few lines."""
+    counts = f"{summary['faults']} faults in {summary['seconds']:.0f} s, {summary['survived']} survived"
+    lines = [f"{counts}; {summary['scheduled']} were scheduled, {summary['given_up']} given up"]
+    for kind, row in summary["kinds"].items():
+        times = [f"{name} in {_times(row[name])}" for name in PHASES if row[name]]
+        survived = f"{row['survived']} of {row['faults']} survived"
+        lines.append(f"  {kind}: {', '.join([survived, *times])}")
+    lines += [f"  {kind}: skipped: {reason}" for kind, reason in summary["skipped"].items()]
     rounds = f"{summary['committed_rounds']} committed rounds, {summary['lost_rounds']} of them lost"
     lines.append(f"{rounds}; {summary['wiped_states']} wiped states; {summary['restarts']} restarts")
     if not summary["digest"]:
-        lines.append("the method has no shared vector: a wiped state is seen by its round only, not by a digest")
+        lines.append("the method has no shared vector: wiped states are detected by round only, not by digest")
     if summary["live_workers"] is not None:
         live, members, averaged = (summary[f"{n}_workers"] for n in ("live", "participating", "averaged"))
         lines.append(f"on average {live:.2f} workers live, {members:.2f} participating, {averaged:.2f} averaged")
@@ -31,12 +31,12 @@ def in_words(summary: Mapping[str, Any]) -> str:
     if summary["throughput_ratio"] is not None:
         lines.append(f"throughput per live worker: {summary['throughput_ratio']:.3f} of the fault-free one")
     if summary["final_loss"] is not None:
-        mean, spread = summary["fault_free_loss"], summary["fault_free_deviation"]
-        beside = "" if mean is None else f"; without faults {mean:.4f}, standard deviation {spread:.4f}"
-        lines.append(f"test loss {summary['final_loss']:.4f}{beside}")
+        mean, deviation = summary["fault_free_loss"], summary["fault_free_deviation"]
+        reference = "" if mean is None else f"; without faults {mean:.4f}, standard deviation {deviation:.4f}"
+        lines.append(f"test loss {summary['final_loss']:.4f}{reference}")
     verdict = "; ".join(summary["complaints"]) or "nothing was lost"
     return "\n".join([*lines, f"verdict: {verdict}"])
 
 
-def _times(found: Mapping[str, float]) -> str:
-    return f"{found['median']:.2f} s (at most {found['max']:.2f} s)"
+def _times(seconds: Mapping[str, float]) -> str:
+    return f"{seconds['median']:.2f} s (at most {seconds['max']:.2f} s)"

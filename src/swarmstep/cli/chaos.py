@@ -49,7 +49,7 @@ def chaos(
     """Carry out a trial and print its verdict."""
     settings = ChaosSettings(**values)
     from swarmstep.chaos.trial import run_trial
-    from swarmstep.chaos.verdict_text import in_words
+    from swarmstep.chaos.verdict_text import verdict_text
     from swarmstep.train.run_folder import plain
 
     with reserved_stdout(as_json):
@@ -57,5 +57,5 @@ def chaos(
     if as_json:
         print_json(plain(summary))
     else:
-        print(f"{in_words(summary)}\nfiles in {folder}")
+        print(f"{verdict_text(summary)}\nfiles in {folder}")
     return 0 if summary["good"] else 1

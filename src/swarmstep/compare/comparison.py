@@ -1,4 +1,4 @@
-"""One comparison in its folder: settings become a plan, which is carried out and described for reports."""
+"""Runs a comparison in its folder: plans it from the settings, carries it out, describes it for reports."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ T = TypeVar("T")
 
 
 def compare(settings: ComparisonSettings, folder: Path, command: str) -> tuple[Results, dict[str, Any]]:
-    """Run whatever a comparison lacks.
+    """Run the cells that a comparison lacks.
 
     Args:
-        settings: what is asked for.
-        folder: of the comparison: new, empty, or that of an earlier call, which is added to.
+        settings: of the comparison.
+        folder: new, empty, or of an earlier call, whose cells are kept.
         command: the command line, for the report.
 
     Returns:
-        All results in the folder, and how many cells this call has asked for: "cells", "failed", "out".
+        All results in the folder, and the counts of its cells: "cells", "failed", "out".
 
     Raises:
-        UsageError: something does not exist, is out of its range, or cannot be done by this process.
+        UsageError: a setting is invalid, this process lacks rights, or SciPy is not installed.
         CheckpointError: the folder is in use or cannot be written.
-        Interrupted: somebody asked to stop; what is done is kept.
+        Interrupted: the user asked to stop; finished cells are kept.
     """
     _check(settings)
     methods = parse_all(settings.strategies)
@@ -52,7 +52,7 @@ def compare(settings: ComparisonSettings, folder: Path, command: str) -> tuple[R
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be written: {error.strerror}; give another --out") from None
     with lock:
-        runner = Runner(folder, settings.jobs or os.cpu_count() or 1, groups, workload)  # which checks the groups
+        runner = Runner(folder, settings.jobs or os.cpu_count() or 1, groups, workload)  # checks the groups
         about = json.dumps(_about(settings, command, folder), indent=1)
         replace_file(folder / "compare.json", lambda partial: partial.write_text(about + "\n"))
         runner.run()
@@ -64,7 +64,7 @@ def compare(settings: ComparisonSettings, folder: Path, command: str) -> tuple[R
 
 
 def _check(settings: ComparisonSettings) -> None:
-    """Raise UsageError for what settings alone do not show, before anything is read or written."""
+    """Check specifications and rights, before anything is read or written; raise UsageError."""
     for spec in settings.link:
         link.parse(spec)
     if settings.backend == "netns":
@@ -80,14 +80,14 @@ def _conditions(settings: ComparisonSettings) -> list[dict[str, Any]]:
     """Return the fields of a Config for each condition."""
     specs = [None if spec == "none" else spec for spec in settings.fault.split(",")]
     workers = _list(settings.workers, _whole, "--workers")
-    each = itertools.product(workers, settings.shards.split(","), specs)
-    return [{"workers": workers, "shards": shards, "fault": fault} for workers, shards, fault in each]
+    combinations = itertools.product(workers, settings.shards.split(","), specs)
+    return [{"workers": count, "shards": shards, "fault": fault} for count, shards, fault in combinations]
 
 
 def _group_maker(
     settings: ComparisonSettings, defaults: Defaults
 ) -> Callable[[Method, Mapping[str, Any]], TaskGroup]:
-    """Return what makes a group of a method and the fields of a Config that are particular to it."""
+    """Return a function that makes a group of a method and its own fields of a Config."""
     steps = settings.steps or defaults.steps
     rates = [defaults.lr * factor for factor in (1 / 3, 1, 3)]
     if settings.lr_grid:
@@ -102,12 +102,12 @@ def _group_maker(
     if settings.backend != "sim":
         common |= {"backend": "gloo", "fast_sums": True, "until_accuracy": settings.target_accuracy}
     seeds = tuple(range(settings.seeds))
-    on = settings.link[0] if settings.backend == "netns" else None
-    return lambda method, fields: TaskGroup(method, {**common, **fields}, seeds, tuning, on)
+    real_link = settings.link[0] if settings.backend == "netns" else None
+    return lambda method, fields: TaskGroup(method, {**common, **fields}, seeds, tuning, real_link)
 
 
 def _about(settings: ComparisonSettings, command: str, folder: Path) -> dict[str, Any]:
-    """Return what compare.json says: this command and those before it, and what the last one asks."""
+    """Return the content of compare.json: all commands so far, and target, links and clock options of the last."""
     before = results.load_about(folder) if (folder / "compare.json").exists() else {}
     commands = [*before.get("command", "").splitlines()]
     clock = {name: getattr(settings, name) for name in ("compute", "stragglers", "failures")}

@@ -18,10 +18,10 @@ SAME = ("model", "steps", "batch", "optimizer", "weight_decay", "schedule", "eva
 
 @dataclass(frozen=True)
 class ComparisonSettings:
-    """Which runs are compared, how they are tuned, where they run, and what is looked for.
+    """Which runs are compared, how they are tuned, where they run, and the target.
 
     Raises:
-        UsageError: a number is out of its range, or settings do not go together.
+        UsageError: a number is out of its range, or settings contradict each other.
     """
 
     workload: str = same_setting(Config, "workload")

@@ -23,14 +23,14 @@ JOB = "SWARMSTEP_BENCH"  # the environment variable that makes a process a worke
 
 
 class Benchmark(Protocol):
-    """What the module of a benchmark has."""
+    """The functions of a benchmark's module."""
 
     def lead(self, settings: Any, group: WorkerGroup) -> Report:
-        """Check the settings, call `group` once or several times, and return what came out of it all."""
+        """Check the settings, start groups of workers with `group`, and return the whole report."""
         ...
 
     def work(self, comm: Group, settings: Mapping[str, Any]) -> Report:
-        """Measure, in a process of the group; what rank 0 returns is handed over."""
+        """Measure as one of the workers; the report of rank 0 is used."""
         ...
 
 
@@ -48,16 +48,16 @@ class BenchmarkEntry(NamedTuple):
 
 BENCHMARKS = {
     "round": BenchmarkEntry(
-        "rounds", RoundSettings, "what a round costs, next to bare collectives and to other libraries"
+        "rounds", RoundSettings, "what a round costs, compared with bare collectives and with other libraries"
     ),
     "wire": BenchmarkEntry(
-        "wire", WireSettings, "what a round costs on the wire, in time and in bytes, plain and coded"
+        "wire", WireSettings, "what a round costs on the network in time and bytes, plain and coded"
     ),
     "overlap": BenchmarkEntry(
-        "overlap", OverlapSettings, "the speed of training, next to training without communication"
+        "overlap", OverlapSettings, "the speed of training, compared with training without communication"
     ),
     "scale": BenchmarkEntry(
         "scale", ScaleSettings, "what a round costs by number of workers and size of the model"
     ),
 }
-"""A new one is a module with the functions of `Benchmark`, a class of settings, and a line here."""
+"""To add one: a module with the functions of `Benchmark`, a class of settings, and a line here."""

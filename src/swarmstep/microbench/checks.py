@@ -1,4 +1,4 @@
-"""Checks before a benchmark begins: ranges of numbers, and whether the memory suffices."""
+"""Checks before a benchmark starts: ranges of settings, and whether the memory suffices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The settings of the benchmarks: of ``swarmstep bench``. Importing this does not import torch."""
+"""The settings of the benchmarks of ``swarmstep bench``. Importing this does not import torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LINK = (
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """What all benchmarks take."""
+    """Settings of all benchmarks."""
 
     seed: int = setting(0, "seed of the weights and rounds", "S")
     patience: float = setting(1800.0, "end processes that are not done after this long", "SECONDS")
@@ -25,7 +25,7 @@ class BenchSettings:
 
 @dataclass(frozen=True)
 class RoundSettings(BenchSettings):
-    """Those of ``bench round``."""
+    """Settings of ``bench round``."""
 
     workers: int = setting(4, _WORKERS, "W")
     parameters: int = setting(10_000_000, "elements of the module", "P")
@@ -35,7 +35,7 @@ class RoundSettings(BenchSettings):
 
 @dataclass(frozen=True)
 class WireSettings(RoundSettings):
-    """Those of ``bench wire``."""
+    """Settings of ``bench wire``."""
 
     parameters: int = setting(2_500_000, "elements of the module", "P")
     repeats: int = setting(7, _REPEATS, "R")
@@ -44,7 +44,7 @@ class WireSettings(RoundSettings):
 
 @dataclass(frozen=True)
 class OverlapSettings(BenchSettings):
-    """Those of ``bench overlap``."""
+    """Settings of ``bench overlap``."""
 
     workers: int = setting(4, _WORKERS, "W")
     repeats: int = setting(5, _REPEATS, "R")
@@ -54,9 +54,9 @@ class OverlapSettings(BenchSettings):
 
 @dataclass(frozen=True)
 class ScaleSettings(BenchSettings):
-    """Those of ``bench scale``."""
+    """Settings of ``bench scale``."""
 
-    max_processes: int = setting(16, "leave out real processes beyond this number", "N")
-    repeats: int = setting(7, f"{_REPEATS}; fewer where they take long", "R")
-    most: int = setting(500_000_000, "leave out cells in which all workers together have more parameters", "P")
+    max_processes: int = setting(16, "skip groups of more real processes", "N")
+    repeats: int = setting(7, f"{_REPEATS}; fewer if they take long", "R")
+    most: int = setting(500_000_000, "skip cells in which all workers together have more parameters", "P")
     quick: bool = setting(False, "the small cells only")

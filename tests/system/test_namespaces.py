@@ -51,8 +51,8 @@ def test_the_burst_of_a_slow_link_is_small_and_the_queue_of_a_long_one_is_large(
     for link, name, expected in ((Link(1e7), "burst", 13_107), (Link(1e9, 0.01), "limit", 2_500_000)):
         with Network(1, link) as network:
             shaped = subprocess.run(network.command(0, ["tc", "-r", "qdisc"]), capture_output=True, text=True)
-        (found,) = re.findall(rf"tbf .* {name} (\d+)b ", shaped.stdout)
-        assert int(found) == pytest.approx(expected, rel=1e-3)  # tc counts in ticks
+        (number,) = re.findall(rf"tbf .* {name} (\d+)b ", shaped.stdout)
+        assert int(number) == pytest.approx(expected, rel=1e-3)  # tc counts in ticks
 
 
 @needs_network
@@ -107,10 +107,10 @@ COUNTERS = "from swarmstep.microbench.place import interface_counters; print(*in
 
 def datagrams(network: Network, rank: int) -> socket.socket:
     """Return a socket in a worker's namespace."""
-    found = inside(network.namespace(rank), lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-    found.bind((network.address(rank), 9))
-    found.settimeout(SOON)
-    return found
+    made = inside(network.namespace(rank), lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    made.bind((network.address(rank), 9))
+    made.settimeout(SOON)
+    return made
 
 
 @needs_network
@@ -121,8 +121,8 @@ def test_counters_count_packets_with_their_headers(link: Link) -> None:
             out.sendto(bytes([number]) * 1000, (network.address(1), 9))
         assert [into.recv(2000) for _ in range(50)] == [bytes([number]) * 1000 for number in range(50)]
         command = network.command(0, [sys.executable, "-c", COUNTERS])
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    packets, sent = map(int, said.split())
+        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    packets, sent = map(int, printed.split())
     assert 50 <= packets <= 55  # besides: who has this address?
     whole = 50 * (14 + 20 + 8 + 1000)
     assert whole <= sent <= whole + 1000
@@ -165,8 +165,8 @@ def test_as_many_packets_are_lost_as_the_link_says() -> None:
                 out.sendto(number.to_bytes(2, "big"), there)
             for _ in range(60):
                 out.sendto(b"end %4d" % start, there)
-            while (said := into.recv(8)) != b"end %4d" % start:
-                came += len(said) == 2
+            while (received := into.recv(8)) != b"end %4d" % start:
+                came += len(received) == 2
     assert abs(came - count * (1 - loss)) < 6 * (count * loss * (1 - loss)) ** 0.5
 
 
@@ -224,8 +224,9 @@ def holder(request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
 
 def inhabitants(names: list[str]) -> list[str]:
     """Return the processes that live in these namespaces."""
-    said = [subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True).stdout for name in names]
-    return " ".join(said).split()
+    commands = [["ip", "netns", "pids", name] for name in names]
+    printed = [subprocess.run(command, capture_output=True, text=True).stdout for command in commands]
+    return " ".join(printed).split()
 
 
 @needs_network
