@@ -112,7 +112,7 @@ class Round:
     of their steps, `compute_seconds` what they spent on local steps; `wait_seconds` and `send_seconds` are what
     they spent in the round before, waiting for the slowest in the roll call and exchanging vectors. `bytes_sent`
     and `bytes_received` are this worker's payload, and `calls` what it was sent by: (verb, bytes of the tensor
-    that this worker gave to it, size of its group). `seconds` are what the training spent on the round, by the group's
+    that this worker gave to it, size of its group). `seconds` are what the training spent on it, by the group's
     clock: in real processes they include the wait for the others, in simulation they are this worker's own;
     `probe_seconds` went into the probe. `distrusted` are the workers that the strategy left out. In an elastic
     group `members` are the names of all in it, in rank order, `epoch` is the number of the group, and `decision`
