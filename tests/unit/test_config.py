@@ -3,31 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
-import sys
-from pathlib import Path
 from typing import get_args
 
 import pytest
 
-import swarmstep
 from swarmstep.errors import UsageError
 from swarmstep.train.config import Config, Group, Invocation
-
-ALONE = """
-import sys, types
-package = types.ModuleType("swarmstep")  # in place of swarmstep/__init__.py
-package.__path__ = [sys.argv[1]]
-sys.modules["swarmstep"] = package
-from swarmstep.train.config import Config
-from swarmstep.workloads import BUILT_IN
-assert "torch" not in sys.modules, "torch was imported"
-"""
-
-
-def test_the_help_needs_no_torch() -> None:
-    folder = str(Path(swarmstep.__file__).parent)
-    subprocess.run([sys.executable, "-c", ALONE, folder], check=True, timeout=60)
 
 
 @pytest.mark.parametrize("kind", [Config, Invocation])
