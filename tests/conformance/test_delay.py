@@ -232,7 +232,7 @@ def in_the_middle(comm: Comm) -> tuple[Trainer, dict[str, Any]]:
 def damaged(saved: dict[str, Any]) -> dict[str, Any]:
     """Return what there is to damage: name -> a change of the checkpoint."""
     part = saved["fragments"][0]
-    x = part["flight"]["x"]
+    x = part["pending"]["x"]
     flight: dict[str, Any] = {
         "x": x[:-1],
         "buffers": torch.zeros(99),
@@ -242,23 +242,23 @@ def damaged(saved: dict[str, Any]) -> dict[str, Any]:
         "lands": "soon",
     }
     changes = {
-        f"flight.{name}": part | {"flight": part["flight"] | {name: value}} for name, value in flight.items()
+        f"flight.{name}": part | {"pending": part["pending"] | {name: value}} for name, value in flight.items()
     }
     changes |= {
-        f"without flight.{name}": part | {"flight": {k: v for k, v in part["flight"].items() if k != name}}
-        for name in part["flight"]
+        f"without flight.{name}": part | {"pending": {k: v for k, v in part["pending"].items() if k != name}}
+        for name in part["pending"]
     }
     other: dict[str, Any] = {
         "staged": {"residual": x[:-1]},
-        "loss": torch.zeros(2),
+        "window": {"loss": torch.zeros(2)},
         "state": None,
-        "flight": {"x": x},
-        "count": None,
+        "pending": {"x": x},
+        "rounds": None,
     }
     changes |= {name: part | {name: value} for name, value in other.items()}
     return {name: saved | {"fragments": [change]} for name, change in changes.items()} | {
         "fragments": saved | {"fragments": [part, part]},
-        "double": saved | {"fragments": [part | {"flight": part["flight"] | {"message": {"mean": x.double()}}}]},
+        "double": saved | {"fragments": [part | {"pending": part["pending"] | {"message": {"mean": x.double()}}}]},
     }
 
 

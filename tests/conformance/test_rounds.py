@@ -60,7 +60,7 @@ def fail_at_every_call(comm: Comm, strategy: Strategy, buffers: str | None) -> i
         after = trainer.sync.state_dict()
         assert after["step"] == 6
         (part,), (former,) = after["fragments"], before["fragments"]
-        assert part["count"] == former["count"] + 1
+        assert part["window"]["steps"] == former["window"]["steps"] + 1
         assert same(part["state"], former["state"])
         assert same(after["weights"], before["weights"])
         assert same(dict(trainer.model.state_dict()), model)
@@ -192,8 +192,8 @@ def test_exchange_changes_neither_x_nor_state(variant: str) -> None:
 def test_init_keeps_no_reference_and_result_changes_nothing(variant: str) -> None:
     def train(comm: Comm) -> None:
         sync = Synchronizer(network(), chosen(variant), comm, options())
-        x = sync._worker.flat.read()
-        state = sync.strategy.init(x, sync._worker.flat.layout, comm)
+        x = sync._replica.flat.read()
+        state = sync.strategy.init(x, sync._replica.flat.layout, comm)
         before = [tensor.clone() for tensor in state]
         kept = x.clone()
         torch.testing.assert_close(
