@@ -16,10 +16,6 @@ import pytest
 
 from runs import weights
 from swarmstep.cli import main
-from swarmstep.cli.app import COMMANDS
-from swarmstep.microbench.benchmarks import BENCHMARKS
-
-pytestmark = pytest.mark.usefixtures("forked")
 
 Refuse = Callable[..., str]
 
@@ -63,6 +59,7 @@ def test_output_that_nobody_reads(place: Path) -> None:
     assert weights(place / "run") == weights(place / "closed")
 
 
+@pytest.mark.usefixtures("forked")
 def test_on_a_terminal(place: Path) -> None:
     master, slave = pty.openpty()
     train = ("train", "digits", "--steps", "30", "--workers", "2", "--json", "--out", "run")
@@ -79,6 +76,7 @@ def test_on_a_terminal(place: Path) -> None:
     assert b"\x1b[?25h" in shown
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_program_of_ones_own_and_json(place: Path) -> None:
     """What the processes print goes to standard error."""
     (place / "own.py").write_text("import sys\nprint('from a worker', sys.argv[1:])\n")
@@ -87,32 +85,3 @@ def test_a_program_of_ones_own_and_json(place: Path) -> None:
     found = json.loads(done.stdout)
     assert (done.returncode, found["exit_code"], found["arguments"]) == (0, 0, ["--json", "x"])
     assert "from a worker ['--json', 'x']" in done.stderr
-
-
-def test_importing_starts_nothing_and_brings_no_extras() -> None:
-    code = "import json, sys, threading, swarmstep\nprint(json.dumps([[*sys.modules], threading.active_count()]))"
-    command = [sys.executable, "-W", "error", "-c", code]
-    modules, threads = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    unwanted = (
-        "torch",
-        "numpy",
-        "rich",
-        "typer",
-        "safetensors",
-        "swarmstep.train",
-        "swarmstep.cli",
-        "sklearn",
-        "scipy",
-        "pytest",
-    )
-    assert not [m for m in modules if m.startswith(unwanted)]
-    assert threads == 1
-
-
-def test_what_needs_no_torch_imports_none() -> None:
-    """Help of all commands, the version, the table of the methods, and their papers."""
-    code = "import sys\nfrom swarmstep.cli import main\nfor line in sys.argv[1:]:\n"
-    code += "    assert main(line.split()) == 0\n    assert not {'torch', 'numpy'} & {*sys.modules}, line"
-    pages = [f"{path} --help" for path in ("", *COMMANDS, *(f"bench {name}" for name in BENCHMARKS))]
-    lines = ["--version", "strategies", "strategies --json", "cite diloco", "cite diloco --json", *pages]
-    subprocess.run([sys.executable, "-c", code, *lines], check=True, stdout=subprocess.DEVNULL)
