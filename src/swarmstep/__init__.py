@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from swarmstep.strategies.papa import PAPA
     from swarmstep.strategies.pso_ps import PSOPS
     from swarmstep.strategies.slowmo import SlowMo
+    from swarmstep.strategies.synchronous import Synchronous
     from swarmstep.strategies.trimmed_mean import TrimmedMean
     from swarmstep.strategies.warmup import Warmup
     from swarmstep.when import Every, GradientChange, Never, QuadraticRule, When
@@ -89,6 +90,7 @@ __all__ = [
     "SlowMo",
     "Strategy",
     "Synchronizer",
+    "Synchronous",
     "TopK",
     "TrimmedMean",
     "Warmup",
@@ -131,6 +133,7 @@ _MODULES = {
     "Round": "swarmstep.signal",
     "SimComm": "swarmstep.comm.sim",
     "SlowMo": "swarmstep.strategies.slowmo",
+    "Synchronous": "swarmstep.strategies.synchronous",
     "Strategy": "swarmstep.strategies.base",
     "Synchronizer": "swarmstep.runtime.synchronizer",
     "TopK": "swarmstep.comm.codecs",

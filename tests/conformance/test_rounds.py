@@ -40,27 +40,30 @@ class Failing(Wrapped):
 
 def fail_at_every_call(comm: Comm, strategy: Strategy, buffers: str | None) -> int:
     """Repeat the second round with its k-th call failing, for every k; return how many calls it makes."""
-    failing = Failing(comm)
+    failing, gradients = Failing(comm), strategy.target == "gradients"
     trainer = Trainer(strategy, failing, buffers=buffers)
     for _ in range(5):
         trainer.step()
     saved = trainer.save()
     for k in range(100):
         trainer.load(saved)
-        loss = trainer.local_step()
+        loss = trainer.backward() if gradients else trainer.local_step()
         model = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
-        before = trainer.sync.state_dict()
+        before, gradient = trainer.sync.state_dict(), trainer.gradient()
         failing.calls, failing.left = 0, k
         try:
+            if gradients:
+                trainer.sync.reduce(0.1)
             assert trainer.sync.step(loss, lr=0.1) is not None
             return k
         except CommError as error:
             said = str(error)
         assert said == "step 6: the network is gone"
         after = trainer.sync.state_dict()
-        assert after["step"] == 6
+        assert after["step"] == 6 - gradients
         (part,), (former,) = after["fragments"], before["fragments"]
-        assert part["window"]["steps"] == former["window"]["steps"] + 1
+        assert part["window"]["steps"] == former["window"]["steps"] + 1 - gradients
+        assert same(trainer.gradient(), gradient)
         assert same(part["state"], former["state"])
         assert same(after["weights"], before["weights"])
         assert same(dict(trainer.model.state_dict()), model)
@@ -83,11 +86,11 @@ def test_a_nan_on_one_rank_raises_on_all_or_is_contained(variant: str) -> None:
     if strategy.contains_not_finite:
         assert (found[0], found[2]) == ("finite", "finite")
     else:
-        assert all("step 3: the weights of rank 1 are not finite" in said for said in found)
+        assert all(f"step 3: the {strategy.target} of rank 1 are not finite" in said for said in found)
         assert all(type(strategy).__name__ in said for said in found)
 
 
-@every_variant
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if VARIANTS[v].target == "weights"])
 def test_a_nan_in_the_warm_up_is_contained_by_nobody(variant: str) -> None:
     strategy = Warmup(chosen(variant, when=Never()), 4)
     for said in simulate(lambda comm: poisoned(comm, strategy), WORKERS):
@@ -98,7 +101,8 @@ def rounds_of(comm: Comm, strategy: Strategy, steps: int) -> tuple[list[int], li
     trainer = Trainer(strategy, comm)
     rounds = [report for _ in range(steps) if (report := trainer.step())]
     state = trainer.sync.state_dict()["fragments"][0]["state"]
-    return [r.bytes_sent for r in rounds], [r.bytes_received for r in rounds], trainer.weights().numel(), state
+    elements = sum(trainer.sync._rounds.group.fragments[0].layout.sizes)
+    return [r.bytes_sent for r in rounds], [r.bytes_received for r in rounds], elements, state
 
 
 def formula(text: str, W: int) -> float:
@@ -144,7 +148,7 @@ def test_every_field_of_the_state_says_whose_it_is(variant: str) -> None:
         for _ in range(6):
             trainer.step()
             states.append(trainer.sync.state_dict()["fragments"][0]["state"])
-        return type(trainer.sync._group.fragments[0].state), states
+        return type(trainer.sync._rounds.group.fragments[0].state), states
 
     found = simulate(train, WORKERS)
     kinds = {n: hint.__metadata__[0] for n, hint in get_type_hints(found[0][0], include_extras=True).items()}

@@ -107,7 +107,7 @@ def test_a_group_that_breaks_leaves_the_weights_as_they_are(pool: Pool) -> None:
 def broken(comm: Comm) -> tuple[Tensor, Tensor, str]:
     """A round of a strategy whose collective fails everywhere."""
     trainer = Trainer(LocalSGD(when=Every(3)), comm, delay=2)
-    trainer.sync._group.fragments[0].comm = Broken(comm)  # type: ignore[assignment]
+    trainer.sync._rounds.group.fragments[0].comm = Broken(comm)  # type: ignore[assignment]
     for _ in range(4):
         trainer.step()
     loss = trainer.local_step()

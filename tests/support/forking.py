@@ -186,6 +186,12 @@ def _become(program: Program, files: list[int]) -> NoReturn:
     try:
         _arrange(program, files)
         code = _run(program)
+    except KeyboardInterrupt:  # Python ends itself by the signal, at whatever moment it comes
+        traceback.print_exc()
+        sys.stderr.flush()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+        code = 130
     except BaseException:
         traceback.print_exc()
         code = 1
@@ -258,12 +264,7 @@ def _run(program: Program) -> int:
             return (leaving.code or 0) & 0xFF
         print(leaving.code, file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        traceback.print_exc()
-        sys.stderr.flush()
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGINT)
-    except BaseException:
+    except Exception:
         traceback.print_exc()
         return 1
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, final
@@ -45,6 +46,8 @@ def variants() -> dict[str, Strategy]:
 
 
 VARIANTS = variants()
+# The strategies by name that synchronize weights; only those go with delays, fragments and warm-ups.
+FOR_WEIGHTS = [name for name in STRATEGIES if STRATEGIES[name].target == "weights"]
 
 
 class Count(NamedTuple):
@@ -70,6 +73,8 @@ class Vote(When[Count]):
 
     def due(self, state: Count, signal: Signal) -> bool:
         loss = signal.loss()
+        if math.isinf(loss):  # no step has been counted since the last round
+            return False
         state.asked.add_(1)
         state.total.add_(loss)
         return bool(loss > self.factor * float(state.total / state.asked))
@@ -143,22 +148,36 @@ class Trainer:
         self.comm, self.seed, self.done = comm, seed, 0
         self.sync = Synchronizer(self.model, strategy, comm, options(seed, **given))
 
-    def local_step(self) -> Tensor:
-        """Do one optimizer step and return its loss."""
+    @property
+    def weight(self) -> float:
+        """That of the present step."""
+        return 1.0
+
+    def backward(self) -> Tensor:
+        """Compute the gradients of the next step and return its loss."""
         self.done += 1
         torch.manual_seed(mix(self.seed, self.done, self.comm.rank))
         inputs, labels = batch(self.seed, self.done, self.comm.rank)
         loss = nn.functional.cross_entropy(self.model(inputs), labels)
         self.model.zero_grad()
         loss.backward()
+        return loss
+
+    def local_step(self) -> Tensor:
+        """Do one optimizer step and return its loss."""
+        loss = self.backward()
+        self.sync.reduce(LR, self.weight)
         self.optimizer.step()
         return loss
 
     def step(self) -> Any:
-        return self.sync.step(self.local_step(), lr=LR)
+        return self.sync.step(self.local_step(), LR, self.weight)
 
     def weights(self) -> Tensor:
         return Flat(self.model).read()
+
+    def gradient(self) -> Tensor:
+        return Flat(self.model).gradient()
 
     def save(self) -> bytes:
         """Return everything needed to go on, through torch.save."""
@@ -191,8 +210,9 @@ UNEVEN = (1, 2, 3)  # steps between rounds, of each rank
 class WeightedTrainer(Trainer):
     """The same with 1 to 3 examples a step."""
 
-    def step(self) -> Any:
-        return self.sync.step(self.local_step(), lr=LR, weight=1.0 + (self.comm.rank + self.done) % 3)
+    @property
+    def weight(self) -> float:
+        return 1.0 + (self.comm.rank + self.done) % 3
 
 
 class Run(NamedTuple):

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from helpers import TIMINGS, VARIANTS, Run, run, timed
-from swarmstep import STRATEGIES, simulate
+from helpers import FOR_WEIGHTS, TIMINGS, TRIGGERS, VARIANTS, Run, run, timed
+from swarmstep import simulate
 from swarmstep.comm.codecs import Bfloat16, Codec, Int4, Int8, TopK
 
 WORKERS = 3  # odd, so that no vector splits evenly
@@ -34,20 +34,22 @@ def fast_ones(fast: Collection[str], names: Iterable[str]) -> list[Any]:
 
 
 def _timings(variant: str) -> list[str]:
-    return ["warm-up", "vote"] if ":" in variant else TIMINGS
+    if ":" in variant:
+        return ["warm-up", "vote"]
+    return TIMINGS if variant in FOR_WEIGHTS else [*TRIGGERS]
 
 
 # Every strategy with every timing; its options with those that reach most code.
 PLAIN = [
-    fast_if(t == "warm-up" or v == EVERY_TIMING or (t == "vote" and ":" not in v), v, t)
+    fast_if(t == "warm-up" or v in (EVERY_TIMING, "synchronous") or (t == "vote" and ":" not in v), v, t)
     for v in VARIANTS
     for t in _timings(v)
 ]
 # Rounds that travel while training goes on.
-DELAYED = [fast_if(name in KINDS, name, "every-3") for name in STRATEGIES]
+DELAYED = [fast_if(name in KINDS, name, "every-3") for name in FOR_WEIGHTS]
 DELAYED += [fast_if(n == EVERY_TIMING, n, t) for n in KINDS for t in ("vote", "warm-up")]
 # Rounds that travel, with coded vectors.
-CODED = [fast_if(True, name, "int8") for name in STRATEGIES]
+CODED = [fast_if(True, name, "int8") for name in FOR_WEIGHTS]
 CODED += [fast_if(name == "pso-ps", name, "topk") for name in ("local-sgd", "pso-ps", "swarm")]
 
 

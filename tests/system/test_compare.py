@@ -95,7 +95,7 @@ rates = st.lists(st.sampled_from([0.001 * 2**i for i in range(14)]), min_size=2,
 
 
 @given(
-    st.sampled_from(sorted({*STRATEGIES, "synchronous"} - {"fedpso"})), rates, st.integers(0, 3),
+    st.sampled_from(sorted({*STRATEGIES} - {"fedpso"})), rates, st.integers(0, 3),
     st.lists(st.one_of(st.floats(0.01, 10), st.just(math.nan)), min_size=8, max_size=8),
 )  # fmt: skip
 def test_every_method_gets_the_same_trials_and_the_best_of_them(

@@ -120,7 +120,9 @@ def test_counters_count_packets_with_their_headers(link: Link) -> None:
         for number in range(50):
             out.sendto(bytes([number]) * 1000, (network.address(1), 9))
         assert [into.recv(2000) for _ in range(50)] == [bytes([number]) * 1000 for number in range(50)]
-        command = network.command(0, [sys.executable, "-E", "-c", COUNTERS])  # a flag: not forked, it sees another /sys
+        command = network.command(
+            0, [sys.executable, "-E", "-c", COUNTERS]
+        )  # a flag: not forked, it sees another /sys
         printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     packets, sent = map(int, printed.split())
     assert 50 <= packets <= 55  # besides: who has this address?

@@ -90,7 +90,7 @@ def refuse(capsys: pytest.CaptureFixture[str]) -> Refuse:
     return refuse
 
 
-NAMES = ", ".join(sorted({*STRATEGIES, "synchronous", "ddp"}))
+NAMES = ", ".join(sorted({*STRATEGIES, "ddp"}))
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,10 @@ NAMES = ", ".join(sorted({*STRATEGIES, "synchronous", "ddp"}))
             "train digits --strategy pso-ps --set constriction=maybe",
             "constriction: expected true or false, found 'maybe'",
         ),
-        ("train digits --strategy synchronous --set a=1", "synchronous takes neither --when nor --set"),
+        (
+            "train digits --strategy synchronous --set a=1",
+            "unknown setting 'a' of Synchronous; expected one of none",
+        ),
         ("train digits --when often", "unknown trigger 'often'; expected every:N"),
         ("train digits --when every:0", "expected n >= 1, found 0"),
         ("train digits --when warmup:-1,every:2", "unknown trigger 'warmup:-1,every:2'; expected every:N"),
@@ -389,7 +392,7 @@ def test_the_exit_codes_are_those_of_the_errors() -> None:
 def test_the_table_of_methods(capsys: pytest.CaptureFixture[str], refuse: Refuse) -> None:
     assert main(["strategies", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
-    assert {row["name"] for row in listed} == {*STRATEGIES, "synchronous", "ddp"}
+    assert {row["name"] for row in listed} == {*STRATEGIES, "ddp"}
     assert all(row[key] for row in listed for key in ("title", "traffic", "memory", "paper"))
     assert main(["strategies"]) == 0
     table = capsys.readouterr().out

@@ -20,7 +20,7 @@ def apart(world: Comm) -> str:
     """The ranks of an island are at different steps."""
     peers, island = world.split(world.rank % 2), world.split(world.rank // 2)
     sync = Synchronizer(nn.Linear(2, 2), LocalSGD(when=Every(2)), peers, Options(island=island))
-    sync._counts.steps = world.rank % 2 * 2
+    sync._rounds.counts.steps = world.rank % 2 * 2
     sync.step(1.0)
     with pytest.raises(CollectiveMismatch) as caught:
         sync.step(1.0)

@@ -14,6 +14,7 @@ from swarmstep.train.build import resolve
 from swarmstep.train.config import BASELINES, DDP, SYNCHRONOUS, Config
 from swarmstep.workloads import Workload
 
+AT_EVERY_STEP = (*BASELINES, SYNCHRONOUS)  # run once, not for each n
 TUNING_SEED = 1_000_000  # far from the seeds of the runs, so that none is tuned on its own seed
 
 
@@ -153,6 +154,6 @@ def grid(
     for condition in conditions:
         for method in methods:
             groups += [
-                make(method, {**condition, "every": n}) for n in ([1] if method.name in BASELINES else everies)
+                make(method, {**condition, "every": n}) for n in ([1] if method.name in AT_EVERY_STEP else everies)
             ]
     return groups

@@ -32,7 +32,7 @@ class Fragment:
         x: that part of the weights all workers start from.
 
     Attributes:
-        layout: of this part of x.
+        layout: of the vector that rounds change: this part of x, or its gradient.
         coded: the Comm that codes the rounds' vectors (None: there is no codec).
         trigger: the trigger's state.
         phase: the step that `Strategy.at` was last asked for.
@@ -47,12 +47,13 @@ class Fragment:
     def __init__(self, context: RoundContext, index: int, x: Tensor) -> None:
         options, strategy = context.options, context.strategy
         self.context, self.index = context, index
-        self.layout = context.flat.fragments[index]
+        self.layout = context.vector.fragments[index]
         self._metered = context.comm.reusing()
         self.coded: Coded | None = None
         if options.codec:
             referenced = strategy.common != "none"
-            self.coded = Coded(self._metered, options.codec, x, referenced=referenced, reuse=True)
+            start = context.vector.read(index)
+            self.coded = Coded(self._metered, options.codec, start, referenced=referenced, reuse=True)
         self.comm: Comm = self.coded or self._metered
         self.trigger = strategy.when.init(self.layout, context.comm.size)
         self._offset = index * strategy.when.period // options.fragments
@@ -60,14 +61,14 @@ class Fragment:
         self._apart = max(1, options.delay) if strategy.when.voting else 1
         self.phase = 1
         self.strategy = strategy.at(self.phase)
-        self.state = self.strategy.init(x, self.layout, self.comm)
+        self.state = self.strategy.init(x, context.flat.fragments[index], self.comm)
         self.rounds = 0
         self.window = Window(x.device)
-        self.norm = float(x[: self.layout.parameters].norm())
+        self.norm = self._norm(x)
         self.pending: PendingRound | None = None
         self._last_seconds = 0.0, 0.0  # that the last round spent in the roll call, and in the exchange
         self._copies: dict[str, Tensor] = {}
-        fault_points.reach(fault_points.STARTED, target="weights", fragment=index, x=x)
+        fault_points.reach(fault_points.STARTED, target=strategy.target, fragment=index, x=x)
 
     def wants_round(self, step: int, lr: float | None) -> bool:
         """Ask the trigger, once a step; each fragment's steps are shifted by its share of the period."""
@@ -76,20 +77,25 @@ class Fragment:
         return self.context.strategy.when.due(self.trigger, self._signal(step - self._offset, lr, self.window))
 
     def open(self, now: StepContext) -> Tensor:
-        """Return the vector a round starts from: the live weights, or a copy where a fault may change them."""
-        flat = self.context.flat
+        """Return the vector a round starts from: the live one, or a copy where a fault may change it."""
+        vector = self.context.vector
         if now.finished or not fault_points.watched():
-            return flat.open(self.index)
-        x = flat.read(self.index)
-        own = x[: self.layout.parameters]
-        fault_points.reach(fault_points.ROUND_OPENED, target="weights", fragment=self.index, step=now.step, x=own)
+            return vector.open(self.index)
+        x = vector.read(self.index)
+        target, own = self.strategy.target, x[: self.layout.parameters]
+        fault_points.reach(fault_points.ROUND_OPENED, target=target, fragment=self.index, step=now.step, x=own)
         if self.context.options.delay:  # this worker goes on from what it has sent
-            flat.close(x, self.index)
+            vector.close(x, self.index)
         return x
 
     def call_roll(self, now: StepContext) -> RollCall:
-        """Call the roll before a round that may not be due, or not be of this fragment."""
-        return self._call_roll(self.context.flat.open(self.index), now, self.window)
+        """Call the roll before a round that may not be due, or not be of this fragment.
+
+        At the end it reports the weights, whatever the rounds change.
+        """
+        context = self.context
+        x = context.flat.open(self.index) if now.finished else context.vector.open(self.index)
+        return self._call_roll(x, now, self.window)
 
     def _call_roll(self, x: Tensor, now: StepContext, window: Window) -> RollCall:
         reports = self.strategy.report(x, self.state, self.layout)
@@ -110,7 +116,7 @@ class Fragment:
         fault_points.reach(fault_points.ROLL_CALL)
         called = call_roll(status, context.roll_comm or self._metered, context.island, context.options.fragments)
         fault_points.reach(fault_points.ROLL_CALLED)
-        _check_finite(called.roll, now.step, self.strategy)
+        _check_finite(called.roll, now, self.strategy)
         return called
 
     def start(self, x: Tensor, now: StepContext, called: RollCall | None = None) -> None:
@@ -224,7 +230,8 @@ class Fragment:
     def _apply(self, pending: PendingRound, result: RoundResult) -> tuple[Distrust, ...]:
         """Change the weights and the state by a round's result; return the workers that it left out."""
         fault_points.reach(fault_points.LANDING)
-        flat, options, n, strategy = self.context.flat, self.context.options, self.layout.parameters, self.strategy
+        vector, options = self.context.vector, self.context.options
+        n, strategy = self.layout.parameters, self.strategy
         assigned = not options.delay and options.mix is None
         y = pending.x if assigned else self._copied(pending.x, "end")
         agreed = strategy.consensus(y, result.message)
@@ -237,10 +244,10 @@ class Fragment:
         self._enter_phase(result.roll.step + self._apart, common)
         y[n:] = buffers
         if assigned:
-            flat.close(y, self.index)
+            vector.close(y, self.index)
         else:
             self._merge(pending.x, y, self._left_out(result.roll, distrusted))
-        self.norm = float(flat.open(self.index)[:n].norm())
+        self.norm = self._norm(vector.open(self.index))
         return distrusted
 
     def _enter_phase(self, step: int, common: Tensor) -> None:
@@ -249,6 +256,10 @@ class Fragment:
         self.strategy = self.context.strategy.at(step)
         if self.strategy is not before:
             self.state = self.strategy.init(common, self.layout, self.comm)
+
+    def _norm(self, x: Tensor) -> float:
+        """Return the norm that the next round's vector is compared with; a gradient may be of any finite size."""
+        return float(x[: self.layout.parameters].norm()) if self.strategy.target == "weights" else math.inf
 
     def _merge(self, start: Tensor, end: Tensor, left_out: bool) -> None:
         """Bring what a round made of `start` into the live weights, which have moved on since."""
@@ -276,11 +287,14 @@ class Fragment:
         return self._copies[name].copy_(x)
 
 
-def _check_finite(roll: Roll, step: int, strategy: Strategy) -> None:
+def _check_finite(roll: Roll, now: StepContext, strategy: Strategy) -> None:
     bad = roll.losses.isnan().nonzero().view(-1).tolist()
     if bad and (len(bad) == len(roll.losses) or not strategy.contains_not_finite):
+        ranks = ", ".join(map(str, bad))
+        what = f"weights of rank {ranks} are not finite, or {GROWTH:g} times as large as after the last round"
+        if strategy.target == "gradients":
+            what = f"{'weights' if now.finished else 'gradients'} of rank {ranks} are not finite"
         raise NotFinite(
-            f"step {step}: the weights of rank {', '.join(map(str, bad))} are not finite, or {GROWTH:g} times as "
-            f"large as after the last round, and {type(strategy).__name__} cannot contain that; lower the "
-            "learning rate, clip gradients, or look at that rank's data"
+            f"step {now.step}: the {what}, and {type(strategy).__name__} cannot contain that; lower the learning "
+            "rate, clip gradients, or look at that rank's data"
         )

@@ -1,18 +1,53 @@
-"""Synchronous training: the baseline that averages gradients at every step."""
+"""The gradients of a module as one flat vector: what methods that synchronize gradients see in place of x."""
 
 from __future__ import annotations
 
-from torch import nn
+from itertools import accumulate
+
+from torch import Tensor, nn
 
 from swarmstep.comm.base import Comm
 from swarmstep.runtime.flat import Flat
+from swarmstep.signal import Layout
+
+
+class Gradients:
+    """The gradients of the parameters in x, [number of parameters], read and written like x itself.
+
+    A parameter without a gradient counts as zero, so that all ranks send the same, and gets one in `close`.
+
+    Args:
+        flat: the module's x, in one fragment.
+    """
+
+    def __init__(self, flat: Flat) -> None:
+        self._flat = flat
+        names, sizes, parameters = flat.layout.names, flat.layout.sizes, flat.layout.parameters
+        trained = sum(1 for end in _ends(sizes) if end <= parameters)
+        self.fragments = (Layout(names[:trained], sizes[:trained], parameters),)
+
+    def read(self, fragment: int | None = None) -> Tensor:
+        """Return a copy of the gradients."""
+        return self._flat.gradient()
+
+    def open(self, fragment: int = 0) -> Tensor:
+        """Return a copy of the gradients; whoever changes it calls `close` afterwards."""
+        return self._flat.gradient()
+
+    def close(self, x: Tensor, fragment: int = 0) -> None:
+        """Set the gradients from what `open` returned."""
+        self._flat.write_gradient(x)
 
 
 def average_gradients(model: nn.Module, comm: Comm) -> None:
-    """Replace every worker's gradients by their mean; call it between `backward` and `optimizer.step`.
+    """Replace every worker's gradients by their mean, without a Synchronizer.
 
-    One all-reduce of P, 2 (W-1)/W P sent by each worker at each step. Parameters without a gradient on some
-    rank count as zero there, so that all ranks send the same.
+    Call it between `backward` and `optimizer.step`. One all-reduce of P, 2 (W-1)/W P sent by each worker at each
+    step. Parameters without a gradient on some rank count as zero there, so that all ranks send the same.
     """
     flat = Flat(model)
     flat.write_gradient(comm.mean(flat.gradient())[0])
+
+
+def _ends(sizes: tuple[int, ...]) -> list[int]:
+    return list(accumulate(sizes))

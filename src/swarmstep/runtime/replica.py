@@ -11,6 +11,7 @@ from swarmstep.comm.metered import Metered
 from swarmstep.errors import UsageError
 from swarmstep.runtime.flat import Flat
 from swarmstep.runtime.fragment import Fragment
+from swarmstep.runtime.gradients import Gradients
 from swarmstep.runtime.module_tensors import module_tensors
 from swarmstep.runtime.options import Options
 from swarmstep.runtime.probe import Probe
@@ -43,6 +44,13 @@ class Replica:
         strategy, options = self.strategy, self.options
         name = type(strategy).__name__
         check_choice(f"buffers with {name}", options.buffers or strategy.buffers[0], strategy.buffers)
+        given = [field for field in ("delay", "mix", "island") if getattr(options, field) not in (0, None)]
+        given += ["fragments"] if options.fragments > 1 else []
+        if strategy.target == "gradients" and given:
+            raise UsageError(
+                f"{given[0]}: {name} synchronizes gradients, which the optimizer waits for in one piece; expected "
+                "none of delay, mix, fragments and island"
+            )
         if strategy.needs_probe and options.probe is None:
             raise UsageError(f"{name} needs a probe: give Options(probe=...)")
         if options.fragments > 1 and strategy.needs_probe:
@@ -132,6 +140,7 @@ class Replica:
             options=options,
             buffers=options.buffers or self.strategy.buffers[0],
             flat=self.flat,
+            vector=self.flat if self.strategy.target == "weights" else Gradients(self.flat),
             comm=Metered(whole.split(0).bare) if background else whole,
             roll_comm=whole if votes else None,
             island=island.split(0) if island and background and not votes else island,

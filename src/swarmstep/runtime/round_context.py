@@ -8,6 +8,7 @@ from typing import NamedTuple
 from swarmstep.comm.base import Comm
 from swarmstep.comm.metered import Metered
 from swarmstep.runtime.flat import Flat
+from swarmstep.runtime.gradients import Gradients
 from swarmstep.runtime.options import Options
 from swarmstep.runtime.probe import Probe
 from swarmstep.strategies.base import Strategy
@@ -17,14 +18,16 @@ from swarmstep.strategies.base import Strategy
 class RoundContext:
     """What all fragments of a Synchronizer have in common in one group.
 
-    `comm` carries the rounds, over connections of its own if they run in the background. The roll is called
-    there, and within the `island`; on `roll_comm` instead, if there is one, where it is called at every step.
+    `vector` is what the rounds change: x itself, or the gradients. `comm` carries the rounds, over connections of
+    its own if they run in the background. The roll is called there, and within the `island`; on `roll_comm`
+    instead, if there is one, where it is called at every step.
     """
 
     strategy: Strategy
     options: Options
     buffers: str
     flat: Flat
+    vector: Flat | Gradients
     comm: Metered
     roll_comm: Metered | None
     island: Comm | None

@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
-from swarmstep import fault_points
-from swarmstep.checkpoint import fields
 from swarmstep.comm.group import Group
-from swarmstep.errors import CheckpointError, CommError, PeerLost, UsageError
-from swarmstep.runtime import fragment_state
-from swarmstep.runtime.fragment import Fragment
-from swarmstep.runtime.fragment_state import Loading
+from swarmstep.errors import CommError, UsageError
+from swarmstep.runtime import saved_run
 from swarmstep.runtime.options import Options
-from swarmstep.runtime.regrouping import Attempt, Counts, Regrouping
 from swarmstep.runtime.replica import Replica
-from swarmstep.runtime.round_context import StepContext
-from swarmstep.signal import Event, Round
+from swarmstep.runtime.rounds import Rounds
+from swarmstep.signal import Event
 from swarmstep.strategies.base import Strategy
 
 
 class Synchronizer:
     """Synchronizes a model with those of the other workers, seldom.
 
-    Call `step(loss)` after each `optimizer.step()` and before `zero_grad()`, and `finish()` at the end. Made
-    at the same point on all ranks: they compare their configuration and take rank 0's weights and buffers.
-    Load a checkpoint's model after this, then call `load_state_dict`.
+    Call `step(loss)` after each `optimizer.step()` and before `zero_grad()`, and `finish()` at the end; with a
+    strategy for gradients (`Synchronous`), also `reduce()` between `backward()` and `optimizer.step()`. Made at
+    the same point on all ranks: they compare their configuration and take rank 0's weights and buffers. Load a
+    checkpoint's model after this, then call `load_state_dict`.
 
     In an elastic group a worker may change groups in any call; it then finds a `MembershipChange` among the
     events. One that joins others may find some right after it was made: call `events()`.
@@ -48,67 +41,61 @@ class Synchronizer:
     """
 
     def __init__(self, model: nn.Module, strategy: Strategy, comm: Group, options: Options | None = None) -> None:
-        if comm.elastic and strategy.when.per_rank:
-            raise UsageError(
-                f"{strategy.when}: in an elastic group all workers take the same number of steps between rounds; "
-                "expected one number for all"
-            )
+        if comm.elastic:
+            _check_elastic(strategy)
         self.strategy = strategy
         self.options = options or Options()
         self._finished = False
         self._result_loaded = False  # into the model
-        self._counts = Counts()
-        self._events: list[Event] = []  # not yet returned
+        self._reduced: float | None = None  # the weight that the last call of `reduce` gave to the coming step
         self._replica = Replica(model, strategy, self.options)
-        self._group = Regrouping(self._replica, self._counts, self._events)
-        self._attend(self._group.enter(comm, None, comm.clock()))
-        self._admit_newcomers()
+        self._rounds = Rounds(self._replica, comm)
         self._returned = self._clock()  # when the last call of `step` or `reduce` ended
 
     @property
     def steps(self) -> int:
         """How many local steps this worker has taken."""
-        return self._counts.steps
+        return self._rounds.counts.steps
 
     @property
     def rounds(self) -> int:
         """How many rounds of the run have landed."""
-        return self._counts.rounds
+        return self._rounds.counts.rounds
 
     @property
     def committed(self) -> int:
         """The step at which the last round that counts started."""
-        return self._counts.committed
+        return self._rounds.counts.committed
 
     @property
     def comm(self) -> Group:
         """The group that this worker is in; in an elastic run it changes between rounds."""
-        return self._group.comm.bare
+        return self._rounds.group.comm.bare
 
     @property
     def newcomer(self) -> bool:
         """Whether this worker joined others in the present group."""
-        return self._group.newcomer
+        return self._rounds.group.newcomer
 
     @property
     def states(self) -> tuple[NamedTuple, ...]:
         """The strategy's state for each fragment of the model; to be looked at only."""
-        return tuple(fragment.state for fragment in self._group.fragments)
+        return tuple(fragment.state for fragment in self._rounds.group.fragments)
 
     @property
     def bytes_sent(self) -> int:
         """Payload this worker has sent in bytes, including the start and the end."""
-        return sum(traffic.sent for traffic in self._group.traffic)
+        return sum(traffic.sent for traffic in self._rounds.group.traffic)
 
     @property
     def bytes_received(self) -> int:
         """Payload this worker has received in bytes, including the start and the end."""
-        return sum(traffic.received for traffic in self._group.traffic)
+        return sum(traffic.received for traffic in self._rounds.group.traffic)
 
     @property
     def under_way(self) -> bool:
         """Whether a round is under way in the background; the same on all ranks."""
-        return any(fragment.pending for fragment in self._group.fragments)
+        return any(fragment.pending for fragment in self._rounds.group.fragments)
 
     def step(self, loss: Tensor | float, lr: float | None = None, weight: float = 1.0) -> Event | None:
         """Count a local step; land the round that is due to land, and start the one that is due to start.
@@ -129,26 +116,66 @@ class Synchronizer:
             CommError: the group cannot go on; the weights are those before the round.
             UsageError: `finish` was called before, or an argument is out of its range.
         """
-        if self._finished:
-            raise UsageError("Synchronizer.step called after finish; make a new Synchronizer to train on")
+        self._check_call("step", weight)
         if isinstance(loss, Tensor) and loss.numel() != 1:
             raise UsageError(f"Synchronizer.step: expected a scalar loss, found shape {list(loss.shape)}")
-        if not 0.0 <= weight < math.inf:
-            raise UsageError(f"Synchronizer.step: expected a finite weight of at least 0, found {weight}")
-        seconds = self._clock() - self._returned
-        self._counts.steps += 1
-        try:
-            for index in range(self.options.fragments):
-                fragment = self._group.fragments[index]
-                fragment.window.add(loss, weight, seconds)
-                now = StepContext(self.steps, lr, fragment.wants_round(self.steps, lr))
-                if not self._attend(Attempt(index, now)):
-                    break  # this worker is elsewhere now, where the others have done what is due at this step
-            self._admit_newcomers()
-        except CommError as error:
-            raise self._located(error) from error
+        gradients = self.strategy.target == "gradients"
+        if gradients and self._reduced != weight:
+            raise UsageError(
+                f"Synchronizer.step: {type(self.strategy).__name__} synchronizes gradients; call "
+                "reduce(lr, weight) between backward() and optimizer.step(), with the same weight as step"
+            )
+        seconds, self._reduced = self._clock() - self._returned, None
+        rounds = self._rounds
+        rounds.counts.steps += 1
+        for fragment in rounds.group.fragments:
+            fragment.window.add(loss, 0.0 if gradients else weight, seconds)
+        if not gradients:
+            self._run(lr)
         self._returned = self._clock()
-        return self._events.pop(0) if self._events else None
+        return rounds.events.pop(0) if rounds.events else None
+
+    def reduce(self, lr: float | None = None, weight: float = 1.0) -> None:
+        """Let a round change the gradients, where the strategy synchronizes gradients and one is due.
+
+        Call it between `backward()` and `optimizer.step()`, and clip gradients after it. It belongs to the local
+        step that the next call of `step` counts, which also returns the round. With a strategy that synchronizes
+        weights it does nothing, so that a training loop may always call it.
+
+        Args:
+            lr: as in `step`.
+            weight: of this step's gradient, as in `step`; give both the same.
+
+        Raises:
+            NotFinite: a worker's gradients are not finite and the strategy cannot contain it (on all ranks).
+            CommError: the group cannot go on; the gradients are this worker's own.
+            UsageError: `reduce` was called twice in a step, or after `finish`, or an argument is out of its range.
+        """
+        self._check_call("reduce", weight)
+        if self.strategy.target == "weights":
+            return
+        if self._reduced is not None:
+            raise UsageError("Synchronizer.reduce: called twice in one step; call step(loss) in between")
+        window = self._rounds.group.fragments[0].window
+        window.weight = weight  # the round averages this step's gradients, whatever has been since the last one
+        window.seconds += self._clock() - self._returned
+        self._run(lr, ahead=1)
+        self._reduced = weight
+        self._returned = self._clock()
+
+    def _check_call(self, name: str, weight: float) -> None:
+        if self._finished:
+            raise UsageError(f"Synchronizer.{name} called after finish; make a new Synchronizer to train on")
+        if not 0.0 <= weight < math.inf:
+            raise UsageError(f"Synchronizer.{name}: expected a finite weight of at least 0, found {weight}")
+
+    def _run(self, lr: float | None, ahead: int = 0) -> None:
+        """Do what is due of rounds at the present step, or the one `ahead`."""
+        step = self.steps + ahead
+        try:
+            self._rounds.step(step, lr)
+        except CommError as error:
+            raise _located(error, step) from error
 
     def _clock(self) -> float:
         return self.comm.clock()
@@ -159,73 +186,9 @@ class Synchronizer:
         `step` returns one at a time. There are more where a worker has joined others in the middle of a round, or
         a change of membership has landed several rounds at once.
         """
-        events, self._events[:] = [*self._events], []
+        events = [*self._rounds.events]
+        self._rounds.events.clear()
         return events
-
-    def _attend(self, attempt: Attempt | None) -> bool:
-        """Do what is due, in this group or, if it loses a worker meanwhile, in the next.
-
-        Returns:
-            Whether this worker is still among those it began with, and has not joined others as a newcomer.
-        """
-        stayed = True
-        while attempt:
-            try:
-                self._take_step(self._group.fragments[attempt.fragment], attempt.now)
-                break
-            except PeerLost:
-                if not self.comm.elastic:
-                    raise
-            attempt = self._regroup(attempt)
-            stayed &= not self.newcomer
-        return stayed
-
-    def _admit_newcomers(self) -> None:
-        """Form the next group if newcomers wait: at the step at which all have learnt of it, and not later."""
-        while self._group.newcomers_wait:
-            self._attend(self._regroup(None))
-
-    def _regroup(self, attempt: Attempt | None) -> Attempt | None:
-        """Go on in the next group: land what was decided, drop what was not; return what is due there."""
-        for fragment in self._group.fragments:
-            with contextlib.suppress(CommError):
-                self._record(fragment.land())
-        return self._group.leave(attempt)
-
-    def _take_step(self, fragment: Fragment, now: StepContext) -> None:
-        """Do what is due for one fragment at this step."""
-        if now.step < self._group.level:
-            return
-        if fragment.pending and now.step >= fragment.pending.lands:
-            self._record(fragment.land())
-        called = None
-        if self.strategy.when.voting:
-            if fragment.pending:  # no roll is called while a round is under way
-                return
-            called = fragment.call_roll(now)
-            if not called.due:
-                return
-        elif not now.requested:
-            return
-        else:
-            self._record(fragment.land())
-        fragment.start(fragment.open(now), now, called)
-        if not self.options.delay:
-            self._record(fragment.land())
-
-    def _record(self, landed: Round | None) -> None:
-        """Count a round that has landed."""
-        if landed is None:
-            return
-        counts, decision = self._counts, landed.decision
-        counts.rounds += 1
-        counts.committed = max(counts.committed, landed.step)
-        self._group.newcomers_wait |= decision.renew and not (decision.stop or decision.finish)
-        landed = dataclasses.replace(landed, number=counts.rounds)
-        self._events.append(landed)
-        if fault_points.watched():
-            x, state = self._replica.flat.open(landed.fragment), self._group.fragments[landed.fragment].state
-            fault_points.reach(fault_points.LANDED, target="weights", report=landed, x=x, state=state)
 
     def finish(self) -> list[Event]:
         """Land what is under way, answer the others' rounds until all have finished, then load the result.
@@ -243,66 +206,29 @@ class Synchronizer:
             return []
         self._finished = True
         try:
-            while True:
-                try:
-                    result = self._finish_together()
-                    break
-                except PeerLost:
-                    if not self.comm.elastic:
-                        raise
-                self._regroup(None)
+            result = self._rounds.finish()
         except CommError as error:
-            raise self._located(error) from error
+            raise _located(error, self.steps) from error
         self._replica.flat.write(result)
         self._replica.flat.release()
         self._result_loaded = True
         return self.events()
-
-    def _finish_together(self) -> Tensor:
-        fault_points.reach(fault_points.FINISHING)
-        fragments, done = self._group.fragments, StepContext(self.steps, None, requested=False, finished=True)
-        for fragment in sorted(fragments, key=lambda fragment: fragment.pending.lands if fragment.pending else 0):
-            self._record(fragment.land())
-        while (called := fragments[0].call_roll(done)).roll.rounds.any():
-            if called.due:
-                fragment = fragments[called.fragment]
-                fragment.start(fragment.open(done), done, called)
-                self._record(fragment.land())
-        fault_points.reach(fault_points.RESULT)
-        result = self._result()
-        self._group.comm.decide()
-        return result
-
-    def _located(self, error: CommError) -> CommError:
-        return type(error)(f"step {self.steps}: {error}")
 
     def result(self) -> Tensor:
         """Return the model as `finish` would leave it now, as a flat vector: all parameters, then all buffers.
 
         Collective; changes nothing. What is under way is not in it.
         """
-        return self._replica.flat.in_plain_order(self._result())
-
-    def _result(self) -> Tensor:
-        parts = [
-            fragment.strategy.result(self._replica.flat.read(fragment.index), fragment.state, self._group.comm)
-            for fragment in self._group.fragments
-        ]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return self._replica.flat.in_plain_order(self._rounds.result())
 
     def state_dict(self) -> dict[str, Any]:
         """Return numbers, strings and tensors: what this rank needs, besides model and optimizer, to go on.
 
         Waits for the round under way, which still lands at its step.
         """
-        comm = self._group.comm
-        return {
-            "configuration": self._replica.describe(comm.size),
-            "rank": comm.rank,
-            **self._counts.state_dict(),
-            "weights": fields.fingerprint(self._replica.flat.read()),
-            "fragments": [fragment_state.save(fragment) for fragment in self._group.fragments],
-        }
+        if self._reduced is not None:
+            raise UsageError("Synchronizer.state_dict: called between reduce() and step(); call it after step()")
+        return saved_run.save(self._replica, self._rounds.group, self._rounds.counts)
 
     def load_state_dict(self, saved: Mapping[str, Any], sources: Sequence[int | None] = ()) -> None:
         """Go on from a `state_dict`; load the model's own state dict first.
@@ -315,47 +241,21 @@ class Synchronizer:
         Raises:
             CheckpointError: names the field that differs; nothing was loaded then.
         """
-        group = self._group
-        try:
-            if sources:
-                counts, group.fragments = self._carried(saved, sources)
-            else:
-                counts, checked = self._checked(saved)
-                for fragment, part in zip(group.fragments, checked, strict=True):
-                    fragment_state.load(fragment, part)
-        except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
-            raise CheckpointError(f"the checkpoint does not fit this run ({error}); start anew") from error
-        self._counts.take(counts)
+        saved_run.load(saved, sources, self._replica, self._rounds.group, self._rounds.counts)
 
-    def _carried(self, saved: Mapping[str, Any], sources: Sequence[int | None]) -> tuple[Counts, list[Fragment]]:
-        """Return the counts, and new fragments that go on from those of another group; changes nothing."""
-        size = int(fields.field(saved, "configuration")["world size"])
-        self._check_configuration(saved, self._replica.describe(size))
-        parts = self._parts(saved)
-        fragments = self._replica.fragments(self._group.comm)
-        for fragment, part in zip(fragments, parts, strict=True):
-            fragment_state.carry_over(fragment, part, sources)
-        return Counts.load(saved), fragments
 
-    def _checked(self, saved: Mapping[str, Any]) -> tuple[Counts, list[Loading]]:
-        """Return the counts, and what there is to load into each fragment; changes nothing."""
-        fields.same("rank", self._group.comm.rank, fields.field(saved, "rank"))
-        self._check_configuration(saved, self._replica.describe(self._group.comm.size))
-        if fields.field(saved, "weights") != fields.fingerprint(self._replica.flat.read()):
-            raise CheckpointError(
-                "weights: the model does not hold the weights of the checkpoint; load the model's state dict "
-                "after making the Synchronizer and before Synchronizer.load_state_dict"
-            )
-        parts = self._parts(saved)
-        pairs = zip(self._group.fragments, parts, strict=True)
-        return Counts.load(saved), [fragment_state.check(fragment, part) for fragment, part in pairs]
+def _check_elastic(strategy: Strategy) -> None:
+    if strategy.when.per_rank:
+        raise UsageError(
+            f"{strategy.when}: in an elastic group all workers take the same number of steps between rounds; "
+            "expected one number for all"
+        )
+    if strategy.target == "gradients":
+        raise UsageError(
+            f"{type(strategy).__name__} synchronizes gradients, and workers that join later would not hold the "
+            "same weights to the bit; an elastic group takes any strategy that synchronizes weights"
+        )
 
-    def _check_configuration(self, saved: Mapping[str, Any], own: Mapping[str, str]) -> None:
-        found = fields.field(saved, "configuration")
-        for field in {**own, **found}:
-            fields.same(field, own.get(field, "absent"), found.get(field, "absent"))
 
-    def _parts(self, saved: Mapping[str, Any]) -> list[Any]:
-        parts = fields.field(saved, "fragments")
-        fields.same("number of fragments", self.options.fragments, len(parts))
-        return parts
+def _located(error: CommError, step: int) -> CommError:
+    return type(error)(f"step {step}: {error}")

@@ -18,6 +18,7 @@ from swarmstep.strategies.noloco import NoLoCo
 from swarmstep.strategies.papa import PAPA
 from swarmstep.strategies.pso_ps import PSOPS
 from swarmstep.strategies.slowmo import SlowMo
+from swarmstep.strategies.synchronous import Synchronous
 from swarmstep.strategies.trimmed_mean import TrimmedMean
 
 STRATEGIES: dict[str, type[Strategy]] = {
@@ -36,5 +37,6 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "pso-ps": PSOPS,
     "slowmo": SlowMo,
     "swarm": InformedSwarm,
+    "synchronous": Synchronous,
     "trimmed-mean": TrimmedMean,
 }

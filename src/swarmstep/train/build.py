@@ -81,8 +81,8 @@ def _check_elastic(config: Config) -> None:
         return
     if config.backend != "gloo":
         raise UsageError(f"--elastic {config.elastic} needs real processes: expected --backend gloo")
-    if config.averages_gradients:
-        raise UsageError(f"{config.strategy} has no rounds to lose or keep; --elastic takes any other strategy")
+    if config.by_gradients:
+        raise UsageError(f"{config.strategy} synchronizes gradients; --elastic takes a strategy for weights")
     if config.strategy == "hierarchical":
         raise UsageError("hierarchical needs hosts of equal size, which --elastic cannot promise")
     if config.shards not in ("iid", "dealt"):
@@ -97,19 +97,21 @@ def build_options(config: Config) -> Options:
     """Return the runtime's options, as far as the config says them.
 
     Raises:
-        UsageError: a value is out of its range, or the workers average gradients at every step.
+        UsageError: a value is out of its range, or does not go with a strategy that synchronizes gradients.
     """
     codec = codecs.parse(config.codec) if config.codec else None
     options = Options(
         seed=config.seed, delay=config.delay, mix=config.mix, fragments=config.fragments, codec=codec
     )
-    if config.averages_gradients and options != Options(seed=config.seed):
-        raise UsageError(f"{config.strategy} takes none of --delay, --mix, --fragments and --codec")
+    allowed = None if config.strategy == DDP else codec
+    if config.by_gradients and options != Options(seed=config.seed, codec=allowed):
+        none = "--delay, --mix, --fragments" + (" and --codec" if config.strategy == DDP else "")
+        raise UsageError(f"{config.strategy} takes none of {none}: the optimizer waits for the gradients")
     return options
 
 
 def build_strategy(config: Config) -> Strategy:
-    """Return the strategy of a resolved config; gradients averaged at every step build on `independent`.
+    """Return the strategy of a resolved config; that of `ddp`, which averages gradients itself, is `independent`.
 
     Raises:
         UsageError: an unknown strategy, setting or trigger, or a value out of range.
@@ -117,13 +119,14 @@ def build_strategy(config: Config) -> Strategy:
     names = sorted({*STRATEGIES, *BASELINES})
     if config.strategy not in names:
         raise UsageError(f"unknown strategy {config.strategy!r}; expected one of {', '.join(names)}")
-    kind = STRATEGIES["independent" if config.averages_gradients else config.strategy]
+    kind = STRATEGIES["independent" if config.strategy == DDP else config.strategy]
     if config.strategy in BASELINES:
         if config.when is not None or config.settings:
             raise UsageError(f"{config.strategy} takes neither --when nor --set")
         return kind()
     steps, spec = _warmup(config.when)
-    strategy = kind(when=parse_when(spec, config.every or 1), **_settings(kind, config.settings))
+    every = 1 if config.strategy == SYNCHRONOUS else config.every or 1
+    strategy = kind(when=parse_when(spec, every), **_settings(kind, config.settings))
     return strategy if steps is None else Warmup(strategy, steps)
 
 

@@ -20,7 +20,7 @@ Group = Literal["Method", "Data and model", "Training", "Communication", "Run"]
 
 SYNCHRONOUS = "synchronous"  # averages the gradients at every step
 DDP = "ddp"  # the same, done by torch's DistributedDataParallel
-BASELINES = (SYNCHRONOUS, DDP, "independent")
+BASELINES = (DDP, "independent")  # without settings or a trigger
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 ELASTIC: tuple[ElasticMode, ...] = get_args(ElasticMode)
 FREE = ("backend", "data", "workers")  # the fields that may differ when a run is resumed
@@ -127,8 +127,8 @@ class Config:
     )
 
     @property
-    def averages_gradients(self) -> bool:
-        """Whether the workers average gradients at every step, and have no rounds."""
+    def by_gradients(self) -> bool:
+        """Whether the workers synchronize gradients, and not weights."""
         return self.strategy in (SYNCHRONOUS, DDP)
 
     @property

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from swarmstep.comm.base import Comm
 from swarmstep.errors import NotFinite, UsageError
-from swarmstep.train.config import SYNCHRONOUS, Config
+from swarmstep.train.config import DDP, Config
 from swarmstep.workloads import Workload
 
 
@@ -73,6 +73,6 @@ def check_finite(own: Tensor, what: str, comm: Comm) -> None:
     bad = comm.gather(~own.isfinite().all().cpu()).nonzero().view(-1).tolist()
     if bad:
         raise NotFinite(
-            f"{what} of rank {', '.join(map(str, bad))} is not finite, and {SYNCHRONOUS} cannot contain that; "
+            f"{what} of rank {', '.join(map(str, bad))} is not finite, and {DDP} cannot contain that; "
             "lower the learning rate, clip gradients, or look at that rank's data"
         )

@@ -186,7 +186,7 @@ class Lockstep(Coordinator):
 
     def _evaluate(self, model: torch.nn.Module) -> None:
         trainer = self.trainer
-        identical = trainer.strategy.one_result or trainer.config.averages_gradients
+        identical = trainer.strategy.one_result or trainer.config.by_gradients
         trainer.evaluate(
             lambda examples: evaluate_together(model, trainer.workload, examples, self.comm, identical=identical)
         )

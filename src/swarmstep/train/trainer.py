@@ -20,12 +20,12 @@ from swarmstep.runtime.synchronizer import Synchronizer
 from swarmstep.seeding import mix, seed_torch
 from swarmstep.signal import Event, MembershipChange, Round
 from swarmstep.train.build import build_options, build_strategy
-from swarmstep.train.config import Config
+from swarmstep.train.config import DDP, Config
 from swarmstep.train.coordinator import Coordinator
+from swarmstep.train.ddp import DataParallel
 from swarmstep.train.evaluate import Score
 from swarmstep.train.faults import FaultInjector
 from swarmstep.train.feed import Feed
-from swarmstep.train.gradient_averaging import GradientAveraging
 from swarmstep.train.job import Job
 from swarmstep.train.local_step import build_model, build_optimizer, learning_rate, measure_loss
 from swarmstep.train.progress import Progress, describe_distrust
@@ -65,12 +65,12 @@ class Trainer:
         self.spare = copy.deepcopy(self.model)
         self.strategy = build_strategy(config)
         self.sync = Synchronizer(self.model, self.strategy, comm, self._options())
-        self._averaging = GradientAveraging.of(config, self.model, comm)
+        self._ddp = DataParallel(self.model, comm) if config.strategy == DDP else None
 
     @property
     def rounds(self) -> int:
-        """How many rounds of the run have landed; where gradients are averaged, each step is one."""
-        return self.sync.steps if self.config.averages_gradients else self.sync.rounds
+        """How many rounds of the run have landed; with DDP each step is one."""
+        return self.sync.steps if self._ddp else self.sync.rounds
 
     def _options(self) -> Options:
         return dataclasses.replace(
@@ -120,8 +120,8 @@ class Trainer:
             coordinator.after_step(loss, self._note(events, coordinator))
         with self.timed():
             events = self.sync.finish()
-            if self._averaging:
-                self._averaging.finish()
+            if self._ddp:
+                self._ddp.finish()
         self._note(events, coordinator)
         return coordinator.conclude()
 
@@ -142,18 +142,21 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.model.train()
-        outputs = self._averaging.module(inputs) if self._averaging else self.model(inputs)
+        outputs = (self._ddp.module if self._ddp else self.model)(inputs)
         loss = measure_loss(self.workload, outputs, targets)
         self.optimizer.zero_grad()
         loss.backward()
-        report = self._averaging.reduce(step) if self._averaging else None
+        computed = comm.clock()
+        self.sync.reduce(lr)
+        reducing = comm.clock() - computed
         self.optimizer.step()
         if self.fault:
             self.fault.after_step(self.model, step)
         if self.job.pace:
             time.sleep(max(0.0, end - time.monotonic()))
-        self.tally.compute_seconds += comm.clock() - began - (report.seconds if report else 0.0)
-        return loss.detach(), self._events(self.sync.step(loss, lr) or report)
+        self.tally.compute_seconds += comm.clock() - began - reducing
+        event = self.sync.step(loss, lr) or (self._ddp.report(step) if self._ddp else None)
+        return loss.detach(), self._events(event)
 
     def _events(self, first: Event | None) -> list[Event]:
         """Return `first`, if there is one, and whatever else has happened in the Synchronizer."""

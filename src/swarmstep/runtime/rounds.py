@@ -1,0 +1,148 @@
+"""The rounds of a run: started and landed when they are due, in this group or in the one that follows it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from swarmstep import fault_points
+from swarmstep.comm.group import Group
+from swarmstep.errors import CommError, PeerLost
+from swarmstep.runtime.fragment import Fragment
+from swarmstep.runtime.regrouping import Attempt, Counts, Regrouping
+from swarmstep.runtime.replica import Replica
+from swarmstep.runtime.round_context import StepContext
+from swarmstep.signal import Event, Round
+
+
+class Rounds:
+    """Runs the rounds of one worker.
+
+    Args:
+        replica: this worker.
+        comm: its first group.
+
+    Attributes:
+        counts: how far this worker is.
+        group: the present group, with this worker's part in it.
+        events: those that the caller has not been told of yet.
+    """
+
+    def __init__(self, replica: Replica, comm: Group) -> None:
+        self._replica = replica
+        self.counts = Counts()
+        self.events: list[Event] = []
+        self.group = Regrouping(replica, self.counts, self.events)
+        self.attend(self.group.enter(comm, None, comm.clock()))
+        self.admit_newcomers()
+
+    def step(self, step: int, lr: float | None) -> None:
+        """Ask the trigger of each fragment, and do what is due at this step."""
+        for index in range(self._replica.options.fragments):
+            fragment = self.group.fragments[index]
+            if not self.attend(Attempt(index, StepContext(step, lr, fragment.wants_round(step, lr)))):
+                break  # this worker is elsewhere now, where the others have done what is due at this step
+        self.admit_newcomers()
+
+    def attend(self, attempt: Attempt | None) -> bool:
+        """Do what is due, in this group or, if it loses a worker meanwhile, in the next.
+
+        Returns:
+            Whether this worker is still among those it began with, and has not joined others as a newcomer.
+        """
+        stayed = True
+        while attempt:
+            try:
+                self._take_step(self.group.fragments[attempt.fragment], attempt.now)
+                break
+            except PeerLost:
+                if not self.group.comm.elastic:
+                    raise
+            attempt = self._regroup(attempt)
+            stayed &= not self.group.newcomer
+        return stayed
+
+    def admit_newcomers(self) -> None:
+        """Form the next group if newcomers wait: at the step at which all have learnt of it, and not later."""
+        while self.group.newcomers_wait:
+            self.attend(self._regroup(None))
+
+    def _regroup(self, attempt: Attempt | None) -> Attempt | None:
+        """Go on in the next group: land what was decided, drop what was not; return what is due there."""
+        for fragment in self.group.fragments:
+            with contextlib.suppress(CommError):
+                self._record(fragment.land())
+        return self.group.leave(attempt)
+
+    def _take_step(self, fragment: Fragment, now: StepContext) -> None:
+        """Do what is due for one fragment at this step."""
+        if now.step < self.group.level:
+            return
+        if fragment.pending and now.step >= fragment.pending.lands:
+            self._record(fragment.land())
+        called = None
+        if self._replica.strategy.when.voting:
+            if fragment.pending:  # no roll is called while a round is under way
+                return
+            called = fragment.call_roll(now)
+            if not called.due:
+                return
+        elif not now.requested:
+            return
+        else:
+            self._record(fragment.land())
+        fragment.start(fragment.open(now), now, called)
+        if not self._replica.options.delay:
+            self._record(fragment.land())
+
+    def _record(self, landed: Round | None) -> None:
+        """Count a round that has landed."""
+        if landed is None:
+            return
+        counts, decision, target = self.counts, landed.decision, self._replica.strategy.target
+        counts.rounds += 1
+        counts.committed = max(counts.committed, landed.step)
+        self.group.newcomers_wait |= decision.renew and not (decision.stop or decision.finish)
+        landed = dataclasses.replace(landed, number=counts.rounds)
+        self.events.append(landed)
+        if fault_points.watched():
+            fragment = self.group.fragments[landed.fragment]
+            x = fragment.context.vector.open(landed.fragment)
+            fault_points.reach(fault_points.LANDED, target=target, report=landed, x=x, state=fragment.state)
+
+    def finish(self) -> Tensor:
+        """Land what is under way, answer the others' rounds until all have finished, and return the result."""
+        while True:
+            try:
+                return self._finish_together()
+            except PeerLost:
+                if not self.group.comm.elastic:
+                    raise
+            self._regroup(None)
+
+    def _finish_together(self) -> Tensor:
+        fault_points.reach(fault_points.FINISHING)
+        fragments = self.group.fragments
+        done = StepContext(self.counts.steps, None, requested=False, finished=True)
+        for fragment in sorted(fragments, key=lambda fragment: fragment.pending.lands if fragment.pending else 0):
+            self._record(fragment.land())
+        while (called := fragments[0].call_roll(done)).roll.rounds.any():
+            if called.due:
+                fragment = fragments[called.fragment]
+                fragment.start(fragment.open(done), done, called)
+                self._record(fragment.land())
+        fault_points.reach(fault_points.RESULT)
+        result = self.result()
+        self.group.comm.decide()
+        return result
+
+    def result(self) -> Tensor:
+        """Return the vector that `finish` would return now, without what is under way. Collective."""
+        parts = [
+            fragment.strategy.result(self._replica.flat.read(fragment.index), fragment.state, self.group.comm)
+            for fragment in self.group.fragments
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
