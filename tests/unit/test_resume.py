@@ -123,3 +123,18 @@ def test_the_loss_window_goes_on_in_the_middle() -> None:
 
     for whole, resumed in simulate(train, 2):
         assert whole.losses == resumed.losses == (3.0, 3.0)
+
+
+@pytest.mark.parametrize(("layout", "age"), [(None, "an older"), (1, "an older"), (99, "a newer")])
+def test_a_checkpoint_of_another_layout_says_so(layout: int | None, age: str) -> None:
+    def load(comm: Comm) -> str:
+        saved = trained(comm).sync.state_dict()
+        if layout is None:
+            del saved["layout"]
+        else:
+            saved["layout"] = layout
+        return refused(trained(comm), saved)
+
+    said = alone(load)
+    assert f"layout: expected a checkpoint of layout 2, found {layout or 1}" in said
+    assert f"{age} version of swarmstep wrote" in said
