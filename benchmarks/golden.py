@@ -303,6 +303,7 @@ SETTINGS_OF: dict[str, dict[str, dict[str, Any]]] = {
     "gossip-ring": {"reach": {"reach": 2}},
     "trimmed-mean": {"half": {"trim": 0.4}},
 }
+METHODS = [name for name in STRATEGIES if name != "synchronous"]  # whose rounds change weights
 WHENS = {
     "warmup": None,
     "never": swarmstep.Never(),
@@ -314,7 +315,8 @@ WHENS = {
 def api_rows() -> Table:
     cases: dict[str, Case] = {}
     rows = Table()
-    for name, kind in STRATEGIES.items():
+    for name in METHODS:
+        kind = STRATEGIES[name]
         plain = kind(when=Every(EVERY))
         cases |= {
             name: Case(plain),
@@ -490,7 +492,7 @@ TAUGHT = ("swarm", "local-sgd", "median", "trimmed-mean", "pso-ps")  # strategie
 def sim_options() -> dict[str, tuple[str, ...]]:
     """Return the runs that are simulated: the options of each."""
     runs = dict(SIM)
-    for name in STRATEGIES:
+    for name in METHODS:
         if name != "independent":
             runs[name] = ("--strategy", name, *OFTEN)
         for label, settings in SETTINGS_OF.get(name, {}).items():

@@ -8,7 +8,7 @@ import torch
 from swarmstep.train.build import resolve
 from swarmstep.train.config import Config
 from swarmstep.train.job import Job
-from swarmstep.train.lockstep import simulated
+from swarmstep.train.lockstep_coordinator import simulated
 from swarmstep.workloads import load
 
 torch.set_num_threads(1)

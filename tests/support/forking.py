@@ -219,9 +219,9 @@ def _arrange(program: Program, files: list[int]) -> None:
     for low, high in zip(kept, [*kept[1:], 65536], strict=True):
         os.closerange(low + 1, high)
     if program.namespace:
-        from swarmstep.launch import namespace
+        from swarmstep.launch import enter_namespace
 
-        namespace.enter(program.namespace)
+        enter_namespace.enter(program.namespace)
     os.chdir(program.folder)
     os.environ.clear()
     os.environ.update(program.environment)

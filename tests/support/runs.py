@@ -15,7 +15,7 @@ from swarmstep.errors import Interrupted
 from swarmstep.train.build import resolve
 from swarmstep.train.config import Config
 from swarmstep.train.job import Job
-from swarmstep.train.lockstep import run
+from swarmstep.train.lockstep_coordinator import run
 from swarmstep.workloads import Defaults, Examples, Workload
 
 ROOT = Path(__file__).parents[2]

@@ -41,7 +41,7 @@ from swarmstep.cli.options import fields_of
 from swarmstep.comm.sim import simulate
 from swarmstep.elastic.supervisor import Supervisor, SupervisorOptions
 from swarmstep.errors import CommError, Interrupted, UsageError
-from swarmstep.launch.namespace import FOLDER
+from swarmstep.launch.enter_namespace import FOLDER
 from swarmstep.launch.processes import noting_interrupts
 from swarmstep.network.leftovers import PREFIX
 from swarmstep.network.link import Link

@@ -18,7 +18,7 @@ import pytest
 from rights import needs_network
 from swarmstep.comm.process_groups import serve_store
 from swarmstep.errors import UsageError
-from swarmstep.launch.namespace import inside
+from swarmstep.launch.enter_namespace import inside
 from swarmstep.launch.processes import LOOPBACK, Outcome, Place, run_group
 from swarmstep.network.link import Link
 from swarmstep.network.namespaces import Network

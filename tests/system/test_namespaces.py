@@ -18,7 +18,7 @@ import pytest
 
 from rights import needs_network
 from swarmstep.errors import CommError
-from swarmstep.launch.namespace import FOLDER, inside
+from swarmstep.launch.enter_namespace import FOLDER, inside
 from swarmstep.launch.processes import noting_interrupts, run_group
 from swarmstep.network.leftovers import PREFIX
 from swarmstep.network.link import Link, parse

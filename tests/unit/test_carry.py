@@ -39,7 +39,7 @@ from swarmstep.errors import UsageError
 from swarmstep.ownership import Derived, Inherited, Own, PerWorker, Place, Shared, carry
 from swarmstep.runtime.flat import Flat
 from swarmstep.signal import Layout, Roll, Signal
-from swarmstep.strategies import trust
+from swarmstep.strategies.parts import trust
 from swarmstep.strategies.pso_ps import PSOPSState
 from whole_runs import fast_if
 

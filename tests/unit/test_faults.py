@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from runs import regression, train, weights
-from swarmstep import specs
+from swarmstep import spec_help
 from swarmstep.data.sampler import Sampler
 from swarmstep.data.sharding import hold_out, shard
 from swarmstep.errors import UsageError
@@ -64,7 +64,7 @@ def test_no_fault() -> None:
     ],
 )
 def test_other_forms_are_refused_and_the_valid_ones_listed(spec: str) -> None:
-    with pytest.raises(UsageError, match=f"unknown fault {spec!r}; expected {specs.FAULTS}"):
+    with pytest.raises(UsageError, match=f"unknown fault {spec!r}; expected {spec_help.FAULTS}"):
         parse(spec, 3, 0)
 
 

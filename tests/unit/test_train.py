@@ -20,7 +20,7 @@ from swarmstep.errors import CheckpointError, NotFinite, UsageError
 from swarmstep.train.build import resolve
 from swarmstep.train.config import Config
 from swarmstep.train.job import Job
-from swarmstep.train.lockstep import simulated
+from swarmstep.train.lockstep_coordinator import simulated
 from swarmstep.workloads import load
 
 EVERY_STRATEGY = sorted(STRATEGIES)
@@ -212,7 +212,7 @@ def test_real_data_through_real_loaders(tmp_path: Path) -> None:
     from swarmstep.train.build import resolve
     from swarmstep.train.config import Config
     from swarmstep.train.job import Job
-    from swarmstep.train.lockstep import simulated
+    from swarmstep.train.lockstep_coordinator import simulated
 
     workload = load("mnist", REAL)
     wish = resolve(Config("mnist", workers=2, steps=30, every=8, model="mlp"), workload)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from swarmstep import specs
+from swarmstep import spec_help
 from swarmstep.chaos import schedule
 from swarmstep.chaos.schedule import KINDS
 from swarmstep.errors import UsageError
@@ -33,7 +33,7 @@ class ChaosSettings:
     every: int = setting(16, "local steps between rounds", "N", "Run")
     pace: float = setting(0.1, "least duration of a local step", "SECONDS", "Run")
     silence: float = setting(2.0, "a worker that gives no sign of life for this long is lost", "SECONDS", "Run")
-    link: str = setting("1gbit", f"of each worker, as root: {specs.LINK}", "SPEC", "Run")
+    link: str = setting("1gbit", f"of each worker, as root: {spec_help.LINK}", "SPEC", "Run")
     baseline_seconds: float = setting(
         30.0, "duration of the run without faults that the throughput is compared with; 0: none", "SECONDS",
         "Comparison",

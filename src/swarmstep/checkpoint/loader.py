@@ -11,7 +11,7 @@ import torch
 from swarmstep.checkpoint.file import read_content
 from swarmstep.checkpoint.folder import path_of, steps_in
 from swarmstep.comm.base import Comm
-from swarmstep.comm.text import gather_text
+from swarmstep.comm.gather_text import gather_text
 from swarmstep.errors import CheckpointError
 from swarmstep.seeding import mix
 

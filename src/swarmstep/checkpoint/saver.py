@@ -23,7 +23,7 @@ from swarmstep.checkpoint.file import content_of, label_of, unwritable, write
 from swarmstep.checkpoint.folder import path_of, remove_file, remove_step, steps_in
 from swarmstep.comm.background import BackgroundTask, TaskRegistry
 from swarmstep.comm.base import Comm
-from swarmstep.comm.text import gather_text
+from swarmstep.comm.gather_text import gather_text
 from swarmstep.errors import CheckpointError
 
 _MORE = 8  # steps that stay beyond `keep` where hardly any is ever completed

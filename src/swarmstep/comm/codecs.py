@@ -17,7 +17,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from swarmstep import specs
+from swarmstep import spec_help
 from swarmstep.errors import UsageError
 
 PIECE = 1 << 16  # elements coded at a time: with their scratch memory they fit into a core's cache
@@ -243,7 +243,7 @@ def parse(spec: str) -> Codec:
             return TopK(float(number))
     except (ValueError, UsageError):
         pass
-    raise UsageError(f"unknown codec {spec!r}; expected one of {specs.CODECS}, with 0 < FRACTION <= 1")
+    raise UsageError(f"unknown codec {spec!r}; expected one of {spec_help.CODECS}, with 0 < FRACTION <= 1")
 
 
 def _integers(blocks: Tensor, top: int, scratch: Tensor) -> tuple[Tensor, Tensor]:

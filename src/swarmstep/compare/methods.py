@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from swarmstep.errors import UsageError
-from swarmstep.specs import METHODS
+from swarmstep.spec_help import METHODS
 from swarmstep.strategies import STRATEGIES
 from swarmstep.train.config import BASELINES, Config
 

@@ -20,7 +20,7 @@ from swarmstep.compare.results import Cell, to_json
 from swarmstep.errors import SwarmstepError
 from swarmstep.train.config import Config
 from swarmstep.train.job import Job
-from swarmstep.train.lockstep import simulated
+from swarmstep.train.lockstep_coordinator import simulated
 from swarmstep.workloads import Workload, load
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from swarmstep.compare import results, run_processes
-from swarmstep.compare.extra import library
+from swarmstep.compare.optional_imports import library
 from swarmstep.compare.plan import Task, TaskGroup, Untuned
 from swarmstep.compare.pool import Pool
 from swarmstep.compare.results import Cell

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from swarmstep import specs
+from swarmstep import spec_help
 from swarmstep.errors import UsageError
 from swarmstep.settings import same_setting, setting
 from swarmstep.train.config import Config
@@ -25,11 +25,13 @@ class ComparisonSettings:
     """
 
     workload: str = same_setting(Config, "workload")
-    strategies: str = setting(METHODS, specs.METHODS, "A,B,...", "Grid")
+    strategies: str = setting(METHODS, spec_help.METHODS, "A,B,...", "Grid")
     every: str = setting("16", "local steps between rounds", "N,...", "Grid")
     workers: str = setting("4", "number of workers", "W,...", "Grid")
-    shards: str = setting("iid", f"which worker holds which examples: {specs.SHARDS}", "SPEC,...", "Grid")
-    fault: str = setting("none", f"none, or what the last K ranks do wrong: {specs.FAULTS}", "SPEC,...", "Grid")
+    shards: str = setting("iid", f"which worker holds which examples: {spec_help.SHARDS}", "SPEC,...", "Grid")
+    fault: str = setting(
+        "none", f"none, or what the last K ranks do wrong: {spec_help.FAULTS}", "SPEC,...", "Grid"
+    )
     seeds: int = setting(3, "a run with each of the seeds 0 to K - 1", "K", "Grid")
     target_accuracy: float | None = setting(None, "test accuracy to reach, 0 to 1", "A", "Target")
     target_loss: float | None = setting(None, "test loss to reach", "L", "Target")
@@ -63,13 +65,13 @@ class ComparisonSettings:
         group="Network",
     )
     link: Sequence[str] = setting(
-        (), f"of each worker; for the virtual clock it may be repeated: {specs.LINK}", "SPEC", "Network"
+        (), f"of each worker; for the virtual clock it may be repeated: {spec_help.LINK}", "SPEC", "Network"
     )
     compute: float | None = setting(
         None, "duration of a local step for the virtual clock (default: as measured)", "SECONDS", "Network"
     )
-    stragglers: str | None = setting(None, f"for the virtual clock: {specs.STRAGGLERS}", "SPEC", "Network")
-    failures: str | None = setting(None, f"for the virtual clock: {specs.FAILURES}", "SPEC", "Network")
+    stragglers: str | None = setting(None, f"for the virtual clock: {spec_help.STRAGGLERS}", "SPEC", "Network")
+    failures: str | None = setting(None, f"for the virtual clock: {spec_help.FAILURES}", "SPEC", "Network")
     jobs: int | None = setting(None, "simulated runs at once (default: the number of cores)", "K", "Run")
     title: str | None = setting(None, "title of the report", "TEXT", "Run")
     data: str | None = same_setting(Config, "data")

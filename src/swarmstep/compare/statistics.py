@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from swarmstep.compare.extra import library
+from swarmstep.compare.optional_imports import library
 
 CONFIDENCE = 0.95
 

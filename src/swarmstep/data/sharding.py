@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from swarmstep import specs
+from swarmstep import spec_help
 from swarmstep.errors import UsageError
 from swarmstep.seeding import generator, mix
 
@@ -101,7 +101,7 @@ def parse(spec: str, workers: int, classes: int | None) -> tuple[str, float, int
     if first[0] == "bad-labels":
         first, rest = ("iid", 0.0), [first, *rest]
     if len(rest) > 1 or any(name != "bad-labels" or first[0] == "dealt" for name, _ in rest):
-        raise UsageError(f"unknown shards {spec!r}; expected {specs.SHARDS}")
+        raise UsageError(f"unknown shards {spec!r}; expected {spec_help.SHARDS}")
     (base, number), bad = first, int(rest[0][1]) if rest else 0
     if classes is None and (rest or base in ("classes", "dirichlet")):
         raise UsageError(f"shards {spec!r} need a workload with classes; expected iid or seldp")
@@ -127,7 +127,7 @@ def _parse_part(part: str, spec: str) -> tuple[str, float]:
         if math.isnan(number):
             raise ValueError
     except (KeyError, ValueError):
-        raise UsageError(f"unknown shards {spec!r}; expected {specs.SHARDS}") from None
+        raise UsageError(f"unknown shards {spec!r}; expected {spec_help.SHARDS}") from None
     return name, number
 
 

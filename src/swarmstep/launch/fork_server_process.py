@@ -118,9 +118,9 @@ def _set_up(spec: ProcessSpec) -> None:
             os.dup2(file, number)
             os.close(file)
     if spec.namespace:
-        from swarmstep.launch import namespace
+        from swarmstep.launch import enter_namespace
 
-        namespace.enter(spec.namespace)
+        enter_namespace.enter(spec.namespace)
     os.environ.clear()
     os.environ.update(spec.environment)
     sys.argv = [spec.program, *spec.arguments]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from swarmstep import specs
+from swarmstep import spec_help
 from swarmstep.settings import setting
 
 _WORKERS = "number of processes"
 _REPEATS = "repeats, of which the median counts"
 _LINK = (
     "run each worker in a network namespace of its own (Linux, as root; default: all on the loopback interface), "
-    f"on a link {specs.LINK}"
+    f"on a link {spec_help.LINK}"
 )
 
 

@@ -8,7 +8,7 @@ import os
 import re
 import signal
 
-from swarmstep.launch.namespace import FOLDER
+from swarmstep.launch.enter_namespace import FOLDER
 from swarmstep.network.iproute import run_or_skip
 
 PREFIX = "swarmstep-"  # of all our namespaces; the pid of the process that made them follows

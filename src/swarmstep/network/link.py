@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from swarmstep.errors import UsageError
-from swarmstep.specs import LINK
+from swarmstep.spec_help import LINK
 
 _RATES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
 _TIMES = {"us": 1e-6, "ms": 1e-3, "s": 1.0}

@@ -23,7 +23,7 @@ from types import FrameType
 
 from swarmstep.comm.process_groups import serve_store
 from swarmstep.errors import CommError, UsageError
-from swarmstep.launch.namespace import inside
+from swarmstep.launch.enter_namespace import inside
 from swarmstep.launch.processes import Place
 from swarmstep.network import switch
 from swarmstep.network.iproute import bring_up, run, signals_deferred

@@ -21,7 +21,7 @@ from swarmstep.network.collective_costs import seconds_of
 from swarmstep.network.link import Link
 from swarmstep.network.trace import Trace
 from swarmstep.seeding import mix
-from swarmstep.specs import FAILURES, STRAGGLERS
+from swarmstep.spec_help import FAILURES, STRAGGLERS
 
 BLOCK = 4096  # steps drawn at once: 8 MB for 256 workers
 MAX_FAILURES = 7.0  # expected between two rounds; a round then takes e^7 = 1,100 attempts

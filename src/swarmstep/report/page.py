@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
-from swarmstep.compare.extra import library
+from swarmstep.compare.optional_imports import library
 from swarmstep.compare.sections import Section
 from swarmstep.report import figures
 from swarmstep.report.figures import DataTable

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from swarmstep.comm.group import Group
 from swarmstep.errors import CommError, UsageError
-from swarmstep.runtime import saved_run
+from swarmstep.runtime import synchronizer_state
 from swarmstep.runtime.options import Options
 from swarmstep.runtime.replica import Replica
 from swarmstep.runtime.rounds import Rounds
@@ -228,7 +228,7 @@ class Synchronizer:
         """
         if self._reduced is not None:
             raise UsageError("Synchronizer.state_dict: called between reduce() and step(); call it after step()")
-        return saved_run.save(self._replica, self._rounds.group, self._rounds.counts)
+        return synchronizer_state.save(self._replica, self._rounds.group, self._rounds.counts)
 
     def load_state_dict(self, saved: Mapping[str, Any], sources: Sequence[int | None] = ()) -> None:
         """Go on from a `state_dict`; load the model's own state dict first.
@@ -241,7 +241,7 @@ class Synchronizer:
         Raises:
             CheckpointError: names the field that differs; nothing was loaded then.
         """
-        saved_run.load(saved, sources, self._replica, self._rounds.group, self._rounds.counts)
+        synchronizer_state.load(saved, sources, self._replica, self._rounds.group, self._rounds.counts)
 
 
 def _check_elastic(strategy: Strategy) -> None:

@@ -13,7 +13,7 @@ from swarmstep.comm.base import Comm
 from swarmstep.ownership import Shared
 from swarmstep.signal import Layout, Roll, Signal
 from swarmstep.strategies.base import Strategy, check_range
-from swarmstep.strategies.blocks import blocks
+from swarmstep.strategies.parts.blocks import blocks
 from swarmstep.when import Every, When
 
 

@@ -15,10 +15,10 @@ from swarmstep.comm.base import Comm
 from swarmstep.errors import NotFinite, UsageError
 from swarmstep.ownership import PerWorker, Shared
 from swarmstep.signal import Distrust, Layout, Roll, Signal
-from swarmstep.strategies import trust
 from swarmstep.strategies.base import Strategy, check_choice, check_range
-from swarmstep.strategies.blocks import blocks, squared_distance
-from swarmstep.strategies.leave_one_out import common_loss, leave_one_out, slowest
+from swarmstep.strategies.parts import trust
+from swarmstep.strategies.parts.blocks import blocks, squared_distance
+from swarmstep.strategies.parts.leave_one_out import common_loss, leave_one_out, slowest
 
 
 class InformedSwarmState(NamedTuple):

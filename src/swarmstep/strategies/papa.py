@@ -13,7 +13,7 @@ from swarmstep.comm.base import Comm
 from swarmstep.ownership import Shared
 from swarmstep.signal import Layout, Roll, Signal
 from swarmstep.strategies.base import Strategy, check_range
-from swarmstep.strategies.rate import common_rate
+from swarmstep.strategies.parts.rate import common_rate
 from swarmstep.when import Every, When
 
 

@@ -17,8 +17,8 @@ from swarmstep.ownership import Own, PerWorker, Shared
 from swarmstep.seeding import mix
 from swarmstep.signal import Layout, Roll, Signal
 from swarmstep.strategies.base import Strategy, check_choice, check_range
-from swarmstep.strategies.neighbours import fetch, ring_leaders
-from swarmstep.strategies.random_factors import FACTORS, Factor, random_factors
+from swarmstep.strategies.parts.neighbours import fetch, ring_leaders
+from swarmstep.strategies.parts.random_factors import FACTORS, Factor, random_factors
 
 
 class PSOPSState(NamedTuple):

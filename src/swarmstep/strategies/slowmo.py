@@ -14,7 +14,7 @@ from swarmstep.errors import UsageError
 from swarmstep.ownership import Shared
 from swarmstep.signal import Layout, Roll, Signal
 from swarmstep.strategies.base import Strategy, check_range
-from swarmstep.strategies.rate import common_rate
+from swarmstep.strategies.parts.rate import common_rate
 
 
 class SlowMoState(NamedTuple):

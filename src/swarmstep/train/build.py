@@ -8,7 +8,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from swarmstep import specs
+from swarmstep import spec_help
 from swarmstep.comm import codecs
 from swarmstep.data import sharding
 from swarmstep.data.sharding import hold_out
@@ -136,7 +136,7 @@ def _warmup(spec: str | None) -> tuple[int | None, str | None]:
         return None, spec
     steps, _, rest = spec.removeprefix("warmup:").partition(",")
     if not steps.isdecimal():
-        raise UsageError(f"unknown trigger {spec!r}; expected {specs.TRIGGERS}")
+        raise UsageError(f"unknown trigger {spec!r}; expected {spec_help.TRIGGERS}")
     return int(steps), rest or None
 
 
@@ -161,7 +161,7 @@ def parse_when(spec: str | None, every: int) -> When:
             return forms[name](rest)
     except ValueError:
         pass
-    raise UsageError(f"unknown trigger {spec!r}; expected {specs.TRIGGERS}")
+    raise UsageError(f"unknown trigger {spec!r}; expected {spec_help.TRIGGERS}")
 
 
 def _numbers(text: str) -> int | tuple[int, ...]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Literal, get_args
 
-from swarmstep import specs
+from swarmstep import spec_help
 from swarmstep.errors import UsageError
 from swarmstep.workloads.defaults import BUILT_IN, Defaults, Optimizer, Schedule
 
@@ -47,16 +47,16 @@ class Config:
         metadata=_about("Method", "NAME=VALUE", "a setting of the strategy; may be repeated"),
     )
     when: str | None = field(
-        default=None, metadata=_about("Method", "SPEC", f"in place of --every: {specs.TRIGGERS}")
+        default=None, metadata=_about("Method", "SPEC", f"in place of --every: {spec_help.TRIGGERS}")
     )
     every: int | None = field(default=None, metadata=_about("Method", "N", "local steps between rounds"))
     workers: int = field(default=4, metadata=_about("Run", "W", "number of workers"))
     shards: str = field(
         default="iid",
-        metadata=_about("Data and model", "SPEC", f"which worker holds which examples: {specs.SHARDS}"),
+        metadata=_about("Data and model", "SPEC", f"which worker holds which examples: {spec_help.SHARDS}"),
     )
     fault: str | None = field(
-        default=None, metadata=_about("Run", "SPEC", f"what the last K ranks do wrong: {specs.FAULTS}")
+        default=None, metadata=_about("Run", "SPEC", f"what the last K ranks do wrong: {spec_help.FAULTS}")
     )
     model: str | None = field(
         default=None, metadata=_about("Data and model", "NAME", "one of the workload's models")
@@ -93,7 +93,7 @@ class Config:
     )
     codec: str | None = field(
         default=None,
-        metadata=_about("Communication", "SPEC", f"how vectors are encoded on the wire: {specs.CODECS}"),
+        metadata=_about("Communication", "SPEC", f"how vectors are encoded on the wire: {spec_help.CODECS}"),
     )
     fast_sums: bool = field(
         default=False,

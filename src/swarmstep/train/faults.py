@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from swarmstep import fault_points, specs
+from swarmstep import fault_points, spec_help
 from swarmstep.errors import UsageError
 from swarmstep.seeding import generator
 
@@ -119,7 +119,7 @@ def parse(spec: str | None, workers: int, seed: int) -> Fault | None:
     try:
         count, *rest = [cast(text) for cast, text in zip(kinds[kind], numbers, strict=True)]
     except (KeyError, ValueError):
-        raise UsageError(f"unknown fault {spec!r}; expected {specs.FAULTS}") from None
+        raise UsageError(f"unknown fault {spec!r}; expected {spec_help.FAULTS}") from None
     number = float(rest[0]) if rest else 0.0
     if not 1 <= count <= workers:
         raise UsageError(f"fault {spec!r}: K must be 1 to {workers}, the number of workers, found {count}")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from swarmstep.errors import UsageError
-from swarmstep.train import join, lockstep, start, work
+from swarmstep.train import join, lockstep_coordinator, start_workers, worker_process
 from swarmstep.train.build import resolve
 from swarmstep.train.config import FREE, Config, Invocation
 from swarmstep.train.environment import started_as, threads
@@ -133,7 +133,7 @@ class Session:
 
     def simulate(self) -> dict[str, Any]:
         """Run all workers in this process and return the summary."""
-        return lockstep.simulated(*self.ready(self.config()), self.job)
+        return lockstep_coordinator.simulated(*self.ready(self.config()), self.job)
 
     def launch(self, arguments: Sequence[str]) -> int:
         """Check everything once, start the workers as processes, and return the exit code of the run.
@@ -141,8 +141,8 @@ class Session:
         Args:
             arguments: of the command line, for the workers.
         """
-        return start.join(self, arguments) if self.call.join else start.start(self, arguments)
+        return start_workers.join(self, arguments) if self.call.join else start_workers.start(self, arguments)
 
     def work(self) -> dict[str, Any] | None:
         """Be one of the workers; one of them returns the summary: rank 0, or whoever has taken its place."""
-        return work.as_member(self) if self.is_member else work.in_group(self)
+        return worker_process.as_member(self) if self.is_member else worker_process.in_group(self)

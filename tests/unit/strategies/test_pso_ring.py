@@ -12,7 +12,7 @@ from rounds import Array, Game, game, play
 from swarmstep import PSOPS, Comm, Metered, simulate
 from swarmstep.errors import UsageError
 from swarmstep.seeding import generator, mix
-from swarmstep.strategies.neighbours import fetch, ring_leaders
+from swarmstep.strategies.parts.neighbours import fetch, ring_leaders
 
 
 def lbest(scores: Array, i: int) -> int:

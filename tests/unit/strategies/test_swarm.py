@@ -12,7 +12,7 @@ import torch
 from rounds import Array, Game, game, play, weighted
 from swarmstep import Independent, InformedSwarm, LocalSGD
 from swarmstep.errors import NotFinite, UsageError
-from swarmstep.strategies import trust
+from swarmstep.strategies.parts import trust
 
 
 def loss(v: Array) -> float:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from swarmstep.seeding import generator
-from swarmstep.strategies.blocks import blocks
+from swarmstep.strategies.parts.blocks import blocks
 
 Factor: TypeAlias = Tensor | float  # one for each element of a block, or one for all of them
 FACTORS = ("tensor", "vector", "weight", "none")

@@ -12,7 +12,7 @@ from swarmstep.comm.dist import DistComm
 from swarmstep.elastic.membership import Membership
 from swarmstep.elastic.torchft import LighthouseMembership
 from swarmstep.errors import UsageError
-from swarmstep.train import elastic, lockstep
+from swarmstep.train import elastic_coordinator, lockstep_coordinator
 from swarmstep.train.build import resolve
 from swarmstep.train.config import Config
 from swarmstep.train.join import read_settings
@@ -43,7 +43,7 @@ def in_group(session: Session) -> dict[str, Any] | None:
             raise UsageError(f"expected {config.workers} processes, as the run has workers, found {comm.size}")
         if config.fast_sums != fast_sums:
             raise UsageError("--fast-sums: the run to resume has it; give it here, too")
-        summary = lockstep.run(config, workload, comm, session.job)
+        summary = lockstep_coordinator.run(config, workload, comm, session.job)
     finally:
         comm.close()
     return summary if comm.rank == 0 else None
@@ -75,7 +75,7 @@ def as_member(session: Session) -> dict[str, Any] | None:
     )
     folder = session.started.folder
     membership.resumes = folder is not None
-    return elastic.run(config, workload, membership, dataclasses.replace(session.job, out=folder))
+    return elastic_coordinator.run(config, workload, membership, dataclasses.replace(session.job, out=folder))
 
 
 def _joined(session: Session) -> tuple[Config, Workload]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from swarmstep.comm.base import Comm
 from swarmstep.signal import Roll
-from swarmstep.strategies import trust
+from swarmstep.strategies.parts import trust
 
 Probe = Callable[[Tensor], float]
 
