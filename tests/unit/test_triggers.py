@@ -173,9 +173,8 @@ def test_resume_is_bitwise(name: str) -> None:
 
 def test_command_line_forms() -> None:
     assert parse_when("every:4", 8) == Every(4)
-    assert parse_when("every:4,8,16", 8) == Every((4, 8, 16))
     assert parse_when("change:0.2", 8) == GradientChange(0.2)
     assert parse_when("qsr:4,0.05", 8) == QuadraticRule(4, 0.05)
-    for wrong in ("change", "change:x", "qsr:4", "qsr:a,b", "qsr:4,", "never:1", "warmup:2", "every:4,", "every:"):
+    for wrong in ("change", "change:x", "qsr:4", "qsr:a,b", "qsr:4,", "never:1", "warmup:2", "every:4,", "every:4,8", "every:"):
         with pytest.raises(UsageError, match=r"expected every:N .*change:THRESHOLD, qsr:BASE,ALPHA"):
             parse_when(wrong, 8)

@@ -68,15 +68,80 @@ def test_gradients_optimizers_and_copies_work_on_views() -> None:
     assert same(found[0], found[1])
 
 
-def test_weights_that_were_replaced_are_taken_in_again() -> None:
-    model = network()
-    flat = Flat(model, views=True)
+def load(model: nn.Module) -> None:
     state = {name: value + 1 if value.is_floating_point() else value for name, value in model.state_dict().items()}
     model.load_state_dict(state, assign=True)
-    assert same(flat.open(), Flat(model).read())
-    assert shares(model)
+
+
+def swap(model: nn.Module) -> None:
+    """As a moving average is swapped in."""
     model[0].weight.data = torch.full((8, 5), 7.0)  # type: ignore[index]
-    assert (flat.open()[:40] == 7.0).all()
+
+
+def exchange(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        other = parameter.data.clone().mul_(2)
+        parameter.data, other = other, parameter.data
+
+
+def set_from_vector(model: nn.Module) -> None:
+    vector = nn.utils.parameters_to_vector(model.parameters())
+    nn.utils.vector_to_parameters(vector.detach() * 3, model.parameters())
+
+
+@pytest.mark.parametrize("change", [load, swap, exchange, set_from_vector])
+def test_tensors_given_other_memory_are_followed_by_copies_and_refused_by_views(change: Any) -> None:
+    for views in (True, False):
+        model = network()
+        flat = Flat(model, views=views)
+        change(model)
+        changed = Flat(copy.deepcopy(model)).read()
+        if views:
+            with pytest.raises(UsageError, match=r"views: '0.weight' was given other memory .*views=False"):
+                flat.open()
+        else:
+            assert same(flat.open(), changed)
+
+
+@pytest.mark.parametrize("views", [True, False])
+def test_a_round_before_backward_is_an_error_of_autograd(views: bool) -> None:
+    def train(comm: Comm) -> None:
+        model = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
+        sync = Synchronizer(model, LocalSGD(when=Every(1)), comm, Options(views=views))
+        loss = model(torch.ones(1, 1)).sum()
+        sync.step(loss)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+
+    simulate(train, 2)
+
+
+def saved_bytes(model: nn.Module) -> int:
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    return file.tell()
+
+
+def test_by_default_nothing_about_the_memory_of_a_model_changes(tmp_path: Any) -> None:
+    """Its storages, what was taken of it before, copies of it, and what writers of files make of it."""
+
+    def train(comm: Comm) -> None:
+        model = network()
+        early, detached, size = model.state_dict(), model[0].weight.detach(), saved_bytes(copy.deepcopy(model))  # type: ignore[operator, index]
+        pointers = [tensor.data_ptr() for tensor in model.state_dict().values()]
+        sync = Synchronizer(model, LocalSGD(when=Every(1)), comm)
+        for step in range(2):
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.add_(float(comm.rank + step))
+            sync.step(1.0)
+        assert [tensor.data_ptr() for tensor in model.state_dict().values()] == pointers
+        assert same(dict(early), dict(model.state_dict()))
+        assert same(detached, model[0].weight.detach())  # type: ignore[index, operator]
+        assert saved_bytes(copy.deepcopy(model)) == size
+        save_model(model, str(tmp_path / f"{comm.rank}.safetensors"))
+
+    simulate(train, 2)
 
 
 def test_a_model_of_another_dtype_than_at_the_start_is_named() -> None:
@@ -124,7 +189,7 @@ def test_views_copies_and_host_memory_give_the_same_weights(name: str) -> None:
     strategy = VARIANTS[name]
     found = [
         simulate(lambda comm, g=given: run(comm, strategy, 5, **g), 2)
-        for given in ({}, {"views": False}, {"offload": "cpu"})
+        for given in ({}, {"views": True}, {"offload": "cpu"})
     ]
     assert same(found[0], found[1])
     assert same(found[0], found[2])
@@ -132,7 +197,7 @@ def test_views_copies_and_host_memory_give_the_same_weights(name: str) -> None:
 
 def test_a_round_changes_the_tensors_in_place_and_the_end_gives_them_memory_of_their_own() -> None:
     def train(comm: Comm) -> list[Tensor]:
-        trainer = Trainer(LocalSGD(when=Every(2)), comm)
+        trainer = Trainer(LocalSGD(when=Every(2)), comm, views=True)
         pointers = [p.data_ptr() for p in trainer.model.parameters()]
         for _ in range(5):
             trainer.step()

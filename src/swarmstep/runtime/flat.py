@@ -8,7 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from swarmstep.errors import UsageError
-from swarmstep.runtime.module_tensors import local_shard, module_tensors, persistent_buffers
+from swarmstep.runtime.module_tensors import (
+    check_tensors,
+    is_statistic,
+    local_shard,
+    module_tensors,
+    persistent_buffers,
+)
 from swarmstep.signal import Layout
 
 
@@ -16,9 +22,10 @@ class Flat:
     """What of a module the workers share, as a vector x.
 
     In x: every trainable parameter once (tied parameters count once, those without a gradient count too), in
-    the order of `named_parameters`, then every persistent floating-point buffer. Of a sharded parameter
-    (DTensor) this rank's shard. Not in x: frozen parameters and integer buffers, of which all ranks start with
-    rank 0's; and buffers registered with persistent=False, which stay each worker's own.
+    the order of `named_parameters`, then every persistent floating-point buffer that holds finite numbers. Of a
+    sharded parameter (DTensor) this rank's shard. Not in x: frozen parameters, other buffers (integers, masks
+    with infinities, empty ones), of which all ranks start with rank 0's; and buffers registered with
+    persistent=False, which stay each worker's own.
 
     x is float32, or float64 if any of its tensors is; on the device of the first parameter, or on `device`.
     Writing rounds to each tensor's own dtype.
@@ -28,12 +35,13 @@ class Flat:
         views: move the module's tensors into x, of which they are views from then on, so that nothing is
             copied in a round. Not where that would change what they are: tensors of several dtypes or
             devices, sharded, in shared memory, not contiguous, or overlapping others. They are copied then.
+            A tensor that is given other memory later (by setting `.data`, say) is an error.
         fragments: in how many parts to lay x: whole leaf modules, dealt out in turn, each part with its
             parameters first.
         device: where x lives (None: with the first parameter).
 
     Raises:
-        UsageError: nothing to train, a parameter that is not real floating point, or more fragments than
+        UsageError: nothing to train, a tensor that cannot be synchronized (it names it), or more fragments than
             modules with parameters.
     """
 
@@ -41,30 +49,28 @@ class Flat:
         self, module: nn.Module, *, views: bool = False, fragments: int = 1, device: str | None = None
     ) -> None:
         self._module = module
-        buffers = [name for name, buffer in persistent_buffers(module).items() if buffer.is_floating_point()]
+        check_tensors(module)
+        buffers = [name for name, buffer in persistent_buffers(module).items() if is_statistic(buffer)]
         self._buffers = frozenset(buffers)
         parameters = [name for name, p in module.named_parameters() if p.requires_grad]
         if not parameters:
             raise UsageError("the model has no trainable parameter: expected one with requires_grad=True")
         self._plain = [*parameters, *buffers]
         self._names = _dealt(parameters, buffers, fragments)
+        self._expected: dict[str, int] = {}  # the elements of each tensor, by name; empty until they are known
         tensors = self._tensors()
-        for name, tensor in tensors.items():
-            if not tensor.is_floating_point() or tensor.layout != torch.strided:
-                raise UsageError(
-                    f"parameter {name!r}: expected dense real floating point, found {tensor.dtype}, "
-                    f"{tensor.layout}"
-                )
+        self._expected = {name: tensor.numel() for name, tensor in tensors.items()}
         self.fragments = tuple(self._measure(names, tensors) for names in self._names)
         self.layout = self._measure([name for names in self._names for name in names], tensors)
         self._starts = list(accumulate((sum(f.sizes) for f in self.fragments), initial=0))
         double = any(t.dtype == torch.float64 for t in tensors.values())
         self.dtype = torch.float64 if double else torch.float32
         self.device = torch.device(device) if device else next(iter(tensors.values())).device
+        self.exact = all(t.dtype == self.dtype for t in tensors.values())  # whether writing rounds nothing
+        self._opened: dict[int, Tensor] = {}  # memory for `open`, by fragment
         self._x: Tensor | None = None  # once the module's tensors are views of it
         if views and self._may_be_views(tensors):
-            self._x = self._empty()
-            self._adopt()
+            self._adopt(tensors)
 
     def _tensors(self) -> dict[str, Tensor]:
         """Return what lies in x, in its order, as the module has it now."""
@@ -74,17 +80,21 @@ class Flat:
         odd = sorted(tensors.keys() ^ set(expected))
         if odd:
             raise UsageError(
-                f"parameter or buffer {odd[0]!r} has been frozen, unfrozen, added or removed since the "
+                f"parameter or buffer {odd[0]!r} has been frozen, unfrozen, tied, added or removed since the "
                 "Synchronizer was made; make a new Synchronizer at the same step on all ranks"
             )
-        return {name: local_shard(tensors[name]) for name in expected}
+        found = {name: local_shard(tensors[name]) for name in expected}
+        for name, count in self._expected.items():
+            if found[name].numel() != count:
+                raise UsageError(
+                    f"{name!r} has {found[name].numel()} elements and had {count} when the Synchronizer was made; "
+                    "if the first batch gives it its shape, run one through the model before making it"
+                )
+        return found
 
     def _measure(self, names: list[str], tensors: dict[str, Tensor]) -> Layout:
         parameters = sum(tensors[name].numel() for name in names if name not in self._buffers)
         return Layout(tuple(names), tuple(tensors[name].numel() for name in names), parameters)
-
-    def _empty(self) -> Tensor:
-        return torch.empty(sum(self.layout.sizes), dtype=self.dtype, device=self.device)
 
     def _may_be_views(self, tensors: dict[str, Tensor]) -> bool:
         """Return whether the tensors stay what they are when they become views of one vector."""
@@ -102,44 +112,60 @@ class Flat:
         )
 
     @torch.no_grad()
-    def _adopt(self) -> Tensor:
-        """Return x, having made views of it what of the module's tensors is none: all at first."""
+    def _adopt(self, tensors: dict[str, Tensor]) -> None:
+        """Make the tensors views of x."""
+        self._x = torch.empty(sum(self.layout.sizes), dtype=self.dtype, device=self.device)
+        for piece, tensor in zip(self._x.split(self.layout.sizes), tensors.values(), strict=True):
+            piece.copy_(tensor.reshape(-1))
+            tensor.data = piece.view(tensor.shape)
+
+    def _shared(self) -> Tensor:
+        """Return x; raise UsageError where a tensor of the module is no view of it any more."""
         assert self._x is not None
         place, size = self._x.data_ptr(), self._x.element_size()
-        for piece, tensor in zip(self._x.split(self.layout.sizes), self._tensors().values(), strict=True):
-            if (tensor.dtype, tensor.device, tensor.numel()) != (piece.dtype, piece.device, piece.numel()):
+        for name, tensor in self._tensors().items():
+            if (tensor.dtype, tensor.device) != (self.dtype, self._x.device):
                 raise UsageError(
-                    f"the model was changed since the Synchronizer was made: a tensor is {tensor.dtype} on "
-                    f"{tensor.device}, was {piece.dtype} on {piece.device}; make a new Synchronizer on all ranks"
+                    f"the model was changed since the Synchronizer was made: {name!r} is {tensor.dtype} on "
+                    f"{tensor.device}, was {self.dtype} on {self._x.device}; make a new Synchronizer on all ranks"
                 )
             if tensor.data_ptr() != place and tensor.numel():
-                piece.copy_(tensor.reshape(-1))
-                tensor.data = piece.view(tensor.shape)
+                raise UsageError(
+                    f"views: {name!r} was given other memory since the Synchronizer was made (its .data was set, "
+                    "or it was replaced); use Options(views=False), which follows that"
+                )
             place += tensor.numel() * size
         return self._x
 
     @torch.no_grad()
     def release(self) -> None:
         """Give the module's tensors memory of their own again."""
+        self._opened.clear()
         if self._x is not None:
-            self._adopt()
+            self._shared()
             for tensor in self._tensors().values():
                 tensor.data = tensor.data.clone()
             self._x = None
 
+    @torch.no_grad()
     def open(self, fragment: int = 0) -> Tensor:
         """Return x, or that part of it: itself where the module's tensors are views of it, else a copy.
 
-        Whoever changes it calls `close` afterwards.
+        Whoever changes it calls `close` afterwards. The copy is valid until the next call for this part.
         """
         if self._x is not None:
-            return self._part(self._adopt(), fragment)
-        return self.read(fragment)
+            return self._part(self._shared(), fragment)
+        if fragment not in self._opened:
+            size = sum(self.fragments[fragment].sizes)
+            self._opened[fragment] = torch.empty(size, dtype=self.dtype, device=self.device)
+        return self._fill(self._opened[fragment], fragment)
 
     def close(self, x: Tensor, fragment: int = 0) -> None:
         """Take over what was done to the x of `open`."""
         if self._x is None or x.data_ptr() != self._part(self._x, fragment).data_ptr():
             self.write(x, fragment)
+        else:  # autograd notices that what it has saved for a backward pass was changed
+            torch.autograd.graph.increment_version(list(self._tensors().values()))
 
     def _part(self, x: Tensor, fragment: int) -> Tensor:
         return x[self._starts[fragment] : self._starts[fragment + 1]]
@@ -148,10 +174,13 @@ class Flat:
     def read(self, fragment: int | None = None) -> Tensor:
         """Return a copy of x, or of one part of it."""
         if self._x is not None:
-            x = self._adopt()
+            x = self._shared()
             return (x if fragment is None else self._part(x, fragment)).clone()
+        size = sum(self._layout(fragment).sizes)
+        return self._fill(torch.empty(size, dtype=self.dtype, device=self.device), fragment)
+
+    def _fill(self, x: Tensor, fragment: int | None) -> Tensor:
         tensors, layout = self._tensors(), self._layout(fragment)
-        x = torch.empty(sum(layout.sizes), dtype=self.dtype, device=self.device)
         for piece, name in zip(x.split(layout.sizes), layout.names, strict=True):
             piece.copy_(tensors[name].reshape(-1))
         return x
@@ -159,10 +188,6 @@ class Flat:
     @torch.no_grad()
     def write(self, x: Tensor, fragment: int | None = None) -> None:
         """Set the module's tensors from x, or those of one part of it."""
-        if self._x is not None:
-            mine = self._adopt()
-            (mine if fragment is None else self._part(mine, fragment)).copy_(x)
-            return
         tensors, layout = self._tensors(), self._layout(fragment)
         for piece, name in zip(x.split(layout.sizes), layout.names, strict=True):
             tensors[name].copy_(piece.view(tensors[name].shape))
@@ -188,7 +213,8 @@ class Flat:
         for parameter in self._parameters():
             size = local_shard(parameter).numel()
             if parameter.grad is not None:
-                g[offset : offset + size].copy_(local_shard(parameter.grad).reshape(-1))
+                grad = local_shard(parameter.grad)
+                g[offset : offset + size].copy_((grad.to_dense() if grad.is_sparse else grad).reshape(-1))
             offset += size
         return g
 
@@ -197,7 +223,7 @@ class Flat:
         """Set the gradients of the parameters from a vector like that of `gradient`."""
         offset = 0
         for parameter in self._parameters():
-            if parameter.grad is None:
+            if parameter.grad is None or parameter.grad.is_sparse:
                 parameter.grad = torch.empty_like(parameter)
             grad = local_shard(parameter.grad)
             grad.copy_(g[offset : offset + grad.numel()].view(grad.shape))

@@ -129,6 +129,8 @@ class Fragment:
         """
         clock, window = self.context.comm.clock, self.window
         began, delay = clock(), 0 if now.finished else self.context.options.delay
+        if self.context.probe:
+            self.context.probe.follow()
         if delay:
             x, self.window = self._copied(x, "start"), window.fresh()
         task = functools.partial(self._exchange, x, now, window, called)

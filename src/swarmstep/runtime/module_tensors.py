@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from swarmstep.comm.torch_private import non_persistent_buffers
+from swarmstep.errors import UsageError
 
 
 def module_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -37,3 +39,33 @@ def local_shard(x: Tensor) -> Tensor:
     module: Any = sys.modules.get("torch.distributed.tensor")  # not loaded: there are none
     sharded: Any = x
     return sharded.to_local() if module and isinstance(x, module.DTensor) else x
+
+
+def is_statistic(buffer: Tensor) -> bool:
+    """Return whether a buffer takes part in rounds: finite floating-point numbers, at least one.
+
+    An observer that has seen nothing yet is empty or infinite, and a mask holds infinities for ever.
+    """
+    return buffer.is_floating_point() and buffer.numel() > 0 and bool(buffer.isfinite().all())
+
+
+def check_tensors(module: nn.Module) -> None:
+    """Raise UsageError, naming it, where a tensor of the module cannot be synchronized."""
+    trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    for name, tensor in module_tensors(module).items():
+        if why := _obstacle(tensor, trained=name in trained):
+            kind = "parameter" if name in dict(module.named_parameters()) else "buffer"
+            raise UsageError(f"{kind} {name!r} {why}")
+
+
+def _obstacle(tensor: Tensor, *, trained: bool) -> str:
+    """Return why a tensor cannot be synchronized, and what to do; nothing where it can."""
+    if nn.parameter.is_lazy(tensor):
+        return "has no shape yet (a lazy module); run one batch through the model before making the Synchronizer"
+    if tensor.device.type == "meta":
+        return "is on the meta device; give it memory and values first (module.to_empty, then its initialization)"
+    if tensor.layout != torch.strided or (trained and not tensor.is_floating_point()):
+        return f"is {tensor.dtype}, {tensor.layout}; expected dense real floating point"
+    if any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
+        return "is expanded: several of its elements share memory; register tensor.clone() instead"
+    return ""

@@ -45,9 +45,10 @@ class Options:
             n >= fragments, and a strategy that asks no probe.
         codec: how vectors are coded on the wire, from `swarmstep.comm.codecs` (None: as they are).
         views: let the model's tensors be views of one flat vector, where that is possible, so that a round
-            copies nothing; `finish` gives them memory of their own again. Give False if something else keeps
-            pointers to them (a captured CUDA graph), refuses views (safetensors' save_model before the end), or
-            would save all of x with a part of the model (torch.save of a layer).
+            copies nothing; `finish` gives them memory of their own again. Only where nothing else cares for
+            their memory: what was taken before (state_dict(), detach()) goes stale, a copy of the model or a
+            part of it is saved with the whole vector, safetensors' save_model refuses them, and a tensor whose
+            `.data` is set is an error.
         offload: "cpu" keeps all vectors of the rounds (anchors, velocities, bests) in host memory and sends
             from there. None: on the model's device.
         island: the group of ranks that hold the shards of this worker's model (FSDP2). The Synchronizer's own
@@ -64,7 +65,7 @@ class Options:
     mix: float | None = None
     fragments: int = 1
     codec: Codec | None = None
-    views: bool = True
+    views: bool = False
     offload: str | None = None
     island: Comm | None = None
     stateful: Mapping[str, Stateful] = dataclasses.field(default_factory=dict[str, Stateful])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from swarmstep.runtime.flat import Flat
+from swarmstep.runtime.model_copy import ModelCopy
 
 
 class Probe:
@@ -30,8 +30,8 @@ class Probe:
         *,
         guarded: bool = True,
     ) -> None:
-        self._model = copy.deepcopy(model).eval()
-        self._flat = Flat(self._model, views=True)
+        self._copy = ModelCopy(model)
+        self._flat = Flat(self._copy.module)
         self._loss = loss
         self._clock = clock
         self._guarded = guarded
@@ -39,13 +39,17 @@ class Probe:
         self.last_loss = 0.0
         self.seconds = 0.0  # of all calls
 
+    def follow(self) -> None:
+        """Measure the model as it is now, in all but the vector; to be called where no training goes on beside."""
+        self._copy.follow()
+
     @torch.no_grad()
     def __call__(self, x: Tensor, step: int) -> float:
         started = self._clock()
         self._flat.write(x)
         devices = [x.device] if x.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices, enabled=self._guarded):
-            loss = float(self._loss(self._model, step))
+            loss = float(self._loss(self._copy.module, step))
         self.last = self._clock() - started
         self.seconds += self.last
         self.last_loss = loss

@@ -150,7 +150,7 @@ def parse_when(spec: str | None, every: int) -> When:
         return Every(every)
     name, _, rest = spec.partition(":")
     forms: dict[str, Callable[[str], When]] = {
-        "every": lambda text: Every(_numbers(text)),
+        "every": lambda text: Every(int(text)),
         "change": lambda text: GradientChange(float(text)),
         "qsr": lambda text: QuadraticRule(int(_first(text)), float(_rest(text))),
     }
@@ -162,10 +162,6 @@ def parse_when(spec: str | None, every: int) -> When:
     except ValueError:
         pass
     raise UsageError(f"unknown trigger {spec!r}; expected {spec_help.TRIGGERS}")
-
-
-def _numbers(text: str) -> int | tuple[int, ...]:
-    return tuple(int(number) for number in text.split(",")) if "," in text else int(text)
 
 
 def _first(text: str) -> str:
