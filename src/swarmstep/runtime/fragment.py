@@ -13,14 +13,12 @@ from swarmstep import fault_points
 from swarmstep.comm.background import Done, Pending
 from swarmstep.comm.base import Comm
 from swarmstep.comm.coded import Coded
-from swarmstep.errors import NotFinite
 from swarmstep.runtime.pending_round import PendingRound, RoundResult
 from swarmstep.runtime.probe import Probe
-from swarmstep.runtime.roll_call import GROWTH, RankStatus, RollCall, call_roll, reported_loss
+from swarmstep.runtime.roll_call import RankStatus, RollCall, call_roll, check_finite, reported_loss
 from swarmstep.runtime.round_context import RoundContext, StepContext
 from swarmstep.runtime.window import Window
 from swarmstep.signal import Distrust, Roll, Round, Signal
-from swarmstep.strategies.base import Strategy
 
 
 class Fragment:
@@ -53,7 +51,10 @@ class Fragment:
         if options.codec:
             referenced = strategy.common != "none"
             start = context.vector.read(index)
-            self.coded = Coded(self._metered, options.codec, start, referenced=referenced, reuse=True)
+            statistics = len(start) - self.layout.parameters
+            self.coded = Coded(
+                self._metered, options.codec, start, exact=statistics, referenced=referenced, reuse=True
+            )
         self.comm: Comm = self.coded or self._metered
         self.trigger = strategy.when.init(self.layout, context.comm.size)
         self._offset = index * strategy.when.period // options.fragments
@@ -116,7 +117,7 @@ class Fragment:
         fault_points.reach(fault_points.ROLL_CALL)
         called = call_roll(status, context.roll_comm or self._metered, context.island, context.options.fragments)
         fault_points.reach(fault_points.ROLL_CALLED)
-        _check_finite(called.roll, now, self.strategy)
+        check_finite(called.roll, now, self.strategy)
         return called
 
     def start(self, x: Tensor, now: StepContext, called: RollCall | None = None) -> None:
@@ -287,16 +288,3 @@ class Fragment:
         if name not in self._copies:
             self._copies[name] = torch.empty_like(x)
         return self._copies[name].copy_(x)
-
-
-def _check_finite(roll: Roll, now: StepContext, strategy: Strategy) -> None:
-    bad = roll.losses.isnan().nonzero().view(-1).tolist()
-    if bad and (len(bad) == len(roll.losses) or not strategy.contains_not_finite):
-        ranks = ", ".join(map(str, bad))
-        what = f"weights of rank {ranks} are not finite, or {GROWTH:g} times as large as after the last round"
-        if strategy.target == "gradients":
-            what = f"{'weights' if now.finished else 'gradients'} of rank {ranks} are not finite"
-        raise NotFinite(
-            f"step {now.step}: the {what}, and {type(strategy).__name__} cannot contain that; lower the learning "
-            "rate, clip gradients, or look at that rank's data"
-        )

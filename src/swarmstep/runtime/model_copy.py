@@ -55,8 +55,8 @@ class ModelCopy:
         odd = sorted(pairs[0].keys() ^ pairs[1].keys())
         if odd:
             raise UsageError(
-                f"submodule {odd[0]!r} was added or removed since the Synchronizer was made; make a new one at the "
-                "same step on all ranks"
+                f"submodule {odd[0]!r} was added or removed since the Synchronizer was made; make a new one at "
+                "the same step on all ranks"
             )
         for source, copied in zip(*(found.values() for found in pairs), strict=True):
             for name, parameter in source.named_parameters(recurse=False):

@@ -46,7 +46,8 @@ def is_statistic(buffer: Tensor) -> bool:
 
     An observer that has seen nothing yet is empty or infinite, and a mask holds infinities for ever.
     """
-    return buffer.is_floating_point() and buffer.numel() > 0 and bool(buffer.isfinite().all())
+    number = buffer.is_floating_point() and buffer.element_size() > 1  # float8 is quantized weights
+    return number and buffer.numel() > 0 and bool(buffer.isfinite().all())
 
 
 def check_tensors(module: nn.Module) -> None:

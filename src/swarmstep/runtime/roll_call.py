@@ -10,8 +10,10 @@ from torch import Tensor
 
 from swarmstep.comm.base import Comm
 from swarmstep.comm.metered import Metered, Traffic
-from swarmstep.errors import CollectiveMismatch
+from swarmstep.errors import CollectiveMismatch, NotFinite
+from swarmstep.runtime.round_context import StepContext
 from swarmstep.signal import Roll
+from swarmstep.strategies.base import Strategy
 
 GROWTH = 1000.0  # times the norm after the last round, above which weights count as not finite
 LEAST = 0.01  # root mean square that weights are taken to have at least, so that they may start at 0
@@ -128,3 +130,17 @@ def reported_loss(loss: float, x: Tensor, parameters: int, before: float) -> flo
     if not norm <= most or not (bool(buffers.sum().isfinite()) or bool(buffers.isfinite().all())):
         return math.nan
     return loss if math.isfinite(loss) else math.inf
+
+
+def check_finite(roll: Roll, now: StepContext, strategy: Strategy) -> None:
+    """Raise NotFinite, naming the ranks, where what a worker brings is not finite and has to be."""
+    bad = roll.losses.isnan().nonzero().view(-1).tolist()
+    if bad and (len(bad) == len(roll.losses) or not strategy.contains_not_finite):
+        ranks = ", ".join(map(str, bad))
+        what = f"weights of rank {ranks} are not finite, or {GROWTH:g} times as large as after the last round"
+        if strategy.target == "gradients":
+            what = f"{'weights' if now.finished else 'gradients'} of rank {ranks} are not finite"
+        raise NotFinite(
+            f"step {now.step}: the {what}, and {type(strategy).__name__} cannot contain that; lower the learning "
+            "rate, clip gradients, or look at that rank's data"
+        )

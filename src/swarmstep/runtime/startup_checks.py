@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from swarmstep.comm.base import Comm
 from swarmstep.errors import Disagreement, NotFinite
@@ -68,8 +68,32 @@ def agree_on_loss(loss: float, comm: Comm) -> None:
 
 @torch.no_grad()
 def start_alike(module: nn.Module, comm: Comm) -> None:
-    """Give all ranks rank 0's parameters, trained or not, and its persistent buffers."""
-    for tensor in module_tensors(module).values():
-        if local_shard(tensor).numel():
-            mine = local_shard(tensor.detach())
-            mine.copy_(comm.broadcast(mine, 0))
+    """Give all ranks rank 0's parameters, trained or not, and its persistent buffers.
+
+    Frozen parameters, which may be most of a model, are compared by digests, and only sent where they differ.
+    """
+    trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    tensors = {name: local_shard(tensor.detach()) for name, tensor in module_tensors(module).items()}
+    frozen = [name for name, _ in module.named_parameters() if name not in trained]
+    equal = dict(zip(frozen, _equal([tensors[name] for name in frozen], comm), strict=True))
+    for name, tensor in tensors.items():
+        if tensor.numel() and not equal.get(name, False):
+            tensor.copy_(_received(tensor, comm))
+
+
+def _received(tensor: Tensor, comm: Comm) -> Tensor:
+    """Return rank 0's tensor; what no backend sends travels as bytes."""
+    if tensor.is_complex() or tensor.element_size() == 1:  # float8, bool
+        content = tensor.contiguous().reshape(-1).view(torch.uint8)
+        return comm.broadcast(content, 0).view(tensor.dtype).view(tensor.shape)
+    return comm.broadcast(tensor, 0)
+
+
+def _equal(tensors: list[Tensor], comm: Comm) -> list[bool]:
+    """Return for each tensor whether all ranks have the same bits. Collective, unless there is none."""
+    if not tensors:
+        return []
+    content = [tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy() for tensor in tensors]
+    digests = b"".join(hashlib.sha256(part.data).digest() for part in content)
+    rows = comm.gather(torch.frombuffer(bytearray(digests), dtype=torch.uint8))
+    return (rows == rows[0]).view(len(rows), len(tensors), -1).all(dim=2).all(dim=0).tolist()
