@@ -65,7 +65,7 @@ def test_weights_loaded_in_the_wrong_order_are_noticed() -> None:
     late = alone(lambda comm: trained(comm, steps=0))
     said = refused(late, saved)
     assert said.startswith("weights: the model does not hold the weights of the checkpoint")
-    assert "after making the Synchronizer" in said
+    assert "load the model's state dict before Synchronizer.load_state_dict" in said
     late.model.load_state_dict(model)
     late.sync.load_state_dict(saved)
     assert same(late.sync.state_dict(), saved)

@@ -229,6 +229,10 @@ class Flat:
             grad.copy_(g[offset : offset + grad.numel()].view(grad.shape))
             offset += grad.numel()
 
+    def versions(self) -> int:
+        """Return a number that grows whenever an operation of torch changes one of the parameters."""
+        return sum(parameter._version for parameter in self._parameters())
+
     def describe(self) -> dict[str, str]:
         """Return name -> dtype and shape of every parameter and persistent buffer, to compare between ranks."""
         return {

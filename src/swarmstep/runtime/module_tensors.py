@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from swarmstep.comm.torch_private import non_persistent_buffers
 from swarmstep.errors import UsageError
@@ -69,4 +70,26 @@ def _obstacle(tensor: Tensor, *, trained: bool) -> str:
         return f"is {tensor.dtype}, {tensor.layout}; expected dense real floating point"
     if any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
         return "is expanded: several of its elements share memory; register tensor.clone() instead"
+    return ""
+
+
+def check_wrappers(module: nn.Module) -> None:
+    """Raise UsageError where the module, or one in it, synchronizes gradients by itself at every step."""
+    fsdp: Any = sys.modules.get("torch.distributed.fsdp")  # not loaded: nobody uses it
+    kinds = (DataParallel, DistributedDataParallel, *([fsdp.FullyShardedDataParallel] if fsdp else []))
+    for name, part in module.named_modules():
+        if isinstance(part, kinds):
+            raise UsageError(
+                f"{f'module {name!r}' if name else 'the model'} is a {type(part).__name__}, which synchronizes "
+                "gradients at every step beside the rounds; give the Synchronizer, and train, the module inside "
+                "(wrapper.module), or for a model in shards use fully_shard with Options(island=...)"
+            )
+
+
+def sharded(module: nn.Module) -> str:
+    """Return the name of a parameter that is spread over several ranks (DTensor); nothing if there is none."""
+    for name, parameter in module.named_parameters():
+        mesh: Any = getattr(parameter, "device_mesh", None)
+        if mesh is not None and mesh.size() > 1:
+            return name
     return ""

@@ -12,7 +12,7 @@ from swarmstep.errors import UsageError
 from swarmstep.runtime.flat import Flat
 from swarmstep.runtime.fragment import Fragment
 from swarmstep.runtime.gradients import Gradients
-from swarmstep.runtime.module_tensors import module_tensors
+from swarmstep.runtime.module_tensors import check_wrappers, module_tensors, sharded
 from swarmstep.runtime.options import Options
 from swarmstep.runtime.probe import Probe
 from swarmstep.runtime.round_context import RoundContext
@@ -36,6 +36,12 @@ class Replica:
     def __init__(self, model: nn.Module, strategy: Strategy, options: Options) -> None:
         self.model, self.strategy, self.options = model, strategy, options
         self._check()
+        check_wrappers(model)
+        if options.island is None and (name := sharded(model)):
+            raise UsageError(
+                f"parameter {name!r} is a DTensor, of which each rank holds a shard; give the group of the ranks "
+                "that hold this model as Options(island=...) (docs/large-models.md)"
+            )
         self.flat = Flat(model, views=options.views, fragments=options.fragments, device=options.offload)
         self._probe: Probe | None = None
 

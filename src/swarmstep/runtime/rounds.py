@@ -15,6 +15,7 @@ from swarmstep.runtime.fragment import Fragment
 from swarmstep.runtime.regrouping import Attempt, Counts, Regrouping
 from swarmstep.runtime.replica import Replica
 from swarmstep.runtime.round_context import StepContext
+from swarmstep.runtime.suspicions import Suspicions
 from swarmstep.signal import Event, Round
 
 
@@ -35,6 +36,9 @@ class Rounds:
         self._replica = replica
         self.counts = Counts()
         self.events: list[Event] = []
+        options = replica.options
+        trained = replica.strategy.target == "weights" and options.fragments == 1 and not options.delay
+        self._suspicions = Suspicions(replica.flat if trained else None)
         self.group = Regrouping(replica, self.counts, self.events)
         self.attend(self.group.enter(comm, None, comm.clock()))
         self.admit_newcomers()
@@ -94,6 +98,7 @@ class Rounds:
             return
         else:
             self._record(fragment.land())
+        self._suspicions.before(now.step, self.group.comm.rank, fragment.window.mean_loss(), now.lr)
         fragment.start(fragment.open(now), now, called)
         if not self._replica.options.delay:
             self._record(fragment.land())
@@ -106,10 +111,10 @@ class Rounds:
         counts.rounds += 1
         counts.committed = max(counts.committed, landed.step)
         self.group.newcomers_wait |= decision.renew and not (decision.stop or decision.finish)
-        landed = dataclasses.replace(landed, number=counts.rounds)
+        landed, fragment = dataclasses.replace(landed, number=counts.rounds), self.group.fragments[landed.fragment]
         self.events.append(landed)
+        self._suspicions.after(landed, fragment.norm)
         if fault_points.watched():
-            fragment = self.group.fragments[landed.fragment]
             x = fragment.context.vector.open(landed.fragment)
             fault_points.reach(fault_points.LANDED, target=target, report=landed, x=x, state=fragment.state)
 

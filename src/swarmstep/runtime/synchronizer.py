@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from swarmstep.comm.group import Group
 from swarmstep.errors import CommError, UsageError
 from swarmstep.runtime import synchronizer_state
+from swarmstep.runtime.first_step import FirstStep
 from swarmstep.runtime.options import Options
 from swarmstep.runtime.replica import Replica
 from swarmstep.runtime.rounds import Rounds
@@ -23,8 +24,9 @@ class Synchronizer:
 
     Call `step(loss)` after each `optimizer.step()` and before `zero_grad()`, and `finish()` at the end; with a
     strategy for gradients (`Synchronous`), also `reduce()` between `backward()` and `optimizer.step()`. Made at
-    the same point on all ranks: they compare their configuration and take rank 0's weights and buffers. Load a
-    checkpoint's model after this, then call `load_state_dict`.
+    the same point on all ranks: they compare their configuration and take rank 0's weights and buffers. Load
+    pretrained weights before that. To go on from a checkpoint, load the model's state dict, before or after, and
+    then call `load_state_dict`.
 
     In an elastic group a worker may change groups in any call; it then finds a `MembershipChange` among the
     events. One that joins others may find some right after it was made: call `events()`.
@@ -50,6 +52,7 @@ class Synchronizer:
         self._reduced: float | None = None  # the weight that the last call of `reduce` gave to the coming step
         self._replica = Replica(model, strategy, self.options)
         self._rounds = Rounds(self._replica, comm)
+        self._first: FirstStep | None = FirstStep(model)
         self._returned = self._clock()  # when the last call of `step` or `reduce` ended
 
     @property
@@ -114,7 +117,8 @@ class Synchronizer:
         Raises:
             NotFinite: a worker's weights are not finite and the strategy cannot contain it (on all ranks).
             CommError: the group cannot go on; the weights are those before the round.
-            UsageError: `finish` was called before, or an argument is out of its range.
+            UsageError: `finish` was called before, an argument is out of its range, or at the first step: weights
+                were loaded since this was made, or the model was wrapped.
         """
         self._check_call("step", weight)
         if isinstance(loss, Tensor) and loss.numel() != 1:
@@ -125,6 +129,7 @@ class Synchronizer:
                 f"Synchronizer.step: {type(self.strategy).__name__} synchronizes gradients; call "
                 "reduce(lr, weight) between backward() and optimizer.step(), with the same weight as step"
             )
+        self._begin()
         seconds, self._reduced = self._clock() - self._returned, None
         rounds = self._rounds
         rounds.counts.steps += 1
@@ -156,12 +161,19 @@ class Synchronizer:
             return
         if self._reduced is not None:
             raise UsageError("Synchronizer.reduce: called twice in one step; call step(loss) in between")
+        self._begin()
         window = self._rounds.group.fragments[0].window
         window.weight = weight  # the round averages this step's gradients, whatever has been since the last one
         window.seconds += self._clock() - self._returned
         self._run(lr, ahead=1)
         self._reduced = weight
         self._returned = self._clock()
+
+    def _begin(self) -> None:
+        """Raise UsageError if something has happened to the model before the first step."""
+        first, self._first = self._first, None
+        if first:
+            first.end()
 
     def _check_call(self, name: str, weight: float) -> None:
         if self._finished:
@@ -204,6 +216,7 @@ class Synchronizer:
         """
         if self._result_loaded:
             return []
+        self._begin()
         self._finished = True
         try:
             result = self._rounds.finish()
@@ -242,6 +255,8 @@ class Synchronizer:
             CheckpointError: names the field that differs; nothing was loaded then.
         """
         synchronizer_state.load(saved, sources, self._replica, self._rounds.group, self._rounds.counts)
+        if self._first:
+            self._first.loaded()
 
 
 def _check_elastic(strategy: Strategy) -> None:

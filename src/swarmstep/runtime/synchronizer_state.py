@@ -80,7 +80,7 @@ def _checked(saved: Mapping[str, Any], replica: Replica, group: Regrouping) -> t
     if fields.field(saved, "weights") != fields.fingerprint(replica.flat.read()):
         raise CheckpointError(
             "weights: the model does not hold the weights of the checkpoint; load the model's state dict "
-            "after making the Synchronizer and before Synchronizer.load_state_dict"
+            "before Synchronizer.load_state_dict, on all ranks"
         )
     pairs = zip(group.fragments, _parts(saved, replica), strict=True)
     return Counts.load(saved), [fragment_state.check(fragment, part) for fragment, part in pairs]

@@ -277,5 +277,5 @@ def test_on_the_command_line() -> None:
     assert built("warmup:100,change:0.2") == Warmup(DiLoCo(when=GradientChange(0.2)), 100)
     assert built("warmup:100") == Warmup(DiLoCo(when=Every(8)), 100)
     for wrong in ("warmup:", "warmup:x", "warmup:-1", "warmup:3,warmup:3", "warmup:3,nope"):
-        with pytest.raises(UsageError, match=r"expected every:N .*warmup:STEPS,SPEC, .*qsr:BASE,ALPHA"):
+        with pytest.raises(UsageError, match=r"expected every:N, .*warmup:STEPS,SPEC, .*qsr:BASE,ALPHA"):
             built(wrong)
