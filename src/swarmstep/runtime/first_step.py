@@ -17,7 +17,8 @@ class FirstStep:
 
     Anchors and velocities are made from the weights at the construction. Whoever loads others afterwards would
     have the first rounds pull back to the old ones. Loading shows in two places: where `load_state_dict` ends, and
-    where the first backward pass finds other weights than at the construction.
+    where training begins with other weights than at the construction: before the first forward pass with
+    gradients (some layers change weights in it), else at the first backward pass.
 
     Args:
         module: hooks are registered on it and its parameters, and removed by `end`.
@@ -26,7 +27,7 @@ class FirstStep:
     def __init__(self, module: nn.Module) -> None:
         self._module = module
         self._norms = _norms(module)
-        self._trained = False  # whether gradients have been computed: from then on weights may change
+        self._trained = False  # whether training has begun: from then on weights may change
         self._loaded = ""  # the first parameter that was found changed before that
         self._wrapper = ""
         look, forward = _Hook(self._look), _Hook(self._look_around)
@@ -69,6 +70,8 @@ class FirstStep:
 
     def _look_around(self, *_: Any) -> None:
         self._wrapper = self._wrapper or active_data_parallel()
+        if self._module.training and torch.is_grad_enabled():
+            self._begin()
 
     def _begin(self, *_: Any) -> None:
         self._look()
