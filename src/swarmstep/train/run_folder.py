@@ -25,6 +25,7 @@ from torch import nn
 
 from swarmstep.errors import CheckpointError
 from swarmstep.train.config import Config
+from swarmstep.train.model_file import save_model
 
 
 class RunFolder:
@@ -91,10 +92,8 @@ class RunFolder:
             self._replace(file.name, lambda partial: partial.write_text(kept))
 
     def save_model(self, model: nn.Module) -> None:
-        """Write the weights and buffers to model.safetensors, atomically; tied ones once."""
-        from safetensors.torch import save_model
-
-        self._replace("model.safetensors", lambda partial: save_model(model, str(partial)))
+        """Write the model to model.safetensors, atomically."""
+        self._replace("model.safetensors", lambda partial: save_model(model, partial))
 
     def _replace(self, name: str, write: Callable[[Path], object]) -> None:
         replace_file(self.path / name, write)

@@ -28,6 +28,7 @@ from swarmstep.train.faults import FaultInjector
 from swarmstep.train.feed import Feed
 from swarmstep.train.job import Job
 from swarmstep.train.local_step import build_model, build_optimizer, learning_rate, measure_loss
+from swarmstep.train.model_file import check_extra_state
 from swarmstep.train.progress import Progress, describe_distrust
 from swarmstep.train.tally import Tally
 from swarmstep.workloads import Examples, Workload
@@ -61,6 +62,7 @@ class Trainer:
         self.feed = Feed(config, workload, comm.rank, self.device, members=comm.size if comm.elastic else 0)
         seed_torch(mix(config.seed, "model"), self.device)
         self.model = build_model(config, workload).to(self.device)
+        check_extra_state(self.model)
         self.optimizer = build_optimizer(self.model, config)
         self.spare = copy.deepcopy(self.model)
         self.strategy = build_strategy(config)
