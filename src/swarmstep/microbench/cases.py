@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from swarmstep.comm.codecs import Codec
 from swarmstep.comm.group import Group
 from swarmstep.errors import UsageError
 from swarmstep.microbench import baselines
@@ -69,17 +69,17 @@ class CaseMaker:
         return change
 
     def synchronized(
-        self, strategy: Strategy, loss: Callable[[int], float] = lambda round_: 1.0, codec: Codec | None = None
+        self, strategy: Strategy, loss: Callable[[int], float] = lambda round_: 1.0, **options: Any
     ) -> Case:
         """Return a round of a strategy, as a user calls it.
 
         Args:
             strategy: with `Every(1)`.
             loss: the loss of round 0, 1, ... on this rank.
-            codec: of the vectors.
+            options: of the Synchronizer, such as codec.
         """
         module = self.module()
-        synchronizer = Synchronizer(module, strategy, self.comm, Options(seed=self.seed, codec=codec))
+        synchronizer = Synchronizer(module, strategy, self.comm, Options(seed=self.seed, **options))
         count = iter(range(10**9))
         return Case(self.changed(module), lambda: synchronizer.step(loss(next(count))))
 

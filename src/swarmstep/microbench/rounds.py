@@ -18,7 +18,7 @@ from swarmstep.strategies.base import Strategy
 from swarmstep.strategies.pso_ps import PSOPS
 from swarmstep.when import Every
 
-VECTORS = 48  # of P floats that a worker holds at most: ten modules, the states of strategies, and limits
+VECTORS = 56  # of P floats that a worker holds at most: eleven modules, copies, states, and limits
 
 ALL_REDUCE, BROADCAST = "all-reduce", "broadcast"
 OUTER, PULL, PULL_ALONE = "all-reduce + outer move", "broadcast + pso move", "pso move"
@@ -35,6 +35,7 @@ LIMITS: dict[str, str | None] = {
     "torch-periodic-averager": ALL_REDUCE,
     ACCELERATE: ALL_REDUCE,
     "local-sgd": ALL_REDUCE,
+    "local-sgd/views": ALL_REDUCE,
     "swarm": OUTER,
     "diloco": OUTER,
     "pso-ps": PULL,
@@ -86,6 +87,7 @@ def _baselines(make: CaseMaker) -> dict[str, Callable[[], Case]]:
 
 STRATEGIES: dict[str, Strategy] = {
     "local-sgd": LocalSGD(when=Every(1)),
+    "local-sgd/views": LocalSGD(when=Every(1)),
     "swarm": InformedSwarm(trust="uniform", when=Every(1)),
     "diloco": DiLoCo(when=Every(1)),
     "pso-ps": PSOPS(when=Every(1)),
@@ -101,4 +103,4 @@ def synchronized(make: CaseMaker, name: str) -> Case:
             return 1.0 if round_ == 0 else 2.0  # worse than the best so far
         return (1.0 + make.comm.rank) / (1.0 + round_)  # rank 0 leads, as in the bare broadcast; all improve
 
-    return make.synchronized(STRATEGIES[name], loss)
+    return make.synchronized(STRATEGIES[name], loss, views=name.endswith("/views"))

@@ -250,7 +250,8 @@ class Fragment:
             vector.close(y, self.index)
         else:
             self._merge(pending.x, y, self._left_out(result.roll, distrusted))
-        self.norm = self._norm(vector.open(self.index))
+        # Reading the weights again costs a pass over memory; it differs from y only where writing has rounded.
+        self.norm = self._norm(y if assigned and self.context.flat.exact else vector.open(self.index))
         return distrusted
 
     def _enter_phase(self, step: int, common: Tensor) -> None:
