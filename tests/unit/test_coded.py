@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from codec_oracle import Floats, oracle
 from coded_jobs import drifted, nobody, play, reused, split_up, start, verbs, weights_of
-from helpers import bits, same
-from swarmstep import Comm, Group, Metered, simulate
+from helpers import VARIANTS, bits, same
+from swarmstep import Comm, Every, Group, Metered, Options, Synchronizer, simulate
 from swarmstep.comm.codecs import Bfloat16, Codec, Int4, Int8, TopK
 from swarmstep.comm.coded import Coded
 from swarmstep.comm.error_feedback import CodecState
@@ -462,3 +463,56 @@ def test_misuse_is_named() -> None:
             coded.permute(torch.zeros(4), [0, 0])
 
     simulate(train, 2)
+
+
+EXACT = 3  # elements at the end of a vector
+VERBS: dict[str, Callable[[Coded, Tensor], Tensor]] = {
+    "mean": lambda comm, x: comm.mean(x)[0],
+    "gather": lambda comm, x: comm.gather(x),
+    "broadcast": lambda comm, x: comm.broadcast(x, 1),
+    "permute": lambda comm, x: comm.permute(x, [1, 2, 0]),
+    "all_to_all": lambda comm, x: comm.all_to_all(x.expand(comm.size, -1).contiguous()),
+    "part": lambda comm, x: comm.split(0).gather(x),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("referenced", [True, False])
+def test_the_last_elements_travel_exact_and_leave_the_others_alone(verb: str, referenced: bool) -> None:
+    """Statistics of any size: the first elements are coded as if there were none behind them."""
+    head = torch.linspace(-1.0, 1.0, 20)
+    tail = torch.tensor([1e-12, 66329.47, -torch.inf])
+
+    def found(comm: Comm, exact: int) -> Tensor:
+        x = torch.cat([head * (1 + comm.rank), tail * (1 + comm.rank)])
+        x = x if exact else x[:20]
+        coded = Coded(comm, Int8(8), torch.zeros_like(x), exact=exact, referenced=referenced)
+        return VERBS[verb](coded, x)
+
+    without = simulate(lambda comm: found(comm, 0), 3)
+    plain = simulate(lambda comm: VERBS[verb](comm, torch.cat([head, tail]) * (1 + comm.rank)), 3)  # type: ignore[arg-type]
+    for rank, whole in enumerate(simulate(lambda comm: found(comm, EXACT), 3)):
+        assert torch.equal(whole[..., :20], without[rank])
+        assert torch.equal(whole[..., 20:], plain[rank][..., 20:])
+
+
+@pytest.mark.parametrize("codec", [Bfloat16(), Int8(), Int4(), TopK(0.1)])
+@pytest.mark.parametrize("name", ["local-sgd", "diloco", "swarm", "pso-ps", "easgd"])
+def test_running_statistics_beside_a_codec_are_exact(codec: Codec, name: str) -> None:
+    """Nobody trains the weights: the statistics do not depend on the codec."""
+
+    def train(comm: Comm, given: Codec | None) -> Tensor:
+        model = nn.BatchNorm1d(3)
+        options = Options(codec=given, probe=lambda module, step: 1.0, probe_cost=0.1)
+        sync = Synchronizer(model, dataclasses.replace(VARIANTS[name], when=Every(4)), comm, options)
+        numbers = torch.Generator().manual_seed(comm.rank)
+        for step in range(20):
+            model(torch.randn(64, 3, generator=numbers) * torch.tensor([255.0, 1.0, 0.01]))
+            sync.step(1.0 + comm.rank)
+        sync.finish()
+        assert model.eval()(torch.ones(1, 3)).isfinite().all()
+        return torch.stack([model.running_mean, model.running_var])  # type: ignore[list-item]
+
+    for coded, exact in zip(*(simulate(lambda c, g=g: train(c, g), 4) for g in (codec, None)), strict=True):
+        assert torch.equal(coded, exact)
+        assert (coded[1] > 0).all()
