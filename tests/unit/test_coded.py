@@ -506,7 +506,7 @@ def test_running_statistics_beside_a_codec_are_exact(codec: Codec, name: str) ->
         options = Options(codec=given, probe=lambda module, step: 1.0, probe_cost=0.1)
         sync = Synchronizer(model, dataclasses.replace(VARIANTS[name], when=Every(4)), comm, options)
         numbers = torch.Generator().manual_seed(comm.rank)
-        for step in range(20):
+        for _ in range(20):
             model(torch.randn(64, 3, generator=numbers) * torch.tensor([255.0, 1.0, 0.01]))
             sync.step(1.0 + comm.rank)
         sync.finish()
