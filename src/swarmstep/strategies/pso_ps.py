@@ -55,8 +55,7 @@ class PSOPS(Strategy[PSOPSState, PSOPSMessage]):
         x_i = x_i + v_i
 
     With neighbours="ring" each particle has a g of its own, the best of itself and the ranks before and after it.
-    Ties go to the lowest rank. r1, r2 ~ U(0, 1). Workers keep different weights. With `best_decay` losses must be
-    positive.
+    Ties go to the lowest rank. r1, r2 ~ U(0, 1). Workers keep different weights.
 
     Args:
         inertia: w, 0 to 1.
@@ -69,8 +68,8 @@ class PSOPS(Strategy[PSOPSState, PSOPSMessage]):
             element. "none" sets both to 1.
         fitness: "training", f_i is the training loss; "probe", the loss of x_i on the shared probe batch, which
             costs a gather of one number.
-        best_decay: the remembered best losses grow by this fraction in each round, 0 to 1, so that one lucky batch
-            does not fix a best for good.
+        best_decay: a remembered best loss moves by this fraction toward f_i in each round, 0 to 1, so that one
+            lucky batch does not fix a best for good.
         clamp: bound on each element of the velocity, > 0, in units of the weights; None means no bound.
         constriction: multiply the new velocity by the constriction factor of Clerc and Kennedy (2002),
             2 / |2 - phi - sqrt(phi^2 - 4 phi)| with phi = c1 + c2 > 4, in place of the inertia.
@@ -178,9 +177,9 @@ class PSOPS(Strategy[PSOPSState, PSOPSMessage]):
 
     def exchange(self, x: Tensor, state: PSOPSState, signal: Signal, roll: Roll, comm: Comm) -> PSOPSMessage:
         losses = self._fitness(x, signal, roll, comm)
-        remembered = state.best_losses * (1.0 + self.best_decay)
-        refreshed = losses < remembered
-        best_losses = torch.where(refreshed, losses, remembered)
+        refreshed = losses < state.best_losses
+        faded = torch.lerp(state.best_losses, losses, self.best_decay).where(losses.isfinite(), state.best_losses)
+        best_losses = torch.where(refreshed, losses, faded)
         scores = losses if self.best == "round" else best_losses
         candidate = x if refreshed[comm.rank] or self.best == "round" else state.best
         owner = int(scores.argmin())
