@@ -68,8 +68,8 @@ class PSOPS(Strategy[PSOPSState, PSOPSMessage]):
             element. "none" sets both to 1.
         fitness: "training", f_i is the training loss; "probe", the loss of x_i on the shared probe batch, which
             costs a gather of one number.
-        best_decay: a remembered best loss moves by this fraction toward f_i in each round, 0 to 1, so that one
-            lucky batch does not fix a best for good.
+        best_decay: 0 to 1; in each round all remembered best losses rise by this fraction of the distance from the
+            lowest of them to the median of the f_i, so that one lucky batch does not fix a best for good.
         clamp: bound on each element of the velocity, > 0, in units of the weights; None means no bound.
         constriction: multiply the new velocity by the constriction factor of Clerc and Kennedy (2002),
             2 / |2 - phi - sqrt(phi^2 - 4 phi)| with phi = c1 + c2 > 4, in place of the inertia.
@@ -177,9 +177,9 @@ class PSOPS(Strategy[PSOPSState, PSOPSMessage]):
 
     def exchange(self, x: Tensor, state: PSOPSState, signal: Signal, roll: Roll, comm: Comm) -> PSOPSMessage:
         losses = self._fitness(x, signal, roll, comm)
-        refreshed = losses < state.best_losses
-        faded = torch.lerp(state.best_losses, losses, self.best_decay).where(losses.isfinite(), state.best_losses)
-        best_losses = torch.where(refreshed, losses, faded)
+        remembered = state.best_losses + self._rise(losses, state.best_losses)
+        refreshed = losses < remembered
+        best_losses = torch.where(refreshed, losses, remembered)
         scores = losses if self.best == "round" else best_losses
         candidate = x if refreshed[comm.rank] or self.best == "round" else state.best
         owner = int(scores.argmin())
@@ -192,6 +192,12 @@ class PSOPS(Strategy[PSOPSState, PSOPSMessage]):
         return PSOPSMessage(
             leader, torch.tensor(owner), best_losses, refreshed[comm.rank].clone(), torch.tensor(seed)
         )
+
+    def _rise(self, losses: Tensor, best_losses: Tensor) -> float:
+        """Return by how much the remembered best losses rise: all alike, so that their order stays."""
+        there = losses[losses.isfinite()]
+        gap = float(there.median() - best_losses.min()) if len(there) else 0.0
+        return self.best_decay * gap if gap > 0 else 0.0
 
     def _fitness(self, x: Tensor, signal: Signal, roll: Roll, comm: Comm) -> Tensor:
         """Return f [W] float64, +inf for workers that do not take part."""
