@@ -117,9 +117,9 @@ def test_where_the_limit_is() -> None:
     before = float(x.norm())
     assert reported_loss(1.0, x * (GROWTH * 0.99), 100, before) == (1.0, False)
     assert reported_loss(1.0, x * (GROWTH * 1.01), 100, before) == (1.0, True)
-    tiny = LEAST * GROWTH  # a model that starts at 0 may grow to this root mean square in its first round
-    assert reported_loss(1.0, torch.full((100,), tiny * 0.99), 100, 0.0) == (1.0, False)
-    assert reported_loss(1.0, torch.full((100,), tiny * 1.01), 100, 0.0) == (1.0, True)
+    for start in (0.0, LEAST * 0.99):  # a root mean square; what is so small may grow to any size
+        assert reported_loss(1.0, x * 1e6, 100, start * 10) == (1.0, False)
+    assert reported_loss(1.0, x * 1e6, 100, LEAST * 10.01) == (1.0, True)
 
 
 def test_buffers_may_be_large_but_must_be_finite() -> None:

@@ -16,7 +16,7 @@ from swarmstep.signal import Roll
 from swarmstep.strategies.base import Strategy
 
 GROWTH = 1000.0  # times the norm after the last round: so much only bad weights grow, or all workers' do
-LEAST = 0.01  # root mean square that weights are taken to have at least, so that they may start at 0
+LEAST = 0.01  # root mean square of weights that are no measure of growth: they may start at 0
 
 # Columns of the roll call, all float64.
 ROUND, STEP, LOSS, WEIGHT = range(4)
@@ -147,8 +147,8 @@ def reported_loss(loss: float, x: Tensor, parameters: int, before: float) -> tup
     norm, buffers = float(x[:parameters].norm()), x[parameters:]
     if not math.isfinite(norm) or not (bool(buffers.sum().isfinite()) or bool(buffers.isfinite().all())):
         return math.nan, False
-    grown = norm > GROWTH * max(before, LEAST * math.sqrt(parameters))
-    return loss if math.isfinite(loss) else math.inf, grown
+    measured = before >= LEAST * math.sqrt(parameters)
+    return loss if math.isfinite(loss) else math.inf, measured and norm > GROWTH * before
 
 
 def check_finite(roll: Roll, now: StepContext, strategy: Strategy) -> None:
