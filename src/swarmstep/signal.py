@@ -44,13 +44,14 @@ class Signal:
 
     step: int  # 1-based count of local steps
     seed: int
-    lr: float | None  # of the inner optimizer, where the caller told
+    lr: float | None  # of the inner optimizer, where the caller told; the highest of its parameter groups
     loss: Callable[[], float]
     gradient: Callable[[], Tensor]
     probe: Callable[[Tensor], float] | None
     layout: Layout
     probe_cost: float = 0.0  # of one call of `probe`, in local steps
     rank: int = 0  # of this worker, for triggers that differ from rank to rank
+    rates: Callable[[], Tensor] | None = None  # the lr of each element, [P]; None where all are `lr`
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,18 @@ import torch
 from torch import Tensor
 
 from helpers import Trainer, before_rounds
-from swarmstep import PSOPS, Comm, DiLoCo, Every, GossipRing, InformedSwarm, LocalSGD, Strategy, simulate
+from swarmstep import (
+    PSOPS,
+    Comm,
+    DiLoCo,
+    Every,
+    GossipRing,
+    InformedSwarm,
+    LocalSGD,
+    Strategy,
+    Synchronizer,
+    simulate,
+)
 from swarmstep.errors import NotFinite
 from swarmstep.runtime.flat import Flat
 from swarmstep.runtime.roll_call import GROWTH, LEAST, reported_loss
@@ -104,20 +115,73 @@ def test_a_loss_that_is_not_finite_does_no_harm_to_weights_that_are() -> None:
 def test_where_the_limit_is() -> None:
     x = torch.full((100,), 3.0)
     before = float(x.norm())
-    assert reported_loss(1.0, x * (GROWTH * 0.99), 100, before) == 1.0
-    assert math.isnan(reported_loss(1.0, x * (GROWTH * 1.01), 100, before))
-    tiny = LEAST * GROWTH  # a model that starts at 0 may grow to this root mean square in its first round
-    assert reported_loss(1.0, torch.full((100,), tiny * 0.99), 100, 0.0) == 1.0
-    assert math.isnan(reported_loss(1.0, torch.full((100,), tiny * 1.01), 100, 0.0))
+    assert reported_loss(1.0, x * (GROWTH * 0.99), 100, before) == (1.0, False)
+    assert reported_loss(1.0, x * (GROWTH * 1.01), 100, before) == (1.0, True)
+    for start in (0.0, LEAST * 0.99):  # a root mean square; what is so small may grow to any size
+        assert reported_loss(1.0, x * 1e6, 100, start * 10) == (1.0, False)
+    assert reported_loss(1.0, x * 1e6, 100, LEAST * 10.01) == (1.0, True)
 
 
 def test_buffers_may_be_large_but_must_be_finite() -> None:
     x = torch.cat([torch.ones(10), torch.full((5,), 1e30)])
-    assert reported_loss(1.0, x, 10, 3.0) == 1.0
+    assert reported_loss(1.0, x, 10, 3.0) == (1.0, False)
     x[12] = math.nan
-    assert math.isnan(reported_loss(1.0, x, 10, 3.0))
+    assert math.isnan(reported_loss(1.0, x, 10, 3.0)[0])
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
 def test_a_loss_that_is_none_is_said_to_be_infinite(loss: float) -> None:
-    assert reported_loss(loss, torch.ones(3), 3, 1.0) == math.inf
+    assert reported_loss(loss, torch.ones(3), 3, 1.0) == (math.inf, False)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize("start", [0.0, 0.5])
+@pytest.mark.parametrize("steps", [1, 8])
+def test_a_model_may_grow_to_large_targets_in_one_round(workers: int, start: float, steps: int) -> None:
+    """Prices in the hundred thousands, say: all workers grow, by far more than a wrong one could."""
+
+    def learn(comm: Comm) -> float:
+        model = torch.nn.Linear(4, 1)
+        torch.nn.init.constant_(model.weight, start)
+        torch.nn.init.zeros_(model.bias)
+        sync = Synchronizer(model, LocalSGD(when=Every(steps)), comm)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        inputs = torch.randn(64, 4, generator=torch.Generator().manual_seed(comm.rank))
+        for _ in range(40):
+            optimizer.zero_grad()
+            loss = (model(inputs) - 3e5).square().mean()
+            loss.backward()
+            optimizer.step()
+            sync.step(loss)
+        sync.finish()
+        return model.bias.item()
+
+    for bias in simulate(learn, workers):
+        assert bias == pytest.approx(3e5, rel=0.01)
+
+
+@pytest.mark.parametrize("odd", [[2], [1, 2]])
+def test_one_that_grows_alone_is_off_and_half_of_them_too(odd: list[int]) -> None:
+    def grow(comm: Comm) -> None:
+        model = torch.nn.Linear(4, 1)
+        sync = Synchronizer(model, LocalSGD(when=Every(1)), comm)
+        if comm.rank in odd:
+            with torch.no_grad():
+                model.weight.mul_(1e5)
+        sync.step(1.0)
+
+    with pytest.raises(NotFinite, match=f"the weights of rank {', '.join(map(str, odd))} are not finite, or 1000"):
+        simulate(grow, 4)
+
+
+def test_what_all_have_is_still_no_number() -> None:
+    def diverge(comm: Comm) -> None:
+        model = torch.nn.Linear(4, 1)
+        sync = Synchronizer(model, LocalSGD(when=Every(1)), comm)
+        for _ in range(20):
+            with torch.no_grad():
+                model.weight.mul_(1e5)
+            sync.step(1.0)
+
+    with pytest.raises(NotFinite, match="the weights of rank 0, 1, 2"):
+        simulate(diverge, 3)

@@ -83,17 +83,13 @@ def test_selsync_ranges(fields: dict[str, Any]) -> None:
 
 
 def qsr(base: int, alpha: float, lrs: list[float]) -> list[bool]:
-    due, step = [], 1
-    rounds = set()
-    at = 0
-    while True:
-        lr = lrs[max(at, 1) - 1]
-        at += max(base, int(np.floor((alpha / lr) ** 2))) if lr else 10**9
-        if at > len(lrs):
-            break
-        rounds.add(at)
+    """Return whether a round is due after each step; the rates since the last round include its own."""
+    due, last = [], 0
     for step in range(1, len(lrs) + 1):
-        due.append(step in rounds)
+        highest = max(lrs[max(last, 1) - 1 : step])
+        n = max(base, int(np.floor((alpha / highest) ** 2))) if highest else base
+        due.append(step - last >= n)
+        last = step if due[-1] else last
     return due
 
 
@@ -102,6 +98,21 @@ def qsr(base: int, alpha: float, lrs: list[float]) -> list[bool]:
 def test_qsr_intervals(base: int, alpha: float, end: float) -> None:
     lrs = np.linspace(0.1, end, 80).tolist()
     assert answers(QuadraticRule(base, alpha), lrs=lrs) == qsr(base, alpha, lrs)
+
+
+@pytest.mark.parametrize("first", [0.0, 1e-4])
+def test_qsr_has_its_first_rounds_while_the_rate_still_rises(first: float) -> None:
+    lrs = np.linspace(first, 0.1, 60).tolist() + [0.1] * 20
+    answer = answers(QuadraticRule(4, 0.1), lrs=lrs)
+    assert answer == qsr(4, 0.1, lrs)
+    assert np.flatnonzero(answer)[0] < 25
+    assert np.diff(np.flatnonzero(answer)[-5:]).tolist() == [4] * 4
+
+
+def test_qsr_is_at_its_base_where_the_rate_is_zero() -> None:
+    assert answers(QuadraticRule(5, 0.1), lrs=[0.0] * 80) == answers(Every(5))
+    rounds = np.flatnonzero(answers(QuadraticRule(2, 0.1), lrs=[0.1] * 10 + [0.0] * 70)) + 1
+    assert rounds.tolist() == list(range(2, 81, 2))
 
 
 def test_qsr_grows_as_the_rate_falls() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from swarmstep import fault_points
 from swarmstep.comm.background import Done, Pending
 from swarmstep.comm.base import Comm
 from swarmstep.comm.coded import Coded
+from swarmstep.runtime.learning_rate import of_elements
 from swarmstep.runtime.pending_round import PendingRound, RoundResult
 from swarmstep.runtime.probe import Probe
 from swarmstep.runtime.roll_call import RankStatus, RollCall, call_roll, check_finite, reported_loss
@@ -57,7 +59,9 @@ class Fragment:
             )
         self.comm: Comm = self.coded or self._metered
         self.trigger = strategy.when.init(self.layout, context.comm.size)
-        self._offset = index * strategy.when.period // options.fragments
+        # Added to the steps that the trigger sees, so that its rounds begin at index n / K, and not at n.
+        period = strategy.when.period
+        self._ahead = period - index * period // options.fragments if index else 0
         # Steps from the start of a round to that of the next, at least: a vote waits until the round has landed.
         self._apart = max(1, options.delay) if strategy.when.voting else 1
         self.phase = 1
@@ -73,9 +77,7 @@ class Fragment:
 
     def wants_round(self, step: int, lr: float | None) -> bool:
         """Ask the trigger, once a step; each fragment's steps are shifted by its share of the period."""
-        if step <= self._offset:
-            return False
-        return self.context.strategy.when.due(self.trigger, self._signal(step - self._offset, lr, self.window))
+        return self.context.strategy.when.due(self.trigger, self._signal(step + self._ahead, lr, self.window))
 
     def open(self, now: StepContext) -> Tensor:
         """Return the vector a round starts from: the live one, or a copy where a fault may change it."""
@@ -103,11 +105,13 @@ class Fragment:
         number, loss, weight = self.rounds + 1, window.mean_loss(), window.weight
         if now.finished:
             number, loss, weight, reports = 0, math.inf, 0.0, tuple(0.0 for _ in reports)
+        loss, grown = reported_loss(loss, x, self.layout.parameters, self.norm)
         status = RankStatus(
             round=number,
             requested=now.requested,
             step=now.step,
-            loss=reported_loss(loss, x, self.layout.parameters, self.norm),
+            loss=loss,
+            grown=grown,
             weight=weight,
             seconds=(window.seconds, *self._last_seconds),
             fragment=self.index,
@@ -148,6 +152,9 @@ class Fragment:
         called = called or self._call_roll(x, now, window)
         roll, began, probed = called.roll, context.comm.clock(), probe.seconds if probe else 0.0
         signal = self._signal(roll.step, now.lr, window)
+        if now.rates:
+            rates = functools.partial(of_elements, now.rates, self.layout, x)
+            signal = dataclasses.replace(signal, rates=rates)
         buffers = x[self.layout.parameters :].clone()
         with self._metered.counting() as traffic:
             message = self.strategy.exchange(x, self.state, signal, roll, self.comm)

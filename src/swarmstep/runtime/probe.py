@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Generator
 
 import torch
 from torch import Tensor, nn
 
+from swarmstep.errors import UsageError
 from swarmstep.runtime.flat import Flat
 from swarmstep.runtime.model_copy import ModelCopy
+from swarmstep.runtime.number import number
 
 
 class Probe:
@@ -16,7 +19,7 @@ class Probe:
 
     Args:
         model: is copied.
-        loss: loss(module, step).
+        loss: loss(module, step), one number or a tensor of one element.
         clock: for its cost.
         guarded: keep what the loss draws from torch's global generator apart from the training. Not possible
             beside the training.
@@ -48,9 +51,31 @@ class Probe:
         started = self._clock()
         self._flat.write(x)
         devices = [x.device] if x.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices, enabled=self._guarded):
-            loss = float(self._loss(self._copy.module, step))
+        with torch.random.fork_rng(devices=devices, enabled=self._guarded), _uncached_autocast():
+            given = self._loss(self._copy.module, step)
+        loss = number(given)
+        if loss is None:
+            raise UsageError(
+                f"probe: expected one real number or a tensor of one element, found {_described(given)}"
+            )
         self.last = self._clock() - started
         self.seconds += self.last
         self.last_loss = loss
         return loss
+
+
+@contextlib.contextmanager
+def _uncached_autocast() -> Generator[None]:
+    """Let a `torch.autocast` around the probe cast its weights anew; the cache would not see them change."""
+    cached = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(cached)
+
+
+def _described(value: object) -> str:
+    return (
+        f"a tensor of shape {list(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else repr(value)[:80]
+    )

@@ -15,8 +15,8 @@ from swarmstep.runtime.round_context import StepContext
 from swarmstep.signal import Roll
 from swarmstep.strategies.base import Strategy
 
-GROWTH = 1000.0  # times the norm after the last round, above which weights count as not finite
-LEAST = 0.01  # root mean square that weights are taken to have at least, so that they may start at 0
+GROWTH = 1000.0  # times the norm after the last round: so much only bad weights grow, or all workers' do
+LEAST = 0.01  # root mean square of weights that are no measure of growth: they may start at 0
 
 # Columns of the roll call, all float64.
 ROUND, STEP, LOSS, WEIGHT = range(4)
@@ -30,26 +30,31 @@ class RankStatus:
 
     `round` is the number of the round it would open, from 1, and 0 if it has finished; `requested` says whether
     it asks for that round now. `step` counts its local steps; `loss` is its mean training loss since the last
-    round, +inf if it has none, NaN if its weights are not finite or have grown by orders of magnitude; `weight`
-    the sum of the weights of its steps since then. `seconds` are those of its local steps since then, and those
-    that its last round spent in the roll call and in the exchange. `fragment` is what the round would be about,
-    `reports` what the strategy adds.
+    round, +inf if it has none, NaN if its weights are not finite; `grown` says whether they have grown by orders
+    of magnitude since then; `weight` is the sum of the weights of its steps since then. `seconds` are those of its
+    local steps since then, and those that its last round spent in the roll call and in the exchange. `fragment` is
+    what the round would be about, `reports` what the strategy adds.
     """
 
     round: int
     requested: bool
     step: int
     loss: float
+    grown: bool
     weight: float
     seconds: tuple[float, float, float]
     fragment: int
     reports: tuple[float, ...]
 
     def row(self, fragments: int) -> Tensor:
-        """Return the row of the roll call; a round that is not requested has a negative number."""
+        """Return the row of the roll call.
+
+        A round that is not requested has a negative number; weights that have grown have a negative weight.
+        """
         number = self.round if self.requested else -self.round
+        weight = -self.weight if self.grown else self.weight
         fragment = [self.fragment if self.round else -1] if fragments > 1 else []
-        head = [number, self.step, self.loss, self.weight, *self.seconds]
+        head = [number, self.step, self.loss, weight, *self.seconds]
         return torch.tensor([*head, *fragment, *self.reports], dtype=torch.float64)
 
 
@@ -83,7 +88,8 @@ def call_roll(status: RankStatus, comm: Metered, island: Comm | None, fragments:
     _check_equal(numbers, rows[:, ROUND] != 0, "rounds", "resume all ranks from the same checkpoint")
     if comm.elastic:
         _check_equal(rows[:, STEP], numbers > 0, "steps", "call step() equally often on all ranks")
-    roll = Roll(numbers, rows[:, STEP], rows[:, LOSS], rows[:, WEIGHT], rows[:, SECONDS], rows[:, head:])
+    losses = rows[:, LOSS].masked_fill(_outgrown(rows), math.nan)
+    roll = Roll(numbers, rows[:, STEP], losses, rows[:, WEIGHT].abs(), rows[:, SECONDS], rows[:, head:])
     fragment = max(0, int(rows[:, HEAD].max())) if fragments > 1 else 0
     return RollCall(roll, bool((rows[:, ROUND] > 0).any()), fragment, traffic, comm.clock() - began)
 
@@ -91,8 +97,8 @@ def call_roll(status: RankStatus, comm: Metered, island: Comm | None, fragments:
 def _combined(rows: Tensor, head: int) -> Tensor:
     """Return the row of a worker from those of the ranks of its island, which hold shards of its model.
 
-    Its loss is the mean of theirs, NaN if any is; its weight and reports are their sums; its seconds those of the
-    slowest.
+    Its loss is the mean of theirs, NaN if any is; it has grown if any has; its weight and reports are their sums;
+    its seconds those of the slowest.
     """
     number = rows[:, ROUND]
     _check_equal(rows[:, STEP], number != 0, "steps", "call step() equally often on all ranks of an island")
@@ -100,6 +106,8 @@ def _combined(rows: Tensor, head: int) -> Tensor:
     row[ROUND] = number.max() if (number > 0).any() else number.min()
     row[STEP] = rows[:, STEP].max()
     row[LOSS] = rows[:, LOSS].mean()
+    weight = rows[:, WEIGHT].abs().sum()
+    row[WEIGHT] = -weight if rows[:, WEIGHT].signbit().any() else weight
     row[SECONDS] = rows[:, SECONDS].max(dim=0).values
     row[HEAD:head] = rows[0, HEAD:head]
     return row
@@ -116,8 +124,19 @@ def _check_equal(values: Tensor, training: Tensor, what: str, remedy: str) -> No
         )
 
 
-def reported_loss(loss: float, x: Tensor, parameters: int, before: float) -> float:
-    """Return the loss as a `RankStatus` has it: NaN where x is not finite, or has grown by orders of magnitude.
+def _outgrown(rows: Tensor) -> Tensor:
+    """Return whose weights have grown by orders of magnitude while those of at least as many have not, bool [W].
+
+    Where most have grown, the model leaves a start that was small beside what it is to learn. Workers that have
+    finished, and may have taken few steps, are no measure for those that train.
+    """
+    grown, training = rows[:, WEIGHT].signbit(), rows[:, ROUND] != 0
+    measure = grown[training] if training.any() else grown
+    return grown & bool(2 * measure.sum() <= len(measure))
+
+
+def reported_loss(loss: float, x: Tensor, parameters: int, before: float) -> tuple[float, bool]:
+    """Return loss and growth as a `RankStatus` has them: NaN where x is not finite, whether it has grown too much.
 
     Args:
         loss: the worker's mean loss since the last round.
@@ -125,15 +144,15 @@ def reported_loss(loss: float, x: Tensor, parameters: int, before: float) -> flo
         parameters: how many of its first elements are parameters.
         before: their Euclidean norm after the last round; infinite if x may be of any finite size.
     """
-    most = min(GROWTH * max(before, LEAST * math.sqrt(parameters)), 1e300)
     norm, buffers = float(x[:parameters].norm()), x[parameters:]
-    if not norm <= most or not (bool(buffers.sum().isfinite()) or bool(buffers.isfinite().all())):
-        return math.nan
-    return loss if math.isfinite(loss) else math.inf
+    if not math.isfinite(norm) or not (bool(buffers.sum().isfinite()) or bool(buffers.isfinite().all())):
+        return math.nan, False
+    measured = before >= LEAST * math.sqrt(parameters)
+    return loss if math.isfinite(loss) else math.inf, measured and norm > GROWTH * before
 
 
 def check_finite(roll: Roll, now: StepContext, strategy: Strategy) -> None:
-    """Raise NotFinite, naming the ranks, where what a worker brings is not finite and has to be."""
+    """Raise NotFinite on all ranks where weights are not finite and the strategy cannot contain that."""
     bad = roll.losses.isnan().nonzero().view(-1).tolist()
     if bad and (len(bad) == len(roll.losses) or not strategy.contains_not_finite):
         ranks = ", ".join(map(str, bad))

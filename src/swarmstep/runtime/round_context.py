@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from swarmstep.comm.base import Comm
@@ -37,11 +38,13 @@ class RoundContext:
 class StepContext(NamedTuple):
     """Where a worker is when a round may start.
 
-    `step` counts its local steps; `lr` is the inner optimizer's learning rate; `requested` says whether its
-    trigger asks for a round, and `finished` whether it has taken its last step.
+    `step` counts its local steps; `lr` is the inner optimizer's learning rate, and `rates` that of each parameter
+    by name where they differ; `requested` says whether its trigger asks for a round, and `finished` whether it has
+    taken its last step.
     """
 
     step: int
     lr: float | None
     requested: bool
     finished: bool = False
+    rates: Mapping[str, float] = {}

@@ -12,6 +12,7 @@ from swarmstep import fault_points
 from swarmstep.comm.group import Group
 from swarmstep.errors import CommError, PeerLost
 from swarmstep.runtime.fragment import Fragment
+from swarmstep.runtime.learning_rate import LearningRate
 from swarmstep.runtime.regrouping import Attempt, Counts, Regrouping
 from swarmstep.runtime.replica import Replica
 from swarmstep.runtime.round_context import StepContext
@@ -43,11 +44,11 @@ class Rounds:
         self.attend(self.group.enter(comm, None, comm.clock()))
         self.admit_newcomers()
 
-    def step(self, step: int, lr: float | None) -> None:
+    def step(self, step: int, lr: LearningRate) -> None:
         """Ask the trigger of each fragment, and do what is due at this step."""
         for index in range(self._replica.options.fragments):
-            fragment = self.group.fragments[index]
-            if not self.attend(Attempt(index, StepContext(step, lr, fragment.wants_round(step, lr)))):
+            requested = self.group.fragments[index].wants_round(step, lr.highest)
+            if not self.attend(Attempt(index, StepContext(step, lr.highest, requested, rates=lr.each))):
                 break  # this worker is elsewhere now, where the others have done what is due at this step
         self.admit_newcomers()
 
@@ -146,8 +147,17 @@ class Rounds:
 
     def result(self) -> Tensor:
         """Return the vector that `finish` would return now, without what is under way. Collective."""
-        parts = [
-            fragment.strategy.result(self._replica.flat.read(fragment.index), fragment.state, self.group.comm)
-            for fragment in self.group.fragments
-        ]
+        parts = [self._result(fragment) for fragment in self.group.fragments]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _result(self, fragment: Fragment) -> Tensor:
+        """Return the result of a fragment; before its first round, that of one which begins at the workers' mean.
+
+        Its state is still at the start then, without anything that has been trained.
+        """
+        flat, comm, state = self._replica.flat, self.group.comm, fragment.state
+        x = flat.read(fragment.index)
+        if state and not fragment.rounds:
+            mean, _ = comm.mean(x, float(x.isfinite().all()))
+            state = fragment.strategy.init(mean, flat.fragments[fragment.index], comm)
+        return fragment.strategy.result(x, state, comm)

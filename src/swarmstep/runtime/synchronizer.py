@@ -12,6 +12,7 @@ from swarmstep.comm.group import Group
 from swarmstep.errors import CommError, UsageError
 from swarmstep.runtime import synchronizer_state
 from swarmstep.runtime.first_step import FirstStep
+from swarmstep.runtime.learning_rate import LearningRate, Optimizer, learning_rate
 from swarmstep.runtime.options import Options
 from swarmstep.runtime.replica import Replica
 from swarmstep.runtime.rounds import Rounds
@@ -100,12 +101,13 @@ class Synchronizer:
         """Whether a round is under way in the background; the same on all ranks."""
         return any(fragment.pending for fragment in self._rounds.group.fragments)
 
-    def step(self, loss: Tensor | float, lr: float | None = None, weight: float = 1.0) -> Event | None:
+    def step(self, loss: Tensor | float, lr: float | Optimizer | None = None, weight: float = 1.0) -> Event | None:
         """Count a local step; land the round that is due to land, and start the one that is due to start.
 
         Args:
             loss: this step's training loss, a scalar; its graph is not kept.
-            lr: the inner optimizer's learning rate, for methods that scale with it.
+            lr: the inner optimizer's learning rate, for methods that scale with it; or the optimizer itself, whose
+                parameter groups may have different rates.
             weight: of this step, at least 0, in a unit that all workers share: the examples or tokens of its
                 batch, say. In a round a worker counts by the sum since its last one.
 
@@ -130,17 +132,18 @@ class Synchronizer:
                 "reduce(lr, weight) between backward() and optimizer.step(), with the same weight as step"
             )
         self._begin()
+        rate = learning_rate(lr, self._replica.model, "Synchronizer.step")
         seconds, self._reduced = self._clock() - self._returned, None
         rounds = self._rounds
         rounds.counts.steps += 1
         for fragment in rounds.group.fragments:
             fragment.window.add(loss, 0.0 if gradients else weight, seconds)
         if not gradients:
-            self._run(lr)
+            self._run(rate)
         self._returned = self._clock()
         return rounds.events.pop(0) if rounds.events else None
 
-    def reduce(self, lr: float | None = None, weight: float = 1.0) -> None:
+    def reduce(self, lr: float | Optimizer | None = None, weight: float = 1.0) -> None:
         """Let a round change the gradients, where the strategy synchronizes gradients and one is due.
 
         Call it between `backward()` and `optimizer.step()`, and clip gradients after it. It belongs to the local
@@ -165,7 +168,7 @@ class Synchronizer:
         window = self._rounds.group.fragments[0].window
         window.weight = weight  # the round averages this step's gradients, whatever has been since the last one
         window.seconds += self._clock() - self._returned
-        self._run(lr, ahead=1)
+        self._run(learning_rate(lr, self._replica.model, "Synchronizer.reduce"), ahead=1)
         self._reduced = weight
         self._returned = self._clock()
 
@@ -181,7 +184,7 @@ class Synchronizer:
         if not 0.0 <= weight < math.inf:
             raise UsageError(f"Synchronizer.{name}: expected a finite weight of at least 0, found {weight}")
 
-    def _run(self, lr: float | None, ahead: int = 0) -> None:
+    def _run(self, lr: LearningRate, ahead: int = 0) -> None:
         """Do what is due of rounds at the present step, or the one `ahead`."""
         step = self.steps + ahead
         try:

@@ -18,7 +18,7 @@ from swarmstep.signal import Distrust, Layout, Roll, Signal
 from swarmstep.strategies.base import Strategy, check_choice, check_range
 from swarmstep.strategies.parts import trust
 from swarmstep.strategies.parts.blocks import blocks, squared_distance
-from swarmstep.strategies.parts.leave_one_out import common_loss, leave_one_out, slowest
+from swarmstep.strategies.parts.leave_one_out import leave_one_out, slowest, suspects
 
 
 class InformedSwarmState(NamedTuple):
@@ -35,6 +35,7 @@ class InformedSwarmState(NamedTuple):
     tests: Shared  # int64 []: t
     spent: Shared  # float64 []: what the probes after the first tests have cost, in local steps
     cost: Shared  # float64 []: of one probe, in local steps; -1 before the first round
+    usual: Shared  # float64 []: a typical outcome of the last test whose round was no step back; 0 before
 
 
 class InformedSwarmMessage(NamedTuple):
@@ -50,6 +51,7 @@ class InformedSwarmMessage(NamedTuple):
     tests: Tensor
     spent: Tensor
     cost: Tensor
+    usual: Tensor
 
 
 @final
@@ -78,13 +80,13 @@ class InformedSwarm(Strategy[InformedSwarmState, InformedSwarmMessage]):
     the median, has weight 0 in that round and takes the swarm's weights.
 
     Args:
-        trust: "uniform", a_i is the worker's weight; "loss", it is multiplied by exp(-(f_i / median - 1) /
-            temperature) of the training losses f_i; "leave_one_out", by 0 or 1; "auto", "leave_one_out" if a probe
-            is given, else "uniform".
+        trust: "uniform", a_i is the worker's weight; "loss", it is multiplied by exp(-f_i / temperature) of the
+            training losses f_i, 0 for one whose loss is not finite; "leave_one_out", by 0 or 1; "auto",
+            "leave_one_out" if a probe is given, else "uniform".
         social: s, above 0 and at most 2: the pull to the consensus.
         inertia: w, 0 to 0.9999.
         look_ahead: as in Nesterov's momentum.
-        temperature: of trust="loss", above 0.
+        temperature: of trust="loss", in units of the loss, above 0.
         margin: k, 0 to 100: a worker loses trust when its effect is k standard errors below 0.
         memory: beta, 0 to 0.9999: of the running mean of the effects.
         gate: the longest step allowed, in medians, above 10. A tenth of it until the third test, and for a worker
@@ -151,6 +153,7 @@ class InformedSwarm(Strategy[InformedSwarmState, InformedSwarmMessage]):
             tests=torch.tensor(0),
             spent=torch.tensor(0.0, dtype=torch.float64),
             cost=torch.tensor(-1.0, dtype=torch.float64),
+            usual=torch.tensor(0.0, dtype=torch.float64),
         )
 
     def carry(
@@ -176,17 +179,16 @@ class InformedSwarm(Strategy[InformedSwarmState, InformedSwarmMessage]):
         included = _included(state.standing, passing, roll)
         mean, _ = comm.mean(x, self._weight(included, roll, comm.rank))
         verdict = trust.Verdict(state.effect, state.variance, state.standing, int(state.tests))
-        spent, cost = float(state.spent), float(state.cost)
+        spent, cost, usual = float(state.spent), float(state.cost), float(state.usual)
         if probe and cost < 0:  # not known yet
             cost = slowest(signal.probe_cost, comm)
         if probe and (first or spent <= self.budget * signal.step):
             q, loss = leave_one_out(x, mean, included, roll, probe, comm, audit=self.audit)
-            spent += 0.0 if first else 2 * cost
             verdict = trust.judge(verdict, q, roll.present, self.memory, self.margin)
-            if trust.suspects(q).any():
-                spent += cost
-                if loss > common_loss(state.anchor, probe, comm):
-                    passing = trust.veto(verdict.standing, passing, trust.suspects(q))
+            suspected, probes = suspects(q, usual, loss, state.anchor, probe, comm)
+            spent += 0.0 if first else (2 + probes) * cost
+            passing = trust.veto(verdict.standing, passing, suspected)
+            usual = usual if suspected.any() or q.isnan().any() else trust.typical(q)
             still = _included(verdict.standing, passing, roll)
             if not torch.equal(still, included):
                 mean, _ = comm.mean(x, self._weight(still, roll, comm.rank))
@@ -201,6 +203,7 @@ class InformedSwarm(Strategy[InformedSwarmState, InformedSwarmMessage]):
             tests=torch.tensor(verdict.tests),
             spent=torch.tensor(spent, dtype=torch.float64),
             cost=torch.tensor(cost, dtype=torch.float64),
+            usual=torch.tensor(usual, dtype=torch.float64),
         )
 
     def _weight(self, included: Tensor, roll: Roll, rank: int) -> float:
@@ -208,10 +211,8 @@ class InformedSwarm(Strategy[InformedSwarmState, InformedSwarmMessage]):
         weight = roll.weight(rank) if included[rank] else 0.0
         if self.trust != "loss" or not weight:
             return weight
-        losses = roll.losses[included]
-        excess = (roll.losses[rank] / losses.median() - 1.0) / self.temperature
-        least = (losses.min() / losses.median() - 1.0) / self.temperature
-        return weight * math.exp(-float(excess - least)) if math.isfinite(excess - least) else weight
+        loss, least = float(roll.losses[rank]), float(roll.losses[included].min())
+        return weight * math.exp((least - loss) / self.temperature) if math.isfinite(least) else weight
 
     def apply(self, x: Tensor, state: InformedSwarmState, message: InformedSwarmMessage, layout: Layout) -> None:
         for block in blocks(x):

@@ -55,8 +55,7 @@ class PSOPS(Strategy[PSOPSState, PSOPSMessage]):
         x_i = x_i + v_i
 
     With neighbours="ring" each particle has a g of its own, the best of itself and the ranks before and after it.
-    Ties go to the lowest rank. r1, r2 ~ U(0, 1). Workers keep different weights. With `best_decay` losses must be
-    positive.
+    Ties go to the lowest rank. r1, r2 ~ U(0, 1). Workers keep different weights.
 
     Args:
         inertia: w, 0 to 1.
@@ -69,8 +68,8 @@ class PSOPS(Strategy[PSOPSState, PSOPSMessage]):
             element. "none" sets both to 1.
         fitness: "training", f_i is the training loss; "probe", the loss of x_i on the shared probe batch, which
             costs a gather of one number.
-        best_decay: the remembered best losses grow by this fraction in each round, 0 to 1, so that one lucky batch
-            does not fix a best for good.
+        best_decay: 0 to 1; in each round all remembered best losses rise by this fraction of the distance from the
+            lowest of them to the median of the f_i, so that one lucky batch does not fix a best for good.
         clamp: bound on each element of the velocity, > 0, in units of the weights; None means no bound.
         constriction: multiply the new velocity by the constriction factor of Clerc and Kennedy (2002),
             2 / |2 - phi - sqrt(phi^2 - 4 phi)| with phi = c1 + c2 > 4, in place of the inertia.
@@ -178,7 +177,7 @@ class PSOPS(Strategy[PSOPSState, PSOPSMessage]):
 
     def exchange(self, x: Tensor, state: PSOPSState, signal: Signal, roll: Roll, comm: Comm) -> PSOPSMessage:
         losses = self._fitness(x, signal, roll, comm)
-        remembered = state.best_losses * (1.0 + self.best_decay)
+        remembered = state.best_losses + self._rise(losses, state.best_losses)
         refreshed = losses < remembered
         best_losses = torch.where(refreshed, losses, remembered)
         scores = losses if self.best == "round" else best_losses
@@ -193,6 +192,12 @@ class PSOPS(Strategy[PSOPSState, PSOPSMessage]):
         return PSOPSMessage(
             leader, torch.tensor(owner), best_losses, refreshed[comm.rank].clone(), torch.tensor(seed)
         )
+
+    def _rise(self, losses: Tensor, best_losses: Tensor) -> float:
+        """Return by how much the remembered best losses rise: all alike, so that their order stays."""
+        there = losses[losses.isfinite()]
+        gap = float(there.median() - best_losses.min()) if len(there) else 0.0
+        return self.best_decay * gap if gap > 0 else 0.0
 
     def _fitness(self, x: Tensor, signal: Signal, roll: Roll, comm: Comm) -> Tensor:
         """Return f [W] float64, +inf for workers that do not take part."""

@@ -14,7 +14,7 @@ from swarmstep.errors import UsageError
 from swarmstep.ownership import Shared
 from swarmstep.signal import Layout, Roll, Signal
 from swarmstep.strategies.base import Strategy, check_range
-from swarmstep.strategies.parts.rate import common_rate
+from swarmstep.strategies.parts.rate import common_rate, common_rates
 
 
 class SlowMoState(NamedTuple):
@@ -28,7 +28,7 @@ class SlowMoMessage(NamedTuple):
     """The mean of the workers' vectors, and the inner learning rate."""
 
     mean: Tensor
-    rate: Tensor  # lr, float64 []
+    rate: Tensor  # lr, float64 [], or [P] where parameter groups differ
 
 
 @final
@@ -43,7 +43,8 @@ class SlowMo(Strategy[SlowMoState, SlowMoMessage]):
         x = x - a lr u
         x_i = x
 
-    lr is the inner optimizer's learning rate at the step of the round: `Synchronizer.step(loss, lr)`.
+    lr is the inner optimizer's learning rate at the step of the round: `Synchronizer.step(loss, lr)`; with
+    `step(loss, optimizer)` that of each parameter's group. Where it is 0, u stays and x = x - a (x - m).
     Buffers take the mean, without momentum. The model at the end is x.
 
     Args:
@@ -52,7 +53,7 @@ class SlowMo(Strategy[SlowMoState, SlowMoMessage]):
         when: the trigger; by default every 16th step.
 
     Raises:
-        UsageError: an argument is out of its range; in a round, no learning rate above 0 was given.
+        UsageError: an argument is out of its range; in a round, no learning rate was given.
 
     Cost: one all-reduce of P a round, 2 (W-1)/W P sent by each worker. Memory: x and u, 2 P.
 
@@ -79,19 +80,26 @@ class SlowMo(Strategy[SlowMoState, SlowMoMessage]):
 
     def exchange(self, x: Tensor, state: SlowMoState, signal: Signal, roll: Roll, comm: Comm) -> SlowMoMessage:
         rate = common_rate(signal, roll, comm)
-        if not rate or not rate > 0:
+        if rate is None or not rate >= 0:
             raise UsageError(
-                f"step {signal.step}: SlowMo needs the inner optimizer's learning rate, above 0, found {rate}; "
+                f"step {signal.step}: SlowMo needs the inner optimizer's learning rate, found {rate}; "
                 "call Synchronizer.step(loss, lr)"
             )
-        mean, _ = comm.mean(x, roll.weight(comm.rank))
-        return SlowMoMessage(mean, torch.tensor(rate, dtype=torch.float64))
+        rates = common_rates(x, rate, signal, roll, comm)
+        return SlowMoMessage(comm.mean(x, roll.weight(comm.rank))[0], rates)
 
     def apply(self, x: Tensor, state: SlowMoState, message: SlowMoMessage, layout: Layout) -> None:
-        n, rate = layout.parameters, float(message.rate)
+        n = layout.parameters
         anchor, u = state.anchor[:n], state.velocity[:n]
-        u.mul_(self.momentum).add_(anchor - message.mean[:n], alpha=1.0 / rate)
-        anchor.add_(u, alpha=-self.slow_lr * rate)
+        gap = anchor - message.mean[:n]
+        if not message.rate.dim() and message.rate > 0:
+            rate = float(message.rate)
+            u.mul_(self.momentum).add_(gap, alpha=1.0 / rate)
+            anchor.add_(u, alpha=-self.slow_lr * rate)
+        else:
+            rates = (message.rate[:n] if message.rate.dim() else message.rate).to(gap)
+            u.copy_(torch.where(rates > 0, self.momentum * u + gap / rates, u))
+            anchor.sub_(torch.where(rates > 0, rates * u, gap), alpha=self.slow_lr)
         state.anchor[n:] = message.mean[n:]
         x.copy_(state.anchor)
 

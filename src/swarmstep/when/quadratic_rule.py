@@ -15,9 +15,10 @@ from swarmstep.when.base import When
 
 
 class QuadraticRuleState(NamedTuple):
-    """When the next round is due."""
+    """The last round, and what has been told since."""
 
-    step: Shared  # int64 []: the step of the next round; 0 before step 1
+    step: Shared  # int64 []: of the last round; 0 before the first
+    rate: Shared  # float64 []: the highest learning rate since then; 0 before step 1
 
 
 @final
@@ -27,9 +28,10 @@ class QuadraticRule(When[QuadraticRuleState]):
 
     ::
 
-        n = max(base, floor((alpha / lr) ** 2))
+        n = max(base, floor((alpha / lr) ** 2))       base where lr = 0
 
-    n is decided at step 1 and at each round, from the learning rate of that step: `Synchronizer.step(loss, lr)`.
+    lr is the highest learning rate since the last round, or since step 1: `Synchronizer.step(loss, lr)`. While the
+    rate falls that is the rate of the last round; in a warm-up the rounds come as soon as it has risen enough.
 
     Args:
         base: the least number of steps between rounds, at least 1.
@@ -39,7 +41,7 @@ class QuadraticRule(When[QuadraticRuleState]):
         UsageError: an argument is out of its range; at a step, no learning rate of at least 0 was told.
 
     Source: Gu, Lyu, Arora, Zhang, Huang, A Quadratic Synchronization Rule for Distributed Deep Learning, arXiv
-    2310.14423, where a round's n follows from the learning rate at its start.
+    2310.14423, where a round's n follows from the learning rate at its start; warm-up and rate 0 are ours.
     """
 
     base: int
@@ -52,21 +54,21 @@ class QuadraticRule(When[QuadraticRuleState]):
             raise UsageError(f"QuadraticRule: expected a finite alpha > 0, found {self.alpha}")
 
     def init(self, layout: Layout, size: int) -> QuadraticRuleState:
-        return QuadraticRuleState(torch.tensor(0))
+        return QuadraticRuleState(torch.tensor(0), torch.tensor(0.0, dtype=torch.float64))
 
     def due(self, state: QuadraticRuleState, signal: Signal) -> bool:
-        if not int(state.step):
-            state.step.fill_(signal.step - 1 + self._interval(signal))
-        if signal.step < state.step:
-            return False
-        state.step.fill_(signal.step + self._interval(signal))
-        return True
-
-    def _interval(self, signal: Signal) -> int:
         if signal.lr is None or not signal.lr >= 0:
             raise UsageError(
                 f"step {signal.step}: QuadraticRule needs the inner optimizer's learning rate, found {signal.lr}; "
                 "call Synchronizer.step(loss, lr)"
             )
-        ratio = self.alpha / signal.lr if signal.lr else math.inf
+        rate = max(signal.lr, float(state.rate))
+        due = signal.step - int(state.step) >= self._interval(rate)
+        if due:
+            state.step.fill_(signal.step)
+        state.rate.fill_(signal.lr if due else rate)
+        return due
+
+    def _interval(self, rate: float) -> int:
+        ratio = self.alpha / rate if rate else 0.0
         return max(self.base, int(min(ratio * ratio, 1e15)))

@@ -48,6 +48,12 @@ def fitness(options: PSOPS, played: Game, r: int, i: int, x: Array) -> float:
     return float((x**2).mean()) if options.fitness == "probe" else float(played.losses[r, i])
 
 
+def fade(remembered: list[float], losses: list[float]) -> float:
+    """Return how far the lowest of the losses that are remembered is below the lower median of the new ones."""
+    there = sorted(f for f in losses if math.isfinite(f))
+    return max(0.0, there[(len(there) - 1) // 2] - min(remembered)) if there else 0.0
+
+
 def oracle(options: PSOPS, played: Game) -> tuple[Array, Array, list[int], list[float]]:
     """Return positions after each round [R, W, P], the leader at the end, all owners, and the best losses."""
     size = len(played.start)
@@ -61,8 +67,9 @@ def oracle(options: PSOPS, played: Game) -> tuple[Array, Array, list[int], list[
         for i, p in enumerate(swarm):
             p.x = p.x + played.drift[r, i] * (not played.absent(r, i))
         losses = [fitness(options, played, r, i, p.x) for i, p in enumerate(swarm)]
+        rise = options.best_decay * fade([p.best_loss for p in swarm], losses)
         for p, f in zip(swarm, losses, strict=True):
-            p.best_loss *= 1 + options.best_decay
+            p.best_loss += rise
             if f < p.best_loss:
                 p.best_loss, p.best = f, p.x
         scores = losses if options.best == "round" else [p.best_loss for p in swarm]

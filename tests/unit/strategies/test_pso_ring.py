@@ -31,7 +31,8 @@ def oracle(g: Game, best_of: str, decay: float = 0.0) -> tuple[Array, Array]:
         gone = np.array([g.absent(r, i) for i in range(count)])
         x[~gone] += drift[~gone]
         f = np.where(gone, np.inf, g.losses[r])
-        best_loss = best_loss * (1 + decay)
+        there = np.sort(f[~gone])
+        best_loss = best_loss + decay * max(0.0, there[(len(there) - 1) // 2] - best_loss.min())
         better = f < best_loss
         best[better], best_loss[better] = x[better], f[better]
         scores, position = (f, x) if best_of == "round" else (best_loss, best)

@@ -15,9 +15,9 @@ def oracle(g: Game, a: float, b: float) -> Array:
     x, u, history = g.start.copy(), np.zeros(n), []
     for r, drift in enumerate(g.drift):
         m, rate = x + g.mean(r, drift), g.rates[r]
-        assert rate
-        u = b * u + (x - m)[:n] / rate
-        x = np.concatenate([x[:n] - a * rate * u, m[n:]])
+        assert rate is not None
+        u = b * u + (x - m)[:n] / rate if rate else u
+        x = np.concatenate([x[:n] - a * (rate * u if rate else (x - m)[:n]), m[n:]])
         history.append(x)
     return np.stack(history)
 
@@ -51,11 +51,17 @@ def test_finished_workers_use_the_others_rate() -> None:
         np.testing.assert_allclose(played.weights[:, i], expected, atol=1e-12)
 
 
-@pytest.mark.parametrize("rate", [None, 0.0])
 @pytest.mark.parametrize("finished", [{}, {1: 0}])
-def test_a_rate_is_needed(rate: float | None, finished: dict[int, int]) -> None:
+def test_a_rate_is_needed(finished: dict[int, int]) -> None:
     with pytest.raises(UsageError, match=r"step 1: SlowMo needs .* learning rate.*step\(loss, lr\)"):
-        play(SlowMo(), game(2, rates=[rate] * 6, finished=finished))
+        play(SlowMo(), game(2, rates=[None] * 6, finished=finished))
+
+
+@pytest.mark.parametrize("rates", [[0.0, 0.1, 0.2, 0.1, 0.05, 0.0], [0.1, 0.0, 0.0, 0.1, 0.1, 0.1], [0.0] * 6])
+def test_a_rate_of_zero_moves_by_the_step_alone(rates: list[float]) -> None:
+    g = game(3, rates=rates, buffers=2)
+    played = play(SlowMo(0.7, 0.9), g)
+    np.testing.assert_allclose(played.weights[:, 0], oracle(g, 0.7, 0.9), atol=1e-12)
 
 
 @pytest.mark.parametrize("fields", [{"momentum": 1.0}, {"slow_lr": -0.1}])

@@ -44,7 +44,7 @@ class Trust:
 
 
 def leave_one_out(x: Array, included: Array, here: Array, weights: Array) -> tuple[Array, float]:
-    """What the mean loses without each worker, as a fraction, for a whole step of that worker's.
+    """What the mean loses without each worker, for a whole step of that worker's.
 
     Without i the mean moves by a fraction a_i / (S - a_i) of the way from x_i to it.
     """
@@ -60,12 +60,13 @@ def leave_one_out(x: Array, included: Array, here: Array, weights: Array) -> tup
             small, large = sorted([weights[included].sum(), weights[other].sum()])
             fraction = weights[i] / (small if included[i] else large)
             change = loss(mean(other)) - base
-            q[i] = (change if included[i] else -change) / fraction / base
-    return np.clip(q, -1, 1), base
+            q[i] = (change if included[i] else -change) / fraction
+    return q, base
 
 
 def oracle(g: Game, s: float = 0.7, w: float = 0.9, look_ahead: bool = True, tests: bool = True) -> Array:
     x, u, history, trust = g.start.copy(), np.zeros(len(g.start)), [], Trust(g.workers)
+    usual = 0.0
     for r, drift in enumerate(g.drift):
         here = np.array([not g.absent(r, i) for i in range(g.workers)])
         positions = x + np.where(here[:, None], drift, 0.0)
@@ -78,9 +79,10 @@ def oracle(g: Game, s: float = 0.7, w: float = 0.9, look_ahead: bool = True, tes
             q, base = leave_one_out(positions, included, here, g.weights[r])
             trust.test(q, here)
             out = trust.out | ~tame
-            suspects = q <= -1
-            if suspects.any() and base > loss(x) and (~(out | suspects)).sum() >= math.ceil(g.workers / 2):
+            suspects = (q < 0) & (q <= -10 * usual) & (base > loss(x)) & (q <= loss(x) - base)
+            if (~(out | suspects)).sum() >= math.ceil(g.workers / 2):
                 out = out | suspects
+            usual = usual if suspects.any() else np.sort(np.abs(q))[(g.workers - 1) // 2]
             included = here & ~out
         agreed = g.mean(r, positions, included)
         d = agreed - x
@@ -165,7 +167,7 @@ def test_one_vector_a_round_while_no_standing_changes() -> None:
     size, W = g.drift.shape[2], g.workers
     vector = 2 * (W - 1) * (size + 1) * 8  # over all workers
     tests = W * (W - 1) * 2 * 8  # two numbers each
-    cost = W * (W - 1) * 8  # of a probe, once
+    cost = 2 * W * (W - 1) * 8  # of a probe, and the loss before the first round, once each
     assert played.sent.sum(axis=1).tolist() == [vector + tests + cost] + [vector + tests] * (len(g.drift) - 1)
     bad = play(CALM(), bad_game("sign", 0)).sent.sum(axis=1)
     assert (bad[1:] == vector + tests).sum() == len(g.drift) - 2
@@ -204,7 +206,7 @@ def test_trust_from_loss_is_a_softmax() -> None:
     g = weighted(game(4, rounds=1))
     played = play(InformedSwarm(trust="loss", social=1.0, inertia=0.0, temperature=0.5), g)
     f = g.losses[0]
-    a = g.weights[0] * np.exp(-(f / np.sort(f)[1] - 1) / 0.5)
+    a = g.weights[0] * np.exp(-f / 0.5)
     expected = g.start + (a[:, None] * g.drift[0]).sum(axis=0) / a.sum()
     np.testing.assert_allclose(played.weights[0, 0], expected, atol=1e-12)
 

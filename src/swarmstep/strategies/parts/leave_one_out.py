@@ -15,6 +15,7 @@ from swarmstep.signal import Roll
 from swarmstep.strategies.parts import trust
 
 Probe = Callable[[Tensor], float]
+ALARM = 10.0  # usual outcomes: a harm that may have made a round a step back
 
 
 def leave_one_out(
@@ -25,12 +26,13 @@ def leave_one_out(
     ::
 
         S   = sum_i a_i                                                  over the workers in the mean m
-        q_i = (loss((S m - a_i x_i) / (S - a_i)) - loss(m)) (S - a_i) / a_i / loss(m)      if i is in the mean
-              (loss(m) - loss((S m + a_i x_i) / (S + a_i))) (S + a_i) / a_i / loss(m)      if not
+        q_i = (loss((S m - a_i x_i) / (S - a_i)) - loss(m)) (S - a_i) / a_i      if i is in the mean
+              (loss(m) - loss((S m + a_i x_i) / (S + a_i))) (S + a_i) / a_i      if not
 
     Without worker i the mean moves by the fraction a_i / (S - a_i) of its distance from x_i. The last factor makes
-    workers of different weights comparable: q is what the loss would gain by the whole distance, relative to the
-    loss of the mean. Collective: a gather of two numbers and, with `audit`, a permute of P.
+    workers of different weights comparable: q is what the loss would gain by the whole distance. Only differences
+    of losses enter, so that a constant added to the loss changes nothing. Collective: a gather of two numbers and,
+    with `audit`, a permute of P.
 
     Args:
         x: this worker's vector.
@@ -49,19 +51,36 @@ def leave_one_out(
     weight, q, loss = roll.weight(judged), 0.0, probe(mean)
     if included[judged] and 0 < weight < total:
         rest = total - weight
-        q = (probe((total * mean - weight * x) / rest) - loss) * (rest / weight) / loss
+        q = (probe((total * mean - weight * x) / rest) - loss) * (rest / weight)
     elif weight and not included[judged]:
         more = total + weight
-        q = (loss - probe((total * mean + weight * x) / more)) * (more / weight) / loss
+        q = (loss - probe((total * mean + weight * x) / more)) * (more / weight)
     rows = comm.gather(torch.tensor([q, loss], dtype=torch.float64))
     if audit:
         rows = rows.roll(1, 0)
     return trust.checked(rows[:, 0], rows[:, 1]), float(rows[:, 1].median())
 
 
-def common_loss(x: Tensor, probe: Probe, comm: Comm) -> float:
-    """Return the loss at an x that is common to all ranks: the same on all, whatever their rounding."""
-    return float(comm.gather(torch.tensor(probe(x), dtype=torch.float64)).median())
+def suspects(q: Tensor, usual: float, loss: float, anchor: Tensor, probe: Probe, comm: Comm) -> tuple[Tensor, int]:
+    """Return who may have made this round a step back, bool [W], and how many probes it took to find out.
+
+    A worker whose harm is far beyond what is usual, and as large as the whole step back. Nothing is measured
+    where nobody's is. Collective.
+
+    Args:
+        q: [W], what `leave_one_out` returned.
+        usual: a typical outcome of the last test of a round that was no step back; 0 if there was none.
+        loss: of the mean.
+        anchor: the weights before the round, common to all ranks.
+        probe: of a vector [P].
+        comm: the group.
+    """
+    suspected = (q < 0) & (q <= -ALARM * usual)
+    if not suspected.any():
+        return suspected, 0
+    before = comm.gather(torch.tensor(probe(anchor), dtype=torch.float64)).median()
+    back = loss - float(before)
+    return suspected & (back > 0) & (q <= -back), 1
 
 
 def slowest(cost: float, comm: Comm) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
 
 from swarmstep.comm.base import Comm
 from swarmstep.signal import Roll, Signal
@@ -22,3 +23,18 @@ def common_rate(signal: Signal, roll: Roll, comm: Comm) -> float | None:
     rates = comm.gather(torch.tensor(own, dtype=torch.float64))
     rate = float(rates[roll.present][0])
     return None if math.isnan(rate) else rate
+
+
+def common_rates(x: Tensor, rate: float, signal: Signal, roll: Roll, comm: Comm) -> Tensor:
+    """Return the learning rate of each element, [P] like x, or of all, float64 []; the same on all ranks.
+
+    As `common_rate`, whose result is `rate`; where some do not take part and the rates differ, a broadcast more.
+    """
+    if roll.present.all():
+        return signal.rates() if signal.rates else torch.tensor(rate, dtype=torch.float64)
+    differ = comm.gather(torch.tensor(signal.rates is not None))
+    if not differ[roll.present][0]:
+        return torch.tensor(rate, dtype=torch.float64)
+    own = signal.rates() if signal.rates else torch.zeros_like(x)
+    first = int(roll.present.int().argmax())
+    return comm.broadcast(own.double(), first).to(x.dtype)  # in double precision, which no codec changes

@@ -25,6 +25,7 @@ REASONS = (
 )
 PRIOR = 1.0  # standard deviation assumed of a test's outcome before there are tests: three that agree prove little
 MOST = 3.0  # a test counts at most as much as this many typical outcomes
+ROUNDING = 1e-5  # of a loss: equal weights may differ by so much between machines
 FIRST = 3  # a standing changes from the third test on; until then every round tests
 
 
@@ -51,9 +52,9 @@ def glance(roll: Roll, gate: Tensor) -> Tensor:
 
 
 def checked(q: Tensor, base: Tensor) -> Tensor:
-    """Return q [W] in [-1, 1], or -inf for a worker that measured another loss of the same weights.
+    """Return q [W], finite, or -inf for a worker that measured another loss of the same weights.
 
-    All are NaN if the test is void.
+    It did if its loss is further from the others' than a typical outcome. All are NaN if the test is void.
 
     Args:
         q: as measured; may hold NaN or infinity.
@@ -62,8 +63,15 @@ def checked(q: Tensor, base: Tensor) -> Tensor:
     middle = base.median()
     if not math.isfinite(middle):
         return torch.full_like(q, math.nan)
-    q = q.nan_to_num(nan=-1.0, posinf=1.0, neginf=-1.0).clamp(-1.0, 1.0)
-    return torch.where((base - middle).abs() <= 1e-3 * middle.abs(), q, -math.inf)
+    worst = torch.finfo(q.dtype).max
+    q = q.nan_to_num(nan=-worst, posinf=worst, neginf=-worst)
+    allowed = max(typical(q), ROUNDING * abs(float(middle)))
+    return torch.where((base - middle).abs() <= allowed, q, -math.inf)
+
+
+def typical(q: Tensor) -> float:
+    """Return a typical outcome of a test: the lower median |q| of the workers that agree on the loss."""
+    return float(q[q > -math.inf].abs().median())
 
 
 def judge(before: Verdict, q: Tensor, present: Tensor, memory: float, margin: float) -> Verdict:
@@ -71,7 +79,7 @@ def judge(before: Verdict, q: Tensor, present: Tensor, memory: float, margin: fl
 
     ::
 
-        z = clamp(q / median |q|, -3, 3)       outcomes shrink as training goes on; their pattern does not
+        z = clamp(q / typical |q|, -3, 3)      outcomes shrink as training goes on; their pattern does not
         b = min(beta, 1 - 1/t) ; d = z - e ; e += (1-b) d ; var = b (var + (1-b) d d)
         se = sqrt((median(var) + PRIOR^2 / t) / min(t, (1+beta)/(1-beta)))
         distrusted when e_i < -k se, trusted again when e_i >= se, from the third test on;
@@ -91,9 +99,8 @@ def judge(before: Verdict, q: Tensor, present: Tensor, memory: float, margin: fl
     t = before.tests + 1
     b = min(memory, 1.0 - 1.0 / t)
     contradicting = q == -math.inf
-    q = q.clamp(min=-MOST)
-    typical = q.abs().median().clamp(min=1e-12)
-    d = torch.where(present, (q / typical).clamp(-MOST, MOST) - before.effect, 0.0)
+    z = (q / max(typical(q), torch.finfo(q.dtype).tiny)).clamp(-MOST, MOST)
+    d = torch.where(present, z - before.effect, 0.0)
     effect = before.effect + (1.0 - b) * d
     variance = b * (before.variance + (1.0 - b) * d * d)
     error = math.sqrt((float(variance.median()) + PRIOR**2 / t) / min(t, (1.0 + memory) / (1.0 - memory)))
@@ -105,11 +112,6 @@ def judge(before: Verdict, q: Tensor, present: Tensor, memory: float, margin: fl
     good[best] = True
     standing = torch.where(good, TRUSTED, torch.where(contradicting, CONTRADICTING, HARMFUL))
     return Verdict(effect, variance, standing, t)
-
-
-def suspects(q: Tensor) -> Tensor:
-    """Return whose harm, by this test alone, is so large that it could make the round a step back, bool [W]."""
-    return q <= -1.0
 
 
 def veto(standing: Tensor, passing: Tensor, suspected: Tensor) -> Tensor:
