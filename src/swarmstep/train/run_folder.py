@@ -23,6 +23,7 @@ from typing import IO, Any
 import torch
 from torch import nn
 
+from swarmstep.console import plain
 from swarmstep.errors import CheckpointError
 from swarmstep.train.config import Config
 
@@ -209,17 +210,6 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "command": sys.argv,
     }
-
-
-def plain(value: Any) -> Any:
-    """Return `value` with NaN and infinity replaced by None: JSON has no such numbers."""
-    if isinstance(value, Mapping):
-        return {key: plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(inner) for inner in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def _digest(content: Mapping[str, Any]) -> str:
