@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from swarmstep.arguments import check_type
 from swarmstep.comm.background import Done, T
 from swarmstep.comm.base import checked_rows, checked_source, checked_src, divided, rank_ordered_sum, weighted
 from swarmstep.comm.group import KEPT, Decision, Group, not_elastic
@@ -148,6 +149,9 @@ def simulate(train: Callable[[Group], T], workers: int) -> list[T]:
             is one for all threads. A worker may call `simulate` itself.
         CollectiveMismatch: the workers call different collectives, or some return while others wait.
     """
+    check_type("simulate: workers", workers, int)
+    if not callable(train):
+        check_type("simulate: train", train, Callable)
     if workers < 1:
         raise UsageError(f"simulate: expected workers >= 1, found {workers}")
 
