@@ -28,6 +28,7 @@ from swarmstep.comm.process_groups import FORM_TIMEOUT
 from swarmstep.comm.rendezvous import find
 from swarmstep.comm.secure.auth import prove
 from swarmstep.comm.torch_private import groups_made, set_timeout
+from swarmstep.errors import UsageError
 
 
 class DistComm(Collectives, Group):
