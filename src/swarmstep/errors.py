@@ -12,6 +12,7 @@
     │   ├── Disagreement       the ranks were configured differently
     │   └── RunOver            a worker wanted to join, and all steps are taken
     ├── NotFinite              NaN or infinity in some worker's weights           (exit 6)
+    ├── ResultNotFinite    a run is done, and a loss of its result is NaN or infinite (exit 7)
     └── Interrupted            the user asked to stop; a checkpoint was written   (exit 130)
 
 Every message says what happened, what was expected, on which rank and step, and what to do.
@@ -74,6 +75,12 @@ class NotFinite(SwarmstepError):
     """Some worker's weights hold NaN or infinity and the strategy cannot contain it."""
 
     exit_code = 6
+
+
+class ResultNotFinite(SwarmstepError):
+    """A run is done and its files are written, but a loss of its result is NaN or infinite."""
+
+    exit_code = 7
 
 
 class Interrupted(SwarmstepError):

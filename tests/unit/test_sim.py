@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
 
 from helpers import run, same
-from swarmstep import PSOPS, Comm, Every, SimComm, simulate
+from swarmstep import PSOPS, Comm, Every, LocalSGD, SimComm, Synchronizer, simulate
 from swarmstep.errors import CollectiveMismatch, CommError, UsageError
 
 
@@ -38,22 +42,51 @@ def test_one_worker_runs_at_a_time_and_the_order_is_always_the_same() -> None:
     assert sorted(orders[0][:4]) == [0, 1, 2, 3]
 
 
-def test_each_worker_has_a_random_stream_of_its_own() -> None:
-    def train(comm: Comm) -> torch.Tensor:
-        first = torch.rand(3)
-        comm.gather(torch.zeros(1))
-        if comm.rank == 1:
-            torch.rand(100)
-        comm.gather(torch.zeros(1))
-        return torch.cat([first, torch.rand(3)])
+def drawn(comm: Comm, extra: int = 0) -> torch.Tensor:
+    """Draw before, between and after collectives; rank 1 draws `extra` numbers more in between."""
+    first = torch.rand(3)
+    comm.gather(torch.zeros(1))
+    torch.rand(extra if comm.rank == 1 else 0)
+    comm.gather(torch.zeros(1))
+    return torch.cat([first, torch.rand(3)])
 
+
+def test_rank_0_goes_on_from_the_callers_random_state() -> None:
     torch.manual_seed(4)
     expected = torch.rand(6)
     torch.manual_seed(4)
-    found = simulate(train, 3)
-    assert same([found[0], found[2]], [expected, expected])
-    assert same(found[1][:3], expected[:3])
-    assert not same(found[1], expected)
+    assert same(simulate(drawn, 3)[0], expected)
+    assert same(torch.rand(6), expected)
+
+
+def test_each_worker_has_a_random_stream_of_its_own() -> None:
+    torch.manual_seed(4)
+    found = simulate(drawn, 3)
+    assert len({float(x) for row in found for x in row}) == 18, "no worker draws what another does"
+    assert same(simulate(drawn, 3), found), "after the same seed"
+    disturbed = simulate(lambda comm: drawn(comm, 100), 3)
+    assert same([disturbed[0], disturbed[2]], [found[0], found[2]])
+    assert not same(disturbed[1], found[1])
+    assert same(simulate(drawn, 2), found[:2]), "a worker's numbers do not depend on how many there are"
+    torch.manual_seed(5)
+    assert not same(simulate(drawn, 3), found)
+
+
+def test_workers_that_seed_themselves_draw_what_a_process_would() -> None:
+    def train(comm: Comm) -> torch.Tensor:
+        torch.manual_seed(10 + comm.rank)
+        return drawn(comm)
+
+    torch.manual_seed(12)
+    assert same(simulate(train, 3)[2], torch.rand(6))
+
+
+def test_dropout_differs_between_workers() -> None:
+    def train(comm: Comm) -> torch.Tensor:
+        return torch.nn.functional.dropout(torch.ones(64))
+
+    masks = simulate(train, 4)
+    assert all(not same(masks[a], masks[b]) for a in range(4) for b in range(a))
 
 
 def test_the_callers_random_state_is_restored_even_after_a_failure() -> None:
@@ -169,6 +202,148 @@ def test_a_world_inside_a_worker_of_another() -> None:
         return comm.gather(torch.tensor(inner)).view(-1).tolist()
 
     assert simulate(train, 2) == [[1.0] * 6] * 2
+
+
+def test_a_world_inside_a_worker_takes_nothing_from_its_random_stream() -> None:
+    def train(comm: Comm) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        inner = simulate(drawn, 2) if comm.rank == 1 else []
+        return drawn(comm), inner
+
+    found = simulate(train, 2)
+    assert same([outer for outer, _ in found], simulate(drawn, 2))
+    assert len({float(x) for row in (found[0][0], *found[1][1]) for x in row}) == 18
+
+
+@pytest.mark.parametrize("within", [False, True])
+def test_a_second_world_in_another_thread_is_refused(within: bool) -> None:
+    """Whether the thread was started by a worker, which waits for it, or by somebody else."""
+    with ThreadPoolExecutor(2) as pool:
+
+        def train(comm: Comm) -> None:
+            other = pool.submit(simulate, lambda comm: None, 2)
+            other.result()
+
+        with pytest.raises(UsageError, match="another thread of this process is in simulate; expected one at a"):
+            simulate(train, 1) if within else pool.submit(simulate, train, 1).result()
+        assert pool.submit(simulate, lambda comm: comm.rank, 2).result() == [0, 1], "none is left behind"
+        assert simulate(lambda comm: comm.rank, 2) == [0, 1]
+
+
+def interrupted_by(kind: type[BaseException], train: Any, workers: int = 2) -> None:
+    """Simulate; the signal that `train` sends is to end it by an exception, with no thread left behind."""
+
+    def handler(number: int, frame: object) -> None:
+        raise kind
+
+    previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    threads, state = threading.active_count(), torch.get_rng_state()
+    try:
+        with pytest.raises(kind):
+            simulate(train, workers)
+    finally:
+        for number, before in previous.items():
+            signal.signal(number, before)
+    assert threading.active_count() == threads
+    assert torch.equal(torch.get_rng_state(), state)
+    assert simulate(lambda comm: comm.rank, 2) == [0, 1], "the next one works"
+
+
+def forever() -> None:
+    """Compute, without a call into the library."""
+    while True:
+        torch.zeros(1)
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, KeyboardInterrupt), (signal.SIGTERM, SystemExit)],
+)
+def test_an_interrupt_ends_a_worker_in_its_own_code(number: int, kind: type[BaseException]) -> None:
+    left: list[int] = []
+
+    def train(comm: Comm) -> None:
+        try:
+            comm.gather(torch.zeros(1))
+            if comm.rank == 1:
+                os.kill(os.getpid(), number)
+                forever()
+        finally:
+            left.append(comm.rank)
+
+    interrupted_by(kind, train)
+    assert sorted(left) == [0, 1]
+
+
+def test_an_interrupt_ends_local_steps() -> None:
+    steps: list[int] = []
+
+    def train(comm: Comm) -> None:
+        sync = Synchronizer(torch.nn.Linear(2, 1), LocalSGD(when=Every(10**9)), comm)
+        while True:
+            sync.step(0.1)
+            steps.append(comm.rank)
+            if len(steps) == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    interrupted_by(KeyboardInterrupt, train)
+
+
+def test_an_interrupt_ends_a_world_inside_a_worker_of_another() -> None:
+    def inner(comm: Comm) -> None:
+        comm.gather(torch.zeros(1))
+        if comm.rank == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+            forever()
+
+    interrupted_by(KeyboardInterrupt, lambda comm: simulate(inner, 2))
+
+
+def test_an_interrupt_is_not_swallowed_by_a_worker_that_catches_exceptions() -> None:
+    def train(comm: Comm) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        while True:
+            with contextlib.suppress(Exception):
+                forever()
+
+    interrupted_by(KeyboardInterrupt, train)
+
+
+CELL = """
+import torch
+from swarmstep import Every, LocalSGD, Synchronizer, simulate
+
+class Net(torch.nn.Linear):
+    pass
+
+def train(comm):
+    model = Net(4, 1)
+    sync = Synchronizer(model, LocalSGD(when=Every(2)), comm)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for step in range(5):
+        if stop_at == step and comm.rank == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        loss = torch.nn.functional.dropout(model(torch.randn(8, 4))).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        sync.step(loss)
+    sync.finish()
+    return model.weight.detach()
+
+found = simulate(train, 3)
+"""
+
+
+def test_a_notebook_cell_is_run_again_after_it_was_interrupted() -> None:
+    cells: dict[str, Any] = {"os": os, "signal": signal, "stop_at": None}
+    exec(CELL, cells)
+    first = cells["found"]
+    cells["stop_at"] = 3
+    with pytest.raises(KeyboardInterrupt):
+        exec(CELL, cells)
+    cells["stop_at"] = None
+    exec(CELL, cells)
+    assert same(cells["found"], first)
 
 
 @pytest.mark.parametrize("workers", [17, 64])

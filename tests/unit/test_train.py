@@ -173,7 +173,7 @@ def test_stop_behind_the_run(tmp_path: Path) -> None:
         train({}, tmp_path / "run", stop_at=9, resume=True)
 
 
-@pytest.mark.parametrize(("field", "value"), [("lr", 0.1), ("seed", 1), ("strategy", "local-sgd"), ("steps", 99)])
+@pytest.mark.parametrize(("field", "value"), [("lr", 0.1), ("seed", 1), ("strategy", "local-sgd"), ("batch", 5)])
 def test_a_checkpoint_of_other_settings_is_refused(field: str, value: Any, tmp_path: Path) -> None:
     train({}, tmp_path / "run", stop_at=2)
     with pytest.raises(CheckpointError, match=f"{field}: expected {value!r}, found"):

@@ -50,12 +50,11 @@ def chaos(
     settings = ChaosSettings(**values)
     from swarmstep.chaos.trial import run_trial
     from swarmstep.chaos.verdict_text import verdict_text
-    from swarmstep.train.run_folder import plain
 
     with reserved_stdout(as_json):
         summary, folder = run_trial(settings, Path(out) if out else None)
     if as_json:
-        print_json(plain(summary))
+        print_json(summary)
     else:
         print(f"{verdict_text(summary)}\nfiles in {folder}")
     return 0 if summary["good"] else 1

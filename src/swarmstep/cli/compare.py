@@ -12,6 +12,7 @@ from swarmstep.cli.json_output import Json, print_json, reserved_stdout
 from swarmstep.cli.options import options_of
 from swarmstep.cli.text import examples
 from swarmstep.compare.settings import ComparisonSettings
+from swarmstep.errors import ResultNotFinite
 
 app = typer.Typer(add_completion=False)
 
@@ -46,8 +47,13 @@ def compare(
         found, counts = carry_out(settings, Path(out), shlex.join(["swarmstep", *context.obj]))
     if as_json:
         print_json(counts)
-        return 0
-    failed = f", {counts['failed']} failed" if counts["failed"] else ""
-    page = f"swarmstep report {shlex.quote(counts['out'])} -o report.html"
-    print(f"{markdown(analyse([found]))}\n{counts['cells']} cells{failed}; as a page: {page}")
+    else:
+        failed = f", {counts['failed']} failed" if counts["failed"] else ""
+        page = f"swarmstep report {shlex.quote(counts['out'])} -o report.html"
+        print(f"{markdown(analyse([found]))}\n{counts['cells']} cells{failed}; as a page: {page}")
+    if counts["runs"] and not counts["finite"]:
+        raise ResultNotFinite(
+            f"the comparison is done, but none of its {counts['runs']} runs has a finite test loss; look at the "
+            "lines above, lower the rates with --lr-grid, or look at the data and the loss"
+        )
     return 0

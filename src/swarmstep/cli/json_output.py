@@ -11,14 +11,16 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
+from swarmstep.console import plain
+
 Json = Annotated[
     bool, typer.Option("--json", help="print one JSON document, and nothing else, on standard output")
 ]
 
 
 def print_json(document: Any) -> None:
-    """Print what `json.dumps` takes; NaN and infinity must not be in it."""
-    print(json.dumps(document, allow_nan=False))
+    """Print what `json.dumps` takes; numbers that are not finite become null."""
+    print(json.dumps(plain(document), allow_nan=False))
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Annotated, Any, get_args
 
 import typer
@@ -11,7 +12,7 @@ from swarmstep.cli.exit_codes import EXIT_CODES
 from swarmstep.cli.json_output import Json, print_json, reserved_stdout
 from swarmstep.cli.options import completion, fields_of, given, options_of
 from swarmstep.cli.text import aligned, examples, literal
-from swarmstep.errors import UsageError
+from swarmstep.errors import ResultNotFinite, UsageError
 from swarmstep.launch.stopping import StopRequest
 from swarmstep.train.config import Config, Group, Invocation
 from swarmstep.workloads.defaults import BUILT_IN, Defaults
@@ -76,15 +77,15 @@ def train(
         summary = session.work() if session.is_worker else session.simulate()
     if summary is not None:
         _print_summary(summary, as_json=as_json)
+        _check_finite(summary)
     return 0
 
 
 def _print_summary(summary: dict[str, Any], *, as_json: bool) -> None:
     from swarmstep.train.progress import in_bytes
-    from swarmstep.train.run_folder import plain
 
     if as_json:
-        print_json(plain(summary))
+        print_json(summary)
         return
     accuracy = summary["test_accuracy"]
     judged = f"test accuracy {accuracy:.4f}, " if accuracy == accuracy else ""  # NaN: has no meaning here
@@ -96,3 +97,16 @@ def _print_summary(summary: dict[str, Any], *, as_json: bool) -> None:
         print(f"distrusted: rank {worker['rank']} since step {worker['since']}: {worker['why']}")
     if summary["out"]:
         print(f"files in {summary['out']}")
+
+
+def _check_finite(summary: dict[str, Any]) -> None:
+    """Raise ResultNotFinite where a loss of the summary is not finite."""
+    losses = ["test_loss", "validation_loss", "train_loss"]
+    if summary["elastic"] in ("local", "torchft"):
+        losses.remove("train_loss")  # of the last round, from those that were finite; NaN: there was no round
+    bad = [f"{name} is {summary[name]}" for name in losses if not math.isfinite(summary[name])]
+    if bad:
+        raise ResultNotFinite(
+            f"the run is done, but its result is not finite: {', '.join(bad)}; expected numbers: lower the "
+            "learning rate, or look at the data and the loss"
+        )

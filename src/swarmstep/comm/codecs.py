@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from swarmstep import spec_help
+from swarmstep.arguments import Checked
 from swarmstep.errors import UsageError
 
 PIECE = 1 << 16  # elements coded at a time: with their scratch memory they fit into a core's cache
@@ -27,7 +28,7 @@ MAGNITUDE = 0x7FFFFFFF  # all bits of a float32 but its sign
 
 
 @dataclass(frozen=True)
-class Codec(ABC):
+class Codec(Checked, ABC):
     """How a float32 vector becomes bytes and back: parameters only, each subclass final and frozen."""
 
     # Whether vectors must be coded as differences from a vector that all ranks know, which are small.

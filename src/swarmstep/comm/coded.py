@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from swarmstep.arguments import check_type
 from swarmstep.comm.base import Comm, rank_ordered_sum
 from swarmstep.comm.buffer_pool import BufferPool
 from swarmstep.comm.codecs import Codec
@@ -57,6 +58,9 @@ class Coded(Comm):
         referenced: bool = True,
         reuse: bool = False,
     ) -> None:
+        check_type("Coded: comm", comm, Comm)
+        check_type("Coded: codec", codec, Codec)
+        check_type("Coded: like", like, Tensor)
         if like.dtype != torch.float32:
             raise UsageError(f"codecs need a float32 vector, found {like.dtype}")
         if codec.needs_reference and not referenced:

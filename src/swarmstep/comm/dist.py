@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from swarmstep import fault_points
+from swarmstep.arguments import check_type
 from swarmstep.comm.background import BackgroundTask, T, TaskQueue, TaskRegistry
 from swarmstep.comm.buffer_pool import BufferPool
 from swarmstep.comm.collectives import Collectives
@@ -27,6 +28,7 @@ from swarmstep.comm.process_groups import FORM_TIMEOUT
 from swarmstep.comm.rendezvous import find
 from swarmstep.comm.secure.auth import prove
 from swarmstep.comm.torch_private import groups_made, set_timeout
+from swarmstep.errors import UsageError
 
 
 class DistComm(Collectives, Group):
@@ -54,6 +56,13 @@ class DistComm(Collectives, Group):
         patience: float = 1800.0,
         epoch: Epoch | None = None,
     ) -> None:
+        check_type("DistComm: data", data, dist.ProcessGroup | None)
+        check_type("DistComm: control", control, dist.ProcessGroup | None)
+        if data is None and not dist.is_initialized():
+            raise UsageError(
+                "DistComm: expected a process group, found none; call DistComm.from_env() under torchrun, or "
+                "torch.distributed.init_process_group before, or use simulate(train, workers)"
+            )
         group: Any = data if data is not None else dist.group.WORLD
         super().__init__(group, control if control is not None else group, exact=exact)
         self._heartbeat = heartbeat

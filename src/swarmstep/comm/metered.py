@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from swarmstep.arguments import check_type
 from swarmstep.comm.background import Pending, T
 from swarmstep.comm.group import Decision, Group
 
@@ -44,6 +45,7 @@ class Metered(Group):
     """
 
     def __init__(self, comm: Group, parent: Metered | None = None) -> None:
+        check_type("Metered: comm", comm, Group)
         self._comm = comm
         self.rank = comm.rank
         self.size = comm.size

@@ -1,164 +1,30 @@
 """Many workers in one process: one thread each, one running at a time, deterministic.
 
-A baton is passed on at each collective, in rank order; torch's random state is swapped with it, so each worker
-has a random stream of its own. A breakpoint stops all workers, and workers that call different collectives get an
-error that names them instead of a deadlock.
+Workers that call different collectives get an error that names them instead of a deadlock, and a breakpoint stops
+all of them. How they take turns is in `swarmstep.comm.world`.
 """
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Generic
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from swarmstep.arguments import check_type
 from swarmstep.comm.background import Done, T
 from swarmstep.comm.base import checked_rows, checked_source, checked_src, divided, rank_ordered_sum, weighted
 from swarmstep.comm.group import KEPT, Decision, Group, not_elastic
-from swarmstep.errors import CollectiveMismatch, CommError, UsageError
-
-Call = tuple[Any, ...]  # what must be equal on all ranks of a collective: verb, shape, dtype, arguments
-
-
-@dataclass
-class _Rendezvous:
-    """A group of workers (by world rank) and their parts of the collective under way."""
-
-    members: tuple[int, ...]
-    calls: dict[int, Call] = field(default_factory=dict[int, Call])
-    brought: dict[int, Any] = field(default_factory=dict[int, Any])
-    results: dict[int, Any] = field(default_factory=dict[int, Any])
-
-
-class _Stopped(BaseException):
-    """Ends the threads of the other workers once one has failed; the caller never sees it."""
-
-
-class _World(Generic[T]):
-    """The baton and the threads."""
-
-    def __init__(self, train: Callable[[Group], T], workers: int) -> None:
-        self.train = train
-        self.workers = workers
-        self.turns = [threading.Semaphore(0) for _ in range(workers)]
-        self.over = threading.Semaphore(0)
-        self.waits: dict[int, _Rendezvous] = {}  # workers waiting in a collective that is not complete
-        self.done: set[int] = set()
-        self.returned: dict[int, T] = {}
-        self.failure: BaseException | None = None
-        self.random = [torch.get_rng_state()] * workers
-
-    def run(self) -> list[T]:
-        everyone = _Rendezvous(tuple(range(self.workers)))
-        threads = [
-            threading.Thread(target=self._worker, args=(SimComm(self, everyone, rank),), daemon=True)
-            for rank in range(self.workers)
-        ]
-        callers_state = torch.get_rng_state()
-        for thread in threads:
-            thread.start()
-        self.turns[0].release()
-        try:
-            self.over.acquire()
-        except BaseException as error:  # Ctrl-C in the caller's thread
-            self.failure = error
-        if self.failure:
-            for turn in self.turns:
-                turn.release()
-        for thread in threads:
-            thread.join()
-        torch.set_rng_state(callers_state)
-        if self.failure:
-            raise self.failure
-        return [self.returned[rank] for rank in range(self.workers)]
-
-    def _worker(self, comm: SimComm) -> None:
-        rank = comm.rank
-        try:
-            self._take_turn(rank)
-            self.returned[rank] = self.train(comm)
-            self.done.add(rank)
-            self._pass_on(rank)
-        except _Stopped:
-            pass
-        except BaseException as error:
-            if self.failure is None:
-                self.failure = error
-            self.over.release()
-
-    def _take_turn(self, rank: int) -> None:
-        self.turns[rank].acquire()
-        if self.failure:
-            raise _Stopped
-        torch.set_rng_state(self.random[rank])
-
-    def _pass_on(self, rank: int) -> None:
-        """Pass the baton to the next worker, in rank order, that is neither waiting nor done."""
-        for step in range(1, self.workers + 1):
-            other = (rank + step) % self.workers
-            if other not in self.waits and other not in self.done:
-                self.turns[other].release()
-                return
-        if len(self.done) < self.workers:
-            raise CollectiveMismatch("collective mismatch: " + self._positions())
-        self.over.release()
-
-    def _positions(self) -> str:
-        positions = [f"rank {r} has returned" for r in sorted(self.done)]
-        positions += [f"rank {r} called {_spell(w.calls[r])}" for r, w in sorted(self.waits.items())]
-        return ", ".join(positions) + "; all ranks of a group must make the same calls in the same order"
-
-    def meet(self, group: _Rendezvous, rank: int, call: Call, brought: Any, combine: Callable[..., Any]) -> Any:
-        """Take part in a collective: wait for the others, and return this worker's share of the result.
-
-        Args:
-            group: whose collective it is.
-            rank: of this worker in the world.
-            call: what must be the same on all ranks.
-            brought: this worker's argument.
-            combine: returns the results of all members, given their arguments, both in rank order.
-        """
-        if self.failure:
-            raise _Stopped
-        for other, others_call in group.calls.items():
-            if others_call != call:
-                self.waits[rank] = group
-                group.calls[rank] = call
-                raise CollectiveMismatch(
-                    f"collective mismatch: rank {other} called {_spell(others_call)}, "
-                    f"rank {rank} called {_spell(call)}"
-                )
-        group.calls[rank], group.brought[rank] = call, brought
-        if len(group.brought) < len(group.members):
-            self.waits[rank] = group
-            self.random[rank] = torch.get_rng_state()
-            self._pass_on(rank)
-            self._take_turn(rank)
-        else:
-            results = combine([group.brought[member] for member in group.members])
-            group.results = dict(zip(group.members, results, strict=True))
-            group.calls, group.brought = {}, {}
-            for member in group.members:
-                self.waits.pop(member, None)
-        result = group.results.pop(rank)
-        if isinstance(result, CommError):
-            raise result
-        return result
-
-
-def _spell(call: Call) -> str:
-    verb, *rest = call
-    return f"{verb}({', '.join(map(str, rest))})"
+from swarmstep.comm.world import Call, Meeting, World
+from swarmstep.errors import CommError, UsageError
 
 
 class SimComm(Group):
     """One worker's view of a group within one process; made by `simulate`."""
 
-    def __init__(self, world: _World[Any], group: _Rendezvous, world_rank: int) -> None:
+    def __init__(self, world: World[Any], group: Meeting, world_rank: int) -> None:
         self._world = world
         self._group = group
         self._world_rank = world_rank
@@ -243,10 +109,9 @@ class SimComm(Group):
             return self._parts[name]
         members = self._group.members
 
-        def combine(colors: list[int]) -> list[_Rendezvous]:
+        def combine(colors: list[int]) -> list[Meeting]:
             groups = {
-                c: _Rendezvous(tuple(m for m, d in zip(members, colors, strict=True) if d == c))
-                for c in set(colors)
+                c: Meeting(tuple(m for m, d in zip(members, colors, strict=True) if d == c)) for c in set(colors)
             }
             return [groups[c] for c in colors]
 
@@ -263,19 +128,34 @@ def _kind(x: Tensor) -> tuple[Any, ...]:
 def simulate(train: Callable[[Group], T], workers: int) -> list[T]:
     """Run `train(comm)` once for each of `workers` workers inside this process, and return what they return.
 
-    Deterministic: the same function gives the same numbers each time, and the same as real processes that add in
-    rank order (`DistComm(exact=True)`). Each worker starts with the caller's torch random state and has a stream
-    of its own from then on; the caller's is left as it was. The global random states of Python and NumPy are not
-    swapped. The first exception of a worker is raised here.
+    Deterministic: the same function after the same `torch.manual_seed` gives the same numbers each time, and where
+    the workers seed themselves, the same as real processes that add in rank order (`DistComm(exact=True)`).
+
+    Each worker has random numbers of its own, whatever the others draw: rank 0 goes on from the caller's torch
+    random state, as a loop without workers would, and each other rank from a seed that follows from that state and
+    its rank. The caller's state is left as it was. Only torch's generator of the CPU is kept for each worker; that
+    of a GPU, and those of Python and NumPy, are shared: in `train`, use generators of your own instead. What torch
+    sets for a thread (`no_grad`, autocast, the default device) is set within `train`.
+
+    The first exception of a worker is raised here, and stops the others. Ctrl-C stops all of them where they are;
+    if one is in a call that does not return, the second Ctrl-C stops waiting for it.
 
     Args:
         train: called in a thread for each worker, one running at a time.
         workers: how many, at least 1.
 
     Raises:
-        UsageError: `workers` is below 1.
+        UsageError: `workers` is below 1, or another thread of this process is in `simulate`: torch's random state
+            is one for all threads. A worker may call `simulate` itself.
         CollectiveMismatch: the workers call different collectives, or some return while others wait.
     """
+    check_type("simulate: workers", workers, int)
+    if not callable(train):
+        check_type("simulate: train", train, Callable)
     if workers < 1:
         raise UsageError(f"simulate: expected workers >= 1, found {workers}")
-    return _World(train, workers).run()
+
+    def work(world: World[T], everyone: Meeting, rank: int) -> T:
+        return train(SimComm(world, everyone, rank))
+
+    return World(work, workers).run()

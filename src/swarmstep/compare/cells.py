@@ -53,6 +53,11 @@ def failed(task: Task, reason: str) -> Cell:
     )
 
 
+def is_finite(cell: Cell) -> bool:
+    """Return whether a run has a result, and its test loss is finite."""
+    return not cell.failed and math.isfinite(cell.points[-1].test_loss)
+
+
 def _points(events: Sequence[Mapping[str, Any]], real: bool) -> tuple[Point, ...]:
     """Return one point a step; the first if a step was evaluated twice (before the last round and after it)."""
     points: dict[int, Point] = {}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from swarmstep.compare import results
+from swarmstep.compare.cells import is_finite
 from swarmstep.compare.methods import Method, parse_all
 from swarmstep.compare.plan import TaskGroup, Tuning, grid
 from swarmstep.compare.results import Results
@@ -32,7 +33,8 @@ def compare(settings: ComparisonSettings, folder: Path, command: str) -> tuple[R
         command: the command line, for the report.
 
     Returns:
-        All results in the folder, and the counts of its cells: "cells", "failed", "out".
+        All results in the folder, and the counts of its cells: "cells", "failed", "runs" (without trials of
+        tuning, failed or not), "finite" (runs with a finite result), and "out".
 
     Raises:
         UsageError: a setting is invalid, this process lacks rights, or SciPy is not installed.
@@ -56,9 +58,12 @@ def compare(settings: ComparisonSettings, folder: Path, command: str) -> tuple[R
         about = json.dumps(_about(settings, command, folder), indent=1)
         replace_file(folder / "compare.json", lambda partial: partial.write_text(about + "\n"))
         runner.run()
+        runs = [cell for cell in (*runner.cells.values(), *runner.failed.values()) if cell.purpose == "run"]
         return results.load(folder), {
             "cells": len(runner.cells),
             "failed": len(runner.failed),
+            "runs": len(runs),
+            "finite": sum(map(is_finite, runs)),
             "out": str(folder),
         }
 

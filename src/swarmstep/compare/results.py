@@ -15,9 +15,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from swarmstep.console import plain
 from swarmstep.errors import DataError
 from swarmstep.network.trace import Trace
-from swarmstep.train.run_folder import plain, replace_file
+from swarmstep.train.run_folder import replace_file
 
 VERSION = 1
 IGNORED = ("backend", "data", "checkpoint_every")  # fields of a config that do not tell cells apart

@@ -14,7 +14,7 @@ from typing import Any
 from swarmstep.compare import cells
 from swarmstep.compare.plan import Task
 from swarmstep.compare.results import Cell
-from swarmstep.errors import SwarmstepError
+from swarmstep.errors import ResultNotFinite, SwarmstepError
 from swarmstep.launch.processes import Place, run_group
 from swarmstep.network.link import parse
 from swarmstep.train.config import Config
@@ -36,7 +36,7 @@ def run(task: Task, folder: Path, interrupts: list[int]) -> Cell:
         with _placed(task) as place:
             outcome = run_group(arguments(task.config, out), task.config.workers, place, patience=TIME_LIMIT,
                                 interrupts=interrupts)  # fmt: skip
-        if outcome.code:
+        if outcome.code not in (0, ResultNotFinite.exit_code):
             return cells.failed(task, outcome.message)
         events = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         summary = json.loads((out / "summary.json").read_text())

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from swarmstep.compare.results import Cell, CellGroup, Results
+from swarmstep.console import plain
 from swarmstep.train.config import DDP, SYNCHRONOUS
-from swarmstep.train.run_folder import plain
 
 _SEED_AND_PLACE = ("seed", "backend", "data")
 _UNSHOWN = ("checkpoint_every",)  # follows from the steps and changes no result

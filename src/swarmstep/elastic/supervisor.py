@@ -18,7 +18,7 @@ from swarmstep.comm.torch_private import TCPStore
 from swarmstep.elastic.formation import begun
 from swarmstep.elastic.keys import OVER, STOP
 from swarmstep.elastic.slot import HOPELESS, Slot
-from swarmstep.errors import CommError, Interrupted
+from swarmstep.errors import CommError, Interrupted, ResultNotFinite
 from swarmstep.launch.fork_server import ForkServer, ProcessSpec
 from swarmstep.launch.processes import (
     HASTE,
@@ -30,6 +30,7 @@ from swarmstep.launch.processes import (
     worker_environment,
 )
 
+ENDS = (0, ResultNotFinite.exit_code, Interrupted.exit_code)  # exit codes that tell that the run is over
 LAST_WAIT = 60.0  # seconds that workers have to end once one has reported that the run is over
 LEAVE_WAIT = 10.0  # seconds that they have to leave a run that goes on elsewhere
 STOPPED_ELSEWHERE = "the run was stopped after a round; resume it on its first machine, with all checkpoints"
@@ -68,9 +69,9 @@ class Supervisor:
     place says otherwise) and SWARMSTEP_FOLDER (of the run). On the store "swarmstep/slots" counts the slots of all
     supervisors, so that no two have the same number, and "swarmstep/dead/NAME" tells that a worker has ended.
 
-    A worker that exits with 0 or 130 reports that the run is over; 5, or an end by a signal, is a death; any other
-    code ends the run. One that exits with 0 after "stop", before all steps are taken, was in no group yet: the
-    others go on to their next round and stop there.
+    A worker that exits with 0, 7 or 130 reports that the run is over; 5, or an end by a signal, is a death; any
+    other code ends the run. One that exits with 0 after "stop", before all steps are taken, was in no group
+    yet: the others go on to their next round and stop there.
 
     Args:
         arguments: of the workers' command line, the same for all.
@@ -223,14 +224,14 @@ class Supervisor:
         slot.end()
         error = self._error_of(slot.worker, code)
         known = self.outcome or self._over
-        self._report(
-            "ended", slot, code=code, error=error, lost=not known and code not in (0, Interrupted.exit_code)
-        )
+        self._report("ended", slot, code=code, error=error, lost=not known and code not in ENDS)
+        if code == ResultNotFinite.exit_code and self._over and not self._over.code:
+            self._over = Outcome(code, error)  # from the one worker that knows the result
         if known:
             return  # whatever it is, it is no failure any more
         if code == 0 and self._is_set(STOP) and not self._is_set(OVER):
             slot.close()
-        elif code in (0, Interrupted.exit_code):
+        elif code in ENDS:
             message = STOPPED_ELSEWHERE if self._options.trouble else error
             self._end_within(LAST_WAIT, Outcome(code, message if code else ""))
         elif code > 0 and code != CommError.exit_code:

@@ -6,6 +6,7 @@ from itertools import accumulate
 
 from torch import Tensor, nn
 
+from swarmstep.arguments import check_type
 from swarmstep.comm.base import Comm
 from swarmstep.runtime.flat import Flat
 from swarmstep.signal import Layout
@@ -45,6 +46,8 @@ def average_gradients(model: nn.Module, comm: Comm) -> None:
     Call it between `backward` and `optimizer.step`. One all-reduce of P, 2 (W-1)/W P sent by each worker at each
     step. Parameters without a gradient on some rank count as zero there, so that all ranks send the same.
     """
+    check_type("average_gradients: model", model, nn.Module)
+    check_type("average_gradients: comm", comm, Comm)
     flat = Flat(model)
     flat.write_gradient(comm.mean(flat.gradient())[0])
 

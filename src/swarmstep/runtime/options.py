@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from swarmstep.arguments import Checked
 from swarmstep.comm.base import Comm
 from swarmstep.comm.codecs import Codec
 from swarmstep.errors import UsageError
@@ -21,7 +22,7 @@ class Stateful(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(Checked):
     """What the runtime, not the method, needs to know.
 
     Args:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from swarmstep.arguments import check_type
 from swarmstep.comm.group import Group
 from swarmstep.errors import CommError, UsageError
 from swarmstep.runtime import synchronizer_state
@@ -44,6 +45,7 @@ class Synchronizer:
     """
 
     def __init__(self, model: nn.Module, strategy: Strategy, comm: Group, options: Options | None = None) -> None:
+        _check_arguments(model, strategy, comm, options)
         if comm.elastic:
             _check_elastic(strategy)
         self.strategy = strategy
@@ -260,6 +262,16 @@ class Synchronizer:
         synchronizer_state.load(saved, sources, self._replica, self._rounds.group, self._rounds.counts)
         if self._first:
             self._first.loaded()
+
+
+def _check_arguments(model: object, strategy: object, comm: object, options: object) -> None:
+    for name, value, kind in (
+        ("model", model, nn.Module),
+        ("strategy", strategy, Strategy),
+        ("comm", comm, Group),
+        ("options", options, Options | None),
+    ):
+        check_type(f"Synchronizer: {name}", value, kind)
 
 
 def _check_elastic(strategy: Strategy) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from swarmstep.arguments import check_type
 from swarmstep.checkpoint import fields
 from swarmstep.errors import CheckpointError
 from swarmstep.runtime import fragment_state
@@ -37,6 +38,7 @@ def load(
     Raises:
         CheckpointError: names the field that differs; nothing was loaded then.
     """
+    check_type("Synchronizer.load_state_dict: saved", saved, Mapping)
     try:
         _check_layout(saved)
         if sources:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Generic, Literal, NamedTuple
 from torch import Tensor
 from typing_extensions import TypeVar
 
+from swarmstep.arguments import Checked
 from swarmstep.cards import Card
 from swarmstep.comm.base import Comm
 from swarmstep.errors import UsageError
@@ -23,7 +24,7 @@ Target = Literal["weights", "gradients"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Strategy(ABC, Generic[State, Message]):
+class Strategy(Checked, ABC, Generic[State, Message]):
     """A method of synchronization: a frozen dataclass of hyper-parameters and of nothing else.
 
     What a method remembers between rounds is its `State`, a NamedTuple of tensors, each annotated `Shared`, `Own`

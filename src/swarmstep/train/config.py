@@ -23,7 +23,7 @@ DDP = "ddp"  # the same, done by torch's DistributedDataParallel
 BASELINES = (DDP, "independent")  # without settings or a trigger
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 ELASTIC: tuple[ElasticMode, ...] = get_args(ElasticMode)
-FREE = ("backend", "data", "workers")  # the fields that may differ when a run is resumed
+FREE = ("backend", "data", "steps", "workers")  # the fields that may differ when a run is resumed
 
 
 def _about(group: Group, metavar: str | None, text: str) -> dict[str, str | None]:
@@ -150,7 +150,10 @@ class Invocation:
     )
     no_files: bool = field(default=False, metadata=_about("Run", None, "write no files at all"))
     resume: str | None = field(
-        default=None, metadata=_about("Run", "DIR", "go on with the run in DIR, with its settings")
+        default=None,
+        metadata=_about(
+            "Run", "DIR", "go on with the run in DIR, with its settings; with --steps also once it is done"
+        ),
     )
     stop_at: int | None = field(
         default=None, metadata=_about("Run", "STEP", "stop there with a checkpoint, as on Ctrl-C")

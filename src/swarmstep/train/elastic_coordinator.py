@@ -116,8 +116,8 @@ class Elastic(Coordinator):
         step, states = 0, list[dict[str, Any]]()
         try:
             step, states = loader.load_any(folder)
-        except CheckpointError:  # all workers may have been lost before the first one; then they start anew
-            if self.job.resume:
+        except CheckpointError:  # the run ended, or all workers were lost, before the first one; they start anew
+            if self.job.resume and (folder.is_dir() or not (folder.parent / "summary.json").exists()):
                 raise
         if len({*self.comm.gather(torch.tensor(step)).tolist()}) > 1:
             raise CheckpointError(

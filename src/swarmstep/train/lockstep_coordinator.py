@@ -102,8 +102,10 @@ class Lockstep(Coordinator):
 
     def _load(self) -> None:
         folder = self._checkpoints
-        if self.trainer.config.elastic and not self.comm.gather(torch.tensor(folder.is_dir())).any():
-            self.logger.rewind(0)  # the run was lost before its first checkpoint
+        seen = torch.tensor([folder.is_dir(), (folder.parent / "summary.json").exists()])
+        saved, done = self.comm.gather(seen).any(0).tolist()
+        if not saved and (done or self.trainer.config.elastic):
+            self.logger.rewind(0)  # the run ended, or was lost, before its first checkpoint
             return
         state = restore(self.trainer, self._saved_states(folder), folder)["lockstep"]
         self._window.copy_(state["window"])

@@ -7,11 +7,36 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from swarmstep.errors import CheckpointError
+from swarmstep.errors import CheckpointError, UsageError
 from swarmstep.runtime.flat import Flat
 from swarmstep.signal import MembershipChange
 from swarmstep.train.config import FREE, Config
+from swarmstep.train.run_folder import steps_taken
 from swarmstep.train.trainer import Trainer
+
+
+def check_steps(config: Config, steps: int, folder: Path) -> None:
+    """Raise UsageError unless the run in `folder` can go on to `steps` as if they had been asked for at once.
+
+    Args:
+        config: of the run, resolved.
+        steps: asked for now.
+        folder: of the run, which may be done.
+    """
+    taken = steps_taken(folder)
+    if taken is not None and steps <= taken:
+        raise UsageError(f"--steps {steps}: {folder} has taken {taken} steps and is done; expected more than that")
+    if taken is not None and config.until_accuracy is not None and taken < (config.steps or 0):
+        raise UsageError(
+            f"--steps {steps}: {folder} was done at step {taken}, where it reached --until-accuracy "
+            f"{config.until_accuracy}; more steps change nothing"
+        )
+    if steps != config.steps and config.schedule != "constant":
+        raise UsageError(
+            f"--steps {steps}: {folder} has a {config.schedule} schedule, by which the learning rate of each step "
+            f"depends on the last, {config.steps}; with other steps it is another run: start a new one, or give "
+            "--schedule constant from its start"
+        )
 
 
 def restore(trainer: Trainer, states: Mapping[int, dict[str, Any]], folder: Path) -> dict[str, Any]:
@@ -28,12 +53,17 @@ def restore(trainer: Trainer, states: Mapping[int, dict[str, Any]], folder: Path
 
     Raises:
         CheckpointError: names what differs.
+        UsageError: the run has taken as many steps as are asked for.
     """
     try:
-        return _restore(trainer, states)
+        state = _restore(trainer, states)
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
         why = " ".join(str(error).split())  # the workload's code has changed since
         raise CheckpointError(f"{folder}: does not fit this run: {why}; start a new one") from error
+    taken, elastic = trainer.sync.steps, trainer.sync.comm.elastic  # which saves after its last round, too
+    if trainer.steps < taken or (trainer.steps == taken and not elastic):
+        raise UsageError(f"--steps {trainer.steps}: the run has taken {taken} steps; expected more than that")
+    return state
 
 
 def _restore(trainer: Trainer, states: Mapping[int, dict[str, Any]]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from typing import IO, Any
 import torch
 from torch import nn
 
+from swarmstep.console import plain
 from swarmstep.errors import CheckpointError
 from swarmstep.train.config import Config
 from swarmstep.train.model_file import save_model
@@ -70,10 +71,14 @@ class RunFolder:
         self._replace(name, lambda partial: partial.write_text(json.dumps(plain(content), indent=2) + "\n"))
 
     def write_settings(self, config: Config) -> None:
-        """Write config.json, with a digest by which damage is noticed, and environment.json."""
+        """Write config.json, with a digest by which damage is noticed, and environment.json.
+
+        The run is not done, or not any more: there is no summary.
+        """
         content = dataclasses.asdict(config)
         self.write("config.json", {**content, "digest": _digest(content)})
         self.write("environment.json", environment())
+        (self.path / "summary.json").unlink(missing_ok=True)
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add a line to metrics.jsonl."""
@@ -88,6 +93,10 @@ class RunFolder:
         file = self.path / "metrics.jsonl"
         if file.exists():
             lines = file.read_text(errors="replace").splitlines(keepends=True)
+            if (
+                lines and '"kind": "trace"' in lines[-1]
+            ):  # a run that was done ends with its last evaluation and this
+                del lines[-2:]
             kept = "".join(line for line in lines if _step_of(line) <= step)
             self._replace(file.name, lambda partial: partial.write_text(kept))
 
@@ -145,8 +154,26 @@ def read_config(path: Path, *, done: bool = False) -> Config:
     if content.pop("digest") != _digest(content):
         raise CheckpointError(f"{file} is damaged or was edited: its digest does not fit; start a new run")
     if not done and (path / "summary.json").exists():
-        raise CheckpointError(f"{path}: the run is done, see its summary.json; give another --out for a new one")
+        raise CheckpointError(
+            f"{path}: the run is done, see its summary.json; give more --steps to train on, or another --out for "
+            "a new run"
+        )
     return Config(**content)
+
+
+def steps_taken(path: Path) -> int | None:
+    """Return how many steps the run in `path` has taken; None unless it is done.
+
+    Raises:
+        CheckpointError: its summary is damaged.
+    """
+    file = path / "summary.json"
+    try:
+        return int(json.loads(file.read_text())["steps_taken"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise CheckpointError(f"{file} is damaged: {error}; start a new run") from None
 
 
 def new_folder(config: Config, root: Path = Path("runs")) -> Path:
@@ -182,17 +209,6 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "command": sys.argv,
     }
-
-
-def plain(value: Any) -> Any:
-    """Return `value` with NaN and infinity replaced by None: JSON has no such numbers."""
-    if isinstance(value, Mapping):
-        return {key: plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(inner) for inner in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def _digest(content: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from swarmstep.train.build import resolve
 from swarmstep.train.config import FREE, Config, Invocation
 from swarmstep.train.environment import started_as, threads
 from swarmstep.train.job import Job
+from swarmstep.train.resume import check_steps
 from swarmstep.train.run_folder import read_config
 from swarmstep.workloads import BUILT_IN, Workload, load
 
@@ -107,18 +108,21 @@ class Session:
             done: the run to resume may be done.
 
         Raises:
-            UsageError: an option is not that of the run to resume.
+            UsageError: an option is not that of the run to resume, or it cannot go on to so many steps.
             CheckpointError: the run to resume cannot be read.
         """
         if not self.call.resume:
             return Config(**self.given)
-        config = read_config(Path(self.call.resume), done=done)
+        folder = Path(self.call.resume)
+        config = read_config(folder, done=done or "steps" in self.given)
         for name, value in self.given.items():
             if name not in FREE and getattr(config, name) != value:
                 raise UsageError(
                     f"{join.option_of(name)} {value}: the run to resume has {getattr(config, name)}; leave the "
                     "option out, or start a new run"
                 )
+        if "steps" in self.given and not done:
+            check_steps(config, self.given["steps"], folder)
         return dataclasses.replace(config, **{name: self.given[name] for name in FREE if name in self.given})
 
     def ready(self, config: Config) -> tuple[Config, Workload]:

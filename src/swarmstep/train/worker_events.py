@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
-from swarmstep.train.run_folder import plain
+from swarmstep.console import plain
 
 
 class WorkerEvents:

@@ -7,6 +7,7 @@ from typing import Any, Generic, NamedTuple
 
 from typing_extensions import TypeVar
 
+from swarmstep.arguments import Checked
 from swarmstep.signal import Layout, Signal
 
 TriggerState = TypeVar("TriggerState", bound=NamedTuple, default=Any)
@@ -16,7 +17,7 @@ class NoState(NamedTuple):
     """The state of a trigger or strategy that remembers nothing."""
 
 
-class When(ABC, Generic[TriggerState]):
+class When(Checked, ABC, Generic[TriggerState]):
     """Decides whether a round starts after a local step.
 
     Concrete triggers are final frozen dataclasses of hyper-parameters. What a trigger remembers is a NamedTuple
