@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import sys
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -14,6 +15,7 @@ import torch.distributed as dist
 from swarmstep.comm.torch_private import PrefixStore, TCPStore, all_groups, reset_group_count, set_timeout
 
 FORM_TIMEOUT = 5.0  # seconds, at least, that the members of a new group have to connect
+LOOPBACK = "lo" if sys.platform.startswith("linux") else "lo0"  # the interface
 UNUSED_TAG = (1 << 20) - 1  # of a message that nobody sends; next to the tags of `p2p`
 
 

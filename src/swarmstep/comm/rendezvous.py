@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from swarmstep.comm.heartbeat import Heartbeat
-from swarmstep.comm.process_groups import brief
+from swarmstep.comm.process_groups import LOOPBACK, brief
 from swarmstep.comm.secure.auth import check_address, secret_of
 from swarmstep.comm.torch_private import PrefixStore, TCPStore
 from swarmstep.errors import CommError, UsageError
@@ -43,8 +43,8 @@ def find(backend: str | None, patience: float) -> Rendezvous:
         patience: seconds for the group to form, and for each operation.
 
     Raises:
-        UsageError: a variable of VARIABLES is not set, or a group exists already, or the workers would meet at
-            another machine's address without a secret.
+        UsageError: a variable of VARIABLES is not set, or a group exists already, or the workers are on several
+            machines and there is no secret.
         CommError: the group could not be formed.
     """
     missing = [name for name in VARIABLES if name not in os.environ]
@@ -55,8 +55,11 @@ def find(backend: str | None, patience: float) -> Rendezvous:
         )
     if dist.is_initialized():
         raise UsageError("DistComm.from_env: a process group exists already; use DistComm(group)")
-    host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
     secret = secret_of(os.environ)
+    if _on_one_machine():  # whatever this machine's name stands for, and only for this machine
+        os.environ["MASTER_ADDR"] = "127.0.0.1"
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK)
+    host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
     check_address(host, secret)
     backend = backend or ("nccl" if torch.cuda.is_available() else "gloo")
     limit = timedelta(seconds=patience + 60)  # our own limit ends first, with the better message
@@ -76,6 +79,11 @@ def find(backend: str | None, patience: float) -> Rendezvous:
             f"rank {os.environ['RANK']}: the group at {host}:{port} could not be formed: {brief(error)}"
         ) from error
     return Rendezvous(secret, control, heartbeat)
+
+
+def _on_one_machine() -> bool:
+    """Return whether all ranks are on this machine, as the environment tells (torchrun does)."""
+    return os.environ["WORLD_SIZE"] in ("1", os.environ.get("LOCAL_WORLD_SIZE"))
 
 
 def _unused_prefix(store: Any, rank: int, size: int, patience: float) -> str:

@@ -23,7 +23,7 @@ from swarmstep.console import say
 from swarmstep.elastic.formation import begun
 from swarmstep.elastic.supervisor import LAST_WAIT
 from swarmstep.errors import CommError, UsageError
-from swarmstep.launch.processes import LOOPBACK, Place
+from swarmstep.launch.processes import Place
 from swarmstep.train.config import Config
 from swarmstep.train.environment import SETTINGS
 from swarmstep.workloads import Workload
@@ -202,7 +202,7 @@ def interface_towards(host: str) -> str:
         UsageError: there is no way to `host`, or no such interface is found, or GLOO_SOCKET_IFNAME is loopback.
     """
     given = os.environ.get("GLOO_SOCKET_IFNAME")
-    if given == LOOPBACK and not is_loopback(host):
+    if given == process_groups.LOOPBACK and not is_loopback(host):
         raise UsageError(f"GLOO_SOCKET_IFNAME={given}: no other machine gets there; unset it, or name another one")
     if given:
         return given
