@@ -72,7 +72,7 @@ def find(backend: str | None, patience: float) -> Rendezvous:
             backend, store=PrefixStore(prefix, store), rank=rank, world_size=size, timeout=limit
         )
         own_store = PrefixStore(prefix, TCPStore(host, int(port), is_master=False))
-        heartbeat = Heartbeat(own_store, str(rank), [*map(str, range(size))])
+        heartbeat = Heartbeat(own_store, str(rank), [*map(str, range(size))], host=host)
         control: Any = dist.new_group(backend="gloo", timeout=limit) if backend != "gloo" else None
     except (RuntimeError, ValueError) as error:
         raise CommError(
