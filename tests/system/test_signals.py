@@ -25,7 +25,8 @@ TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "
 OUT = ("--workers", "2", "--out", "run")
 TRAIN = ("train", "digits", *OUT, "--steps", "100000", "--every", "4", "--pace", "0.005")
 COMPARE = ("compare", "digits", *OUT, "--strategies", "local-sgd", "--lr-grid", "0.02", "--seeds", "20")
-CHAOS = ("chaos", "digits", *OUT, "--minutes", "2", "--baseline-seconds", "0", "--kinds", "kill")
+STORM = ("--minutes", "2", "--baseline-seconds", "0", "--kinds", "kill")
+CHAOS = ("chaos", "digits", "--workers", "3", "--out", "run", *STORM)
 
 
 class Way(NamedTuple):
@@ -142,15 +143,6 @@ def test_a_run_that_is_asked_to_stop_saves_once_and_leaves_nobody(
 
 
 @pytest.fixture
-def handlers() -> Iterator[None]:
-    """Handle signals as before after the test."""
-    before = {number: signal.getsignal(number) for number in stopping.SIGNALS}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-@pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [100.0]
     monkeypatch.setattr(stopping.time, "monotonic", lambda: now[0])
@@ -209,6 +201,14 @@ def test_only_a_process_of_its_own_is_interrupted(
         clock[0] += 2 * ONE_REQUEST
         with contextlib.nullcontext() if watched else pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_worker_that_is_done_hears_no_signals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWARMSTEP_LAUNCHER", str(os.getppid()))
+    with StopRequest():
+        pass
+    signal.raise_signal(signal.SIGTERM)  # from the launcher, which does not know yet
 
 
 def test_an_orphan_of_torchrun_stops(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -190,12 +190,23 @@ def test_wrong_options(arguments: str, said: str, refuse: Refuse, place: Path) -
     assert {path.name for path in place.rglob("*") if path.is_file()} <= {"lock"}
 
 
+MASTER = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+
+
 @pytest.mark.parametrize(
     ("environment", "said"),
     [
-        ({"RANK": "a", "WORLD_SIZE": "2"}, "expected RANK from 0 to WORLD_SIZE - 1, found RANK='a'"),
-        ({"RANK": "2", "WORLD_SIZE": "2"}, "found RANK='2' and WORLD_SIZE='2'"),
-        ({"RANK": "0", "WORLD_SIZE": "2"}, "MASTER_ADDR, MASTER_PORT not set in the environment"),
+        ({"RANK": "a", "WORLD_SIZE": "2", **MASTER}, "expected RANK from 0 to WORLD_SIZE - 1, found RANK='a'"),
+        ({"RANK": "2", "WORLD_SIZE": "2", **MASTER}, "found RANK='2' and WORLD_SIZE='2'"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "environment: RANK, WORLD_SIZE without MASTER_ADDR, MASTER_PORT: exp"),
+        (
+            {"RANK": "0"},
+            "environment: RANK without WORLD_SIZE, MASTER_ADDR, MASTER_PORT: expected all four",
+        ),
+        (
+            {"WORLD_SIZE": "2", **MASTER},
+            "environment: WORLD_SIZE, MASTER_ADDR, MASTER_PORT without RANK: exp",
+        ),
     ],
 )
 def test_an_environment_that_makes_no_group(
@@ -212,8 +223,8 @@ def test_an_environment_that_makes_no_group(
 def test_options_that_do_not_fit_the_processes(
     workers: str | None, refuse: Refuse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", **MASTER}.items():
+        monkeypatch.setenv(name, value)
     if workers:
         line = refuse(2, "train", "digits", "--workers", workers)
         assert "--workers 3: expected 2, the processes that were started" in line

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
+import socket
 import time
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -56,7 +58,7 @@ def find(backend: str | None, patience: float) -> Rendezvous:
     if dist.is_initialized():
         raise UsageError("DistComm.from_env: a process group exists already; use DistComm(group)")
     secret = secret_of(os.environ)
-    if _on_one_machine():  # whatever this machine's name stands for, and only for this machine
+    if _all_are_here():  # whatever address this machine's name stands for
         os.environ["MASTER_ADDR"] = "127.0.0.1"
         os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK)
     host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
@@ -81,9 +83,19 @@ def find(backend: str | None, patience: float) -> Rendezvous:
     return Rendezvous(secret, control, heartbeat)
 
 
-def _on_one_machine() -> bool:
-    """Return whether all ranks are on this machine, as the environment tells (torchrun does)."""
-    return os.environ["WORLD_SIZE"] in ("1", os.environ.get("LOCAL_WORLD_SIZE"))
+def _all_are_here() -> bool:
+    """Return whether all ranks are on this machine, as torchrun tells, and so is their store."""
+    host = os.environ["MASTER_ADDR"]
+    if os.environ["WORLD_SIZE"] != os.environ.get("LOCAL_WORLD_SIZE"):
+        return False
+    if host == socket.gethostname():  # also where no name server knows it
+        return True
+    with contextlib.suppress(OSError):
+        for family, _, _, _, address in socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM):
+            with socket.socket(family, socket.SOCK_STREAM) as probe, contextlib.suppress(OSError):
+                probe.bind(address)  # works for this machine's addresses only
+                return True
+    return False
 
 
 def _unused_prefix(store: Any, rank: int, size: int, patience: float) -> str:

@@ -1,7 +1,7 @@
 """A witness of a process: a small process beside it that tells its peers whether it lives.
 
 A worker that holds the interpreter lock while it computes sends no heartbeats, however alive it is: only what runs
-outside of its interpreter can tell it from one that is stopped. Why it is a process: docs/decisions/020-witness.md.
+outside of its interpreter can tell it from one that is stopped. See docs/decisions/020-witness.md.
 """
 
 from __future__ import annotations

@@ -18,7 +18,9 @@ ONE_REQUEST = 1.0  # seconds within which several signals are one request
 
 
 @contextlib.contextmanager
-def noting_interrupts(at_once: Callable[[], None] = lambda: None) -> Generator[list[int]]:
+def noting_interrupts(
+    at_once: Callable[[], None] = lambda: None, *, for_good: bool = False
+) -> Generator[list[int]]:
     """Collect requests to stop in the list that is yielded, instead of being interrupted.
 
     The first signal is noted; after it, only Ctrl-C that is pressed again: two entries mean "end at once". Signals
@@ -27,6 +29,7 @@ def noting_interrupts(at_once: Callable[[], None] = lambda: None) -> Generator[l
 
     Args:
         at_once: called, in the signal handler, at each entry after the first.
+        for_good: never handle signals as before again.
     """
     interrupts: list[int] = []
     first = 0.0
@@ -45,7 +48,7 @@ def noting_interrupts(at_once: Callable[[], None] = lambda: None) -> Generator[l
     try:
         yield interrupts
     finally:
-        if not interrupts:
+        if not (interrupts or for_good):
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
@@ -71,7 +74,8 @@ def blocked() -> Generator[None]:
 class StopRequest:
     """Turns signals into a request to stop at a step that suits all workers; a context manager.
 
-    In a process that nobody else watches over, Ctrl-C again raises KeyboardInterrupt.
+    In a process that nobody else watches over, Ctrl-C again raises KeyboardInterrupt. One that is watched is about
+    to end when the block ends, and hears no more signals.
     """
 
     def __init__(self) -> None:
@@ -85,9 +89,9 @@ class StopRequest:
 
     def __enter__(self) -> None:
         watched = self._agent is not None or "SWARMSTEP_LAUNCHER" in os.environ
-        self._interrupts = self._stack.enter_context(noting_interrupts(_ignore if watched else _interrupt))
-        mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # the process that started us blocked them
-        self._stack.callback(signal.pthread_sigmask, signal.SIG_SETMASK, mask)
+        noting = noting_interrupts(_ignore if watched else _interrupt, for_good=watched)
+        self._interrupts = self._stack.enter_context(noting)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # the process that started us blocked them
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
