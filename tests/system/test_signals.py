@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -217,3 +218,25 @@ def test_an_orphan_of_torchrun_stops(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not stop.requested()
     monkeypatch.setattr(os, "getppid", lambda: 1)
     assert stop.requested()
+
+
+@pytest.mark.slow
+def test_a_terminal_that_is_closed_stops_the_run_with_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ours, theirs = pty.openpty()
+    take = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY); os.execv(sys.argv[1], sys.argv[1:])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", take, *WAYS["sim"].command],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    os.set_blocking(ours, False)
+    until((tmp_path / "run" / "metrics.jsonl").exists, "the training")
+    os.close(ours)
+    assert process.wait(LIMIT) == 130
+    assert len([*(tmp_path / "run" / "checkpoints").iterdir()]) == 1

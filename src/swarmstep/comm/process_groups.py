@@ -38,7 +38,7 @@ def serve_store(host: str = "127.0.0.1") -> tuple[TCPStore, int]:
             socket.create_connection(probe.getsockname(), FORM_TIMEOUT).close()
     except OSError as error:
         raise CommError(
-            f"{host}: {os.strerror(error.errno or 0)}: the processes of a run meet at this address of this machine; "
+            f"{host}: {os.strerror(error.errno or 0)}: the processes of a run meet at this address here; "
             "have it brought up (ip link set lo up), or train in one process with --backend sim"
         ) from None
     listener = socket.socket()
