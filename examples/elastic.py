@@ -39,6 +39,8 @@ def main() -> None:
         optimizer.step()
         event = sync.step(loss)
         optimizer.zero_grad()
+        if isinstance(event, Round) and event.decision.stop:
+            break  # Ctrl-C, at the same round for all
         time.sleep(0.02)  # a larger model takes its time
         if isinstance(event, Round) and sync.comm.rank == 0 and event.number % 10 == 0:
             print(f"round {event.number}: {', '.join(event.members)}", flush=True)

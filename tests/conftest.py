@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, and for the processes that tests start
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+from swarmstep.launch.stopping import SIGNALS
 
 pytest.register_assert_rewrite("comm_suite", "coded_jobs", "rounds")
 
@@ -30,3 +34,12 @@ settings.register_profile(
     "long", settings.get_profile("fast"), derandomize=False, max_examples=400, print_blob=True
 )
 settings.load_profile("fast")  # unless --hypothesis-profile names the other
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Handle signals as before after the test: who was asked to stop does not, since it is about to end."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)

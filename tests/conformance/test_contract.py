@@ -16,6 +16,7 @@ import torch
 import swarmstep.when
 from helpers import VARIANTS
 from swarmstep import STRATEGIES, CoordinateMedian, FedPSO, Strategy, When
+from swarmstep.arguments import Checked
 from swarmstep.cards import CARDS
 
 TRIGGER_CLASSES = [c for c in vars(swarmstep.when).values() if inspect.isclass(c) and issubclass(c, When)]
@@ -39,7 +40,7 @@ every_strategy = pytest.mark.parametrize("name", STRATEGIES)
 def test_a_strategy_is_final_frozen_and_one_level_deep(name: str) -> None:
     cls = STRATEGIES[name]
     base = cls.__mro__[1:2] if cls in PRESETS else ()
-    assert cls.__mro__ == (cls, *base, Strategy, ABC, Generic, object)
+    assert cls.__mro__ == (cls, *base, Strategy, Checked, ABC, Generic, object)
     check_final_and_frozen(cls)
 
 

@@ -6,10 +6,12 @@ Tests that kill or stop start processes of their own; the others use the pool.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import re
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -23,7 +25,8 @@ from helpers import Trainer, same
 from launched import SOON, Launched
 from pool import Pool
 from swarmstep import PSOPS, Comm, DistComm, Every, simulate
-from swarmstep.comm.process_groups import serve_store
+from swarmstep.comm import rendezvous
+from swarmstep.comm.process_groups import LOOPBACK, serve_store
 from swarmstep.errors import CommError, UsageError
 
 
@@ -102,6 +105,46 @@ def test_a_peer_that_is_alive_but_slow_is_waited_for_up_to_patience() -> None:
         )
         assert waited >= 3.0  # not the 1 s after which a silent peer is lost
         assert world.ends(0) == 0
+
+
+def hold_the_lock(end: Any) -> None:
+    """Rank 1 holds its interpreter lock for twice as long as a silent peer may be silent."""
+    comm = DistComm.from_env("gloo", silence=2.0, patience=600.0)
+    if comm.rank == 1:
+        ctypes.PyDLL(None).sleep(4)
+    end.send(comm.gather(torch.tensor([comm.rank])).flatten().tolist())
+    comm.close()
+
+
+def test_a_peer_that_holds_its_interpreter_lock_is_waited_for() -> None:
+    with Launched(hold_the_lock, 2) as world:
+        assert [world.hears(rank) for rank in (0, 1)] == [[0, 1], [0, 1]]
+
+
+def meet_by_name(end: Any) -> None:
+    """As torchrun has it: the address is this machine's name."""
+    os.environ |= {"MASTER_ADDR": socket.gethostname(), "LOCAL_WORLD_SIZE": os.environ["WORLD_SIZE"]}
+    os.environ.pop("GLOO_SOCKET_IFNAME", None)
+    comm = DistComm.from_env("gloo")
+    end.send((os.environ["GLOO_SOCKET_IFNAME"], comm.gather(torch.tensor([comm.rank])).flatten().tolist()))
+    comm.close()
+
+
+def test_one_machine_with_a_name_needs_no_secret() -> None:
+    with Launched(meet_by_name, 2) as world:
+        assert [world.hears(rank) for rank in (0, 1)] == [(LOOPBACK, [0, 1])] * 2
+
+
+@pytest.mark.parametrize(
+    ("host", "here", "alone"),
+    [("127.0.1.1", 2, True), ("127.0.1.1", 1, False), ("192.0.2.7", 2, False), ("no.such.host.invalid", 2, False)],
+)
+def test_whether_all_ranks_are_on_this_machine(
+    host: str, here: int, alone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"MASTER_ADDR": host, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": str(here)}.items():
+        monkeypatch.setenv(name, value)
+    assert rendezvous._all_are_here() == alone
 
 
 def wait_without_store(end: Any) -> None:

@@ -338,7 +338,7 @@ def test_a_finish_that_all_are_told(watch: Watch) -> None:
     assert run.end() == Outcome(0, "")
 
 
-@pytest.mark.usefixtures("forked")
+@pytest.mark.usefixtures("forked", "handlers")
 def test_an_interrupt_while_the_command_starts(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     def serve() -> tuple[object, int]:
         signal.raise_signal(signal.SIGINT)

@@ -42,7 +42,6 @@ from swarmstep.comm.sim import simulate
 from swarmstep.elastic.supervisor import Supervisor, SupervisorOptions
 from swarmstep.errors import CommError, Interrupted, UsageError
 from swarmstep.launch.enter_namespace import FOLDER
-from swarmstep.launch.processes import noting_interrupts
 from swarmstep.network.leftovers import PREFIX
 from swarmstep.network.link import Link
 from swarmstep.network.namespaces import Network, check_rights
@@ -432,23 +431,6 @@ def test_what_a_killed_process_leaves_mounted_is_removed(tmp_path: Path) -> None
         disk.remove_leftovers()
         assert not mounted(killed)
         assert mounted(living)
-
-
-def test_a_terminal_that_hangs_up_is_an_interrupt_unless_that_is_ignored() -> None:
-    before = signal.getsignal(signal.SIGHUP)
-    try:
-        with noting_interrupts(signal.SIGHUP) as interrupts:
-            signal.raise_signal(signal.SIGHUP)
-            signal.raise_signal(signal.SIGTERM)
-        assert interrupts == [signal.SIGHUP, signal.SIGTERM]
-        assert signal.getsignal(signal.SIGHUP) is before
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
-        with noting_interrupts(signal.SIGHUP) as interrupts:
-            signal.raise_signal(signal.SIGHUP)
-        assert interrupts == []
-        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGHUP, before)
 
 
 WAITS = "import time\nend = time.monotonic() + 60\nwhile time.monotonic() < end: time.sleep(0.01)\n"

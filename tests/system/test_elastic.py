@@ -301,3 +301,31 @@ def test_seventeen_workers(start: Callable[..., Run]) -> None:
     assert run.end() == 0, run.said()
     check_rounds(run.folder, {"0.1", "16.1", *(f"{slot}.0" for slot in range(1, 16))})
     assert summary(run.folder)["rounds"] == 30
+
+
+BUSY = """
+import ctypes
+import torch
+from torch import nn
+from swarmstep import Every, LocalSGD, Membership, Synchronizer
+
+torch.manual_seed(0)
+members = Membership.from_env(silence=2.0)
+sync = Synchronizer(nn.Linear(4, 2), LocalSGD(when=Every(2)), members.join())
+while sync.steps < 8:
+    if sync.steps == 4 and sync.comm.rank == 1:
+        ctypes.PyDLL(None).sleep(5)  # holds the interpreter lock
+    sync.step(0.1)
+sync.finish()
+members.end()
+members.conclude(lambda: print("epoch", sync.comm.epoch, *sync.comm.names, flush=True))
+members.leave()
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_that_holds_its_interpreter_lock_stays_in_the_group(tmp_path: Path) -> None:
+    (tmp_path / "busy.py").write_text(BUSY)
+    command = [sys.executable, "-m", "swarmstep", "run", "--workers", "2", str(tmp_path / "busy.py")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False)
+    assert (done.returncode, done.stdout) == (0, "epoch 0 0.0 1.0\n"), done.stderr

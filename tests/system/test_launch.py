@@ -19,6 +19,7 @@ from runs import rows, weights
 from swarmstep.cli import main
 from swarmstep.errors import CommError
 from swarmstep.launch.processes import Outcome, Place, run_group
+from swarmstep.launch.stopping import ONE_REQUEST
 
 pytestmark = pytest.mark.usefixtures("forked")
 
@@ -202,8 +203,9 @@ def test_the_second_interrupt_ends_at_once(place: Path, start: Start) -> None:
     process = start(*GLOO)
     ready(process, place, 0, 1)
     workers = children(process.pid)
-    process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGTERM)
+    time.sleep(1.5 * ONE_REQUEST)  # not a wait for anything: what comes sooner is the same request
+    process.send_signal(signal.SIGINT)
     assert ended(process) == ["swarmstep: ended at once on request; nothing was saved since the last checkpoint"]
     assert process.returncode == 130
     assert alive(workers) == []
@@ -284,8 +286,9 @@ def test_a_simulation_is_stopped_and_guards_its_folder(
 def test_a_simulation_that_is_interrupted_twice_ends(place: Path, start: Start) -> None:
     process = start(*SIM, "--out", "run")
     ready(process, place, "sim")
-    process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGTERM)
+    time.sleep(1.5 * ONE_REQUEST)
+    process.send_signal(signal.SIGINT)
     (place / "go").touch()
     assert "ended at once on request" in "".join(ended(process))
     assert process.returncode == 130

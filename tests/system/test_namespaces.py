@@ -19,7 +19,8 @@ import pytest
 from rights import needs_network
 from swarmstep.errors import CommError
 from swarmstep.launch.enter_namespace import FOLDER, inside
-from swarmstep.launch.processes import noting_interrupts, run_group
+from swarmstep.launch.processes import run_group
+from swarmstep.launch.stopping import noting_interrupts
 from swarmstep.network.leftovers import PREFIX
 from swarmstep.network.link import Link, parse
 from swarmstep.network.namespaces import Network

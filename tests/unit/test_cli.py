@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import resource
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from swarmstep import STRATEGIES, __version__
 from swarmstep.cli import doctor, main
 from swarmstep.cli.exit_codes import MEANINGS
 from swarmstep.errors import SwarmstepError
+from swarmstep.train.run_folder import RunFolder
+from swarmstep.train.run_logger import RunLogger
 
 Refuse = Callable[..., str]
 
@@ -190,12 +193,23 @@ def test_wrong_options(arguments: str, said: str, refuse: Refuse, place: Path) -
     assert {path.name for path in place.rglob("*") if path.is_file()} <= {"lock"}
 
 
+MASTER = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+
+
 @pytest.mark.parametrize(
     ("environment", "said"),
     [
-        ({"RANK": "a", "WORLD_SIZE": "2"}, "expected RANK from 0 to WORLD_SIZE - 1, found RANK='a'"),
-        ({"RANK": "2", "WORLD_SIZE": "2"}, "found RANK='2' and WORLD_SIZE='2'"),
-        ({"RANK": "0", "WORLD_SIZE": "2"}, "MASTER_ADDR, MASTER_PORT not set in the environment"),
+        ({"RANK": "a", "WORLD_SIZE": "2", **MASTER}, "expected RANK from 0 to WORLD_SIZE - 1, found RANK='a'"),
+        ({"RANK": "2", "WORLD_SIZE": "2", **MASTER}, "found RANK='2' and WORLD_SIZE='2'"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "environment: RANK, WORLD_SIZE without MASTER_ADDR, MASTER_PORT: exp"),
+        (
+            {"RANK": "0"},
+            "environment: RANK without WORLD_SIZE, MASTER_ADDR, MASTER_PORT: expected all four",
+        ),
+        (
+            {"WORLD_SIZE": "2", **MASTER},
+            "environment: WORLD_SIZE, MASTER_ADDR, MASTER_PORT without RANK: exp",
+        ),
     ],
 )
 def test_an_environment_that_makes_no_group(
@@ -212,8 +226,8 @@ def test_an_environment_that_makes_no_group(
 def test_options_that_do_not_fit_the_processes(
     workers: str | None, refuse: Refuse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", **MASTER}.items():
+        monkeypatch.setenv(name, value)
     if workers:
         line = refuse(2, "train", "digits", "--workers", workers)
         assert "--workers 3: expected 2, the processes that were started" in line
@@ -426,27 +440,50 @@ def test_a_paper_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["bibtex"].startswith("@")
 
 
-@pytest.mark.parametrize(
-    ("limit", "said"),
-    [
-        (60_000, "checkpoints/step-00000010/rank-00000.pt: cannot be written ([Errno 27] File too large)"),
-        (3_000, "model.safetensors cannot be written: "),
-    ],
-)
-def test_a_full_disk_costs_nothing_that_was_saved(limit: int, said: str, refuse: Refuse, place: Path) -> None:
+@contextlib.contextmanager
+def full_disk(limit: int) -> Iterator[None]:
     """A limit on the size of files stands for a full disk: the same call fails, in the middle of a file."""
-    train = ["train", "digits", "--steps", "20", "--workers", "2", "--checkpoint-every", "10"]
-    if limit < 10_000:
-        train += ["--checkpoint-every", "500"]
-    assert main([*train, "--out", "whole"]) == 0
-    assert main([*train, "--stop-at", "5", "--out", "run"]) == 130
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:
-        line = refuse(4, "train", "--resume", "run")
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert said in line
+
+
+FULL = ("train", "digits", "--steps", "20", "--workers", "2")
+
+
+def test_a_full_disk_costs_nothing_that_was_saved(refuse: Refuse, place: Path) -> None:
+    assert main([*FULL, "--out", "whole"]) == 0
+    assert main([*FULL, "--stop-at", "5", "--out", "run"]) == 130
+    with full_disk(3_000):
+        line = refuse(4, "train", "--resume", "run")
+    assert "model.safetensors cannot be written: " in line
     assert [path.name for path in (place / "run").rglob("*partial*")] == []
     assert main(["train", "--resume", "run"]) == 0
     assert weights(place / "run") == weights(place / "whole")
+
+
+def test_a_checkpoint_that_does_not_fit_does_not_stop_the_training(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*FULL, "--out", "whole"]) == 0
+    with full_disk(60_000):
+        assert main([*FULL, "--checkpoint-every", "10", "--out", "run"]) == 0
+    assert "step-00000010/rank-00000.pt: cannot be written ([Errno 27] File too large)" in capsys.readouterr().err
+    assert weights(place / "run") == weights(place / "whole")
+
+
+def test_rows_that_do_not_fit_wait_for_room(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = place / "run" / "metrics.jsonl"
+    logger = RunLogger(place / "run", RunFolder(place / "run"), None)
+    logger.lead()
+    logger.record(step=1)
+    with full_disk(file.stat().st_size + 5):  # room for half of a row
+        logger.record(step=2)
+        logger.record(step=3)
+    assert capsys.readouterr().err.count("metrics.jsonl cannot be written") == 1
+    logger.record(step=4)
+    logger.close()
+    assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [1, 2, 3, 4]

@@ -16,6 +16,15 @@ from swarmstep.comm.rendezvous import VARIABLES
 from swarmstep.errors import CommError, PeerLost, UsageError
 
 
+def test_an_address_that_this_machine_lacks_is_named() -> None:
+    """As 127.0.0.1 where only IPv6 is set up."""
+    expected = (
+        r"^192\.0\.2\.1: .*: the processes of a run meet at this address here;.* or train in one process with"
+    )
+    with pytest.raises(CommError, match=expected):
+        serve_store("192.0.2.1")
+
+
 @pytest.mark.parametrize("missing", VARIABLES)
 def test_from_env_names_what_is_missing(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in VARIABLES:

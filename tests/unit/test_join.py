@@ -8,8 +8,8 @@ import pytest
 
 from swarmstep.cli import main
 from swarmstep.comm.dist import DistComm
+from swarmstep.comm.process_groups import LOOPBACK
 from swarmstep.errors import UsageError
-from swarmstep.launch.processes import LOOPBACK
 from swarmstep.train.join import address, interface_towards
 
 SECRET = "correct horse battery staple"

@@ -9,11 +9,11 @@ from torch import nn
 
 from helpers import same
 from swarmstep import Comm, Every, LocalSGD, Options, Round, Synchronizer, Warmup, simulate
-from swarmstep.comm.group import Group
 from swarmstep.errors import CheckpointError, UsageError
 from weights import ROUNDS, STEPS, Worker, train
 
 STRATEGY = LocalSGD(when=Every(STEPS))
+from wrapped import Wrapped
 
 
 @pytest.mark.parametrize(
@@ -73,19 +73,18 @@ def test_a_checkpoint_of_other_numbers_is_refused() -> None:
         simulate(load, 3)
 
 
-class Elastic:
-    """As much of an elastic group as is looked at before anything is sent."""
+class Elastic(Wrapped):
+    """A group that says that it is elastic."""
 
-    elastic = True
-
-    def __init__(self, comm: Group) -> None:
-        self.rank, self.size = comm.rank, comm.size
+    @property
+    def elastic(self) -> bool:
+        return True
 
 
 @pytest.mark.parametrize("strategy", [STRATEGY, Warmup(STRATEGY, 3)])
 def test_an_elastic_group_is_refused_by_name(strategy: Any) -> None:
     with pytest.raises(UsageError, match=r"\(4, 8, 16\).*in an elastic group all workers take the same number"):
-        simulate(lambda comm: Synchronizer(nn.Linear(1, 1), strategy, Elastic(comm)), 1)  # type: ignore[arg-type]
+        simulate(lambda comm: Synchronizer(nn.Linear(1, 1), strategy, Elastic(comm)), 1)
 
 
 def test_a_newcomer_counts_as_much_as_the_worker_whose_state_it_takes() -> None:

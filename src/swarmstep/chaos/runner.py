@@ -7,7 +7,6 @@ import dataclasses
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from swarmstep.chaos.run_record import RunRecord
 from swarmstep.chaos.schedule import ScheduledFault
 from swarmstep.elastic.supervisor import Supervisor, SupervisorOptions
 from swarmstep.errors import CommError, Interrupted
+from swarmstep.launch.interpreter import module_command
 from swarmstep.launch.processes import Outcome
 from swarmstep.network.namespaces import Network
 from swarmstep.train.run_folder import RunFolder
@@ -159,6 +159,7 @@ def simulated_losses(
             for seed, (process, errors) in [*running.items()]:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(0.1)
+                    context.check()  # what asked this process to stop may have asked that one, too
                     losses[seed] = _loss(_folder(folder, seed), process.returncode, errors)
                     del running[seed]
                     context.report(f"fault-free run with seed {seed}: test loss {losses[seed]:.4f}")
@@ -178,7 +179,7 @@ def _start_simulation(arguments: Sequence[str], out: Path) -> tuple[subprocess.P
     """Start a simulated run with low priority; return it with the file of its standard error."""
     errors = out.with_suffix(".errors").open("w+b")
     process = subprocess.Popen(
-        [sys.executable, "-m", "swarmstep", *arguments, "--out", str(out)],
+        [*module_command("swarmstep"), *arguments, "--out", str(out)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "SWARMSTEP_LAUNCHER": str(os.getpid())},  # ends with this one
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +15,8 @@ from swarmstep.chaos.schedule import KINDS, ScheduledFault, schedule
 from swarmstep.chaos.settings import ChaosSettings
 from swarmstep.chaos.verdict import complaints, summarize
 from swarmstep.errors import CheckpointError, UsageError
-from swarmstep.launch.processes import Outcome, noting_interrupts
+from swarmstep.launch.processes import Outcome
+from swarmstep.launch.stopping import noting_interrupts
 from swarmstep.network import link, namespaces
 from swarmstep.train.run_folder import RunFolder
 from swarmstep.workloads import load
@@ -45,7 +45,7 @@ def run_trial(settings: ChaosSettings, folder: Path | None) -> tuple[dict[str, A
     out = folder or _new_folder(settings)
     run_folder = RunFolder(out)
     try:
-        with noting_interrupts(signal.SIGHUP) as interrupts:
+        with noting_interrupts() as interrupts:
             summary, outcome = _carry_out(settings, out, faults, interrupts)
         failures = complaints(summary, settings.faults_per_hour)
         if outcome.code:

@@ -10,7 +10,7 @@ import typer
 from swarmstep.chaos.schedule import ABOUT, QUIET
 from swarmstep.chaos.settings import ChaosSettings
 from swarmstep.cli.json_output import Json, print_json, reserved_stdout
-from swarmstep.cli.options import options_of
+from swarmstep.cli.options import options_of, path
 from swarmstep.cli.text import examples
 
 app = typer.Typer(add_completion=False)
@@ -41,7 +41,8 @@ EPILOG = examples(
 @options_of(ChaosSettings)
 def chaos(
     out: Annotated[
-        str | None, typer.Option(metavar="DIR", help="new folder for everything (default: one below runs/)")
+        str | None,
+        typer.Option(metavar="DIR", parser=path, help="new folder for it all (default: one below runs/)"),
     ] = None,
     as_json: Json = False,
     **values: Any,

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from swarmstep.cli.json_output import Json, print_json, reserved_stdout
-from swarmstep.cli.options import options_of
+from swarmstep.cli.options import options_of, path
 from swarmstep.cli.text import examples
 from swarmstep.compare.settings import ComparisonSettings
 from swarmstep.errors import ResultNotFinite
@@ -28,7 +28,7 @@ EPILOG = examples(
 @options_of(ComparisonSettings)
 def compare(
     context: typer.Context,
-    out: Annotated[str, typer.Option(metavar="DIR", help="folder for the results")],
+    out: Annotated[str, typer.Option(metavar="DIR", parser=path, help="folder for the results")],
     as_json: Json = False,
     **values: Any,
 ) -> int:

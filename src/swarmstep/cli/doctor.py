@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,9 @@ import typer
 
 from swarmstep import __version__
 from swarmstep.cli.json_output import Json, print_json
+from swarmstep.cli.options import path
 from swarmstep.cli.text import examples
+from swarmstep.launch.interpreter import code_command, module_command
 
 app = typer.Typer(add_completion=False)
 
@@ -37,7 +38,8 @@ except RuntimeError as error:  # where there is TLS, it asks for certificates
 @app.command("doctor", epilog=examples("swarmstep doctor", "swarmstep doctor --json"))
 def doctor(
     data: Annotated[
-        str | None, typer.Option(metavar="DIR", help="data folder (default: SWARMSTEP_DATA, or ./data)")
+        str | None,
+        typer.Option(metavar="DIR", parser=path, help="data folder (default: SWARMSTEP_DATA or ./data)"),
     ] = None,
     as_json: Json = False,
 ) -> int:
@@ -102,7 +104,7 @@ def _data(folder: Path) -> dict[str, bool]:
 
 def _has_tls() -> bool:
     """Return whether this build's gloo can encrypt."""
-    command = [sys.executable, "-c", MAKE_TLS]
+    command = code_command(MAKE_TLS)
     try:
         made = subprocess.run(command, capture_output=True, text=True, timeout=TIME, check=False)
     except subprocess.TimeoutExpired:
@@ -113,7 +115,7 @@ def _has_tls() -> bool:
 def _trial() -> str | None:
     """Train for a few steps with two real processes; return what went wrong, if anything did."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "swarmstep", "train", "digits", "--workers", "2", "--backend", "gloo"]
+        command = [*module_command("swarmstep"), "train", "digits", "--workers", "2", "--backend", "gloo"]
         command += ["--steps", "8", "--every", "4", "--json", "--out", str(Path(folder) / "run")]
         environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
         try:

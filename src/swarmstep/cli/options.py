@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+import os
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,6 +20,7 @@ from swarmstep.workloads.defaults import BUILT_IN
 
 F = TypeVar("F", bound=Callable[..., object])
 
+PATHS = ("DIR", "WORKLOAD")  # by what the help shows
 COMPLETIONS: Mapping[str, Iterable[str]] = {"strategy": CARDS, "workload": BUILT_IN}  # by the name of the field
 
 
@@ -66,7 +68,7 @@ def _parameter(field: dataclasses.Field[Any], kind: Any) -> inspect.Parameter:
     about: dict[str, Any] = {
         "help": literal(_help(field, kind)),
         "metavar": field.metadata["metavar"] or ("CHOICE" if typing.get_origin(kind) is Literal else None),
-        "parser": _parser(kind),
+        "parser": path if field.metadata["metavar"] in PATHS else _parser(kind),
         "autocompletion": completion(COMPLETIONS[field.name]) if field.name in COMPLETIONS else None,
     }
     if required:
@@ -103,6 +105,11 @@ def _parser(kind: Any) -> Callable[[str], Any] | None:
     if typing.get_origin(kind) is Literal:
         return one_of(kind)
     return {int: whole_number, float: number}.get(kind)
+
+
+def path(text: str) -> str:
+    """Return a path with the home folder in place of ~, which shells leave in --out=~/runs."""
+    return os.path.expanduser(text)
 
 
 def whole_number(text: str) -> int:

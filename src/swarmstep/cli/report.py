@@ -8,7 +8,7 @@ from typing import Annotated, Literal, get_args
 import typer
 
 from swarmstep.cli.json_output import Json, print_json
-from swarmstep.cli.options import one_of
+from swarmstep.cli.options import one_of, path
 from swarmstep.cli.text import examples
 
 Form = Literal["html", "md", "csv", "json"]
@@ -23,7 +23,9 @@ def report(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="SOURCE", help="folders that `compare` wrote, or files that `report --format json` wrote"
+            metavar="SOURCE",
+            parser=path,
+            help="folders that `compare` wrote, or files that `report --format json` wrote",
         ),
     ],
     output: Annotated[
@@ -32,6 +34,7 @@ def report(
             "--output",
             "-o",
             metavar="FILE",
+            parser=path,
             help="where to (default: report.html, or standard output for md, csv and json)",
         ),
     ] = None,

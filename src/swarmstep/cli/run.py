@@ -30,10 +30,11 @@ def run(
     """Run a Python program of your own as W processes, and start again those that die.
 
     Each process joins the others with `Membership.from_env()`; examples/elastic.py shows how. A process that ends
-    with exit code 0 says that the run is over. Options that stand after the program are the program's own. Exits
-    with the code of the run. With --json, what the processes print goes to standard error.
+    with exit code 0 says that the run is over. Ctrl-C asks them to stop, which the next Round tells them
+    (`event.decision.stop`); Ctrl-C again ends them. Options that stand after the program are the program's own.
+    Exits with the code of the run. With --json, what the processes print goes to standard error.
     """
-    path = Path(program)
+    path = Path(program).expanduser()
     if path.suffix != ".py" or not path.is_file():
         raise UsageError(f"run: expected a Python program that ends in .py, found {program}")
     if not 1 <= workers <= 1000:
@@ -41,7 +42,7 @@ def run(
     from swarmstep.train.supervise import supervise
 
     with reserved_stdout(as_json):
-        code = supervise(arguments or [], workers, None, program=str(path.resolve()))
+        code = supervise(arguments or [], workers, None, program=str(path.absolute()))
     if as_json:
         print_json({"program": program, "arguments": arguments or [], "workers": workers, "exit_code": code})
     return code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from typing import Annotated, Any, get_args
@@ -10,7 +11,7 @@ import typer
 
 from swarmstep.cli.exit_codes import EXIT_CODES
 from swarmstep.cli.json_output import Json, print_json, reserved_stdout
-from swarmstep.cli.options import completion, fields_of, given, options_of
+from swarmstep.cli.options import completion, fields_of, given, options_of, path
 from swarmstep.cli.text import aligned, examples, literal
 from swarmstep.errors import ResultNotFinite, UsageError
 from swarmstep.launch.stopping import StopRequest
@@ -52,6 +53,7 @@ def train(
         str | None,
         typer.Argument(
             metavar="WORKLOAD",
+            parser=path,
             autocompletion=completion(BUILT_IN),
             help=f"{', '.join(BUILT_IN)}, or path/to/file.py:workload; left out with --resume",
         ),
@@ -73,7 +75,8 @@ def train(
     session = Session(settings, Invocation(**fields_of(Invocation, values)), stop.requested)
     if session.starts_processes and not session.is_worker:
         return session.launch(context.obj)
-    with stop, reserved_stdout(as_json):
+    # A member of an elastic run hears its supervisor only.
+    with contextlib.nullcontext() if session.is_member else stop, reserved_stdout(as_json):
         summary = session.work() if session.is_worker else session.simulate()
     if summary is not None:
         _print_summary(summary, as_json=as_json)

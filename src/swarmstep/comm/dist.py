@@ -98,7 +98,7 @@ class DistComm(Collectives, Group):
 
         Raises:
             UsageError: RANK, WORLD_SIZE, MASTER_ADDR or MASTER_PORT is not set, or a group exists already, or
-                MASTER_ADDR is not a loopback address and there is no secret (docs/security.md).
+                the ranks are on several machines and there is no secret (docs/security.md).
             CommError: the group could not be formed, or a member does not know the secret.
         """
         joined = find(backend, patience)

@@ -1,12 +1,19 @@
-"""Heartbeats on the store, so that a dead peer can be told from a slow one."""
+"""Heartbeats on the store, so that a dead peer can be told from a slow one.
+
+They come from a thread, which has to wait while another one holds the interpreter lock: a peer that misses a few
+is asked through its `Witness`, whose answer counts as a heartbeat.
+"""
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import threading
 import time
 from collections.abc import Sequence
 from typing import Protocol
+
+from swarmstep.comm.witness import Witness, own_address, vouched
 
 PERIOD = 0.5  # seconds between two heartbeats
 
@@ -30,13 +37,24 @@ class Heartbeat:
         name: of this process.
         names: of the processes to watch, in rank order; this one may be among them.
         period: seconds between two heartbeats.
+        host: of the store; towards it this process has a witness (None: it needs none).
 
     Attributes:
         error: why the store cannot be reached any more, or None.
     """
 
-    def __init__(self, store: Store, name: str, names: Sequence[str], period: float = PERIOD) -> None:
+    def __init__(
+        self,
+        store: Store,
+        name: str,
+        names: Sequence[str],
+        period: float = PERIOD,
+        host: str | None = None,
+    ) -> None:
         self._store = store
+        self._host = host
+        self._witness: Witness | None = None
+        self._witnesses = dict[str, str]()  # of the processes that were asked for so far: their addresses
         self._name = name
         self.period = period
         self._answered = time.monotonic()  # when the store answered last
@@ -75,6 +93,10 @@ class Heartbeat:
 
     def start(self) -> None:
         """Start the thread; by now every process that is watched has made its Heartbeat."""
+        if self._host:
+            with contextlib.suppress(OSError):  # without one, this process is lost while it cannot send
+                self._witness = Witness(own_address(self._host))
+                self._store.set(_witness_key(self._name), self._witness.address)
         self.reset()
         self._thread.start()
         atexit.register(self.stop)  # no thread may be inside the store while the interpreter ends
@@ -93,6 +115,7 @@ class Heartbeat:
                 existing |= set(counters)
                 keys = [_alive_key(name) for name in names] + counters
                 self._record(names, self._store.multi_get(keys) if keys else [])
+                self._ask_for(names)
         except Exception as error:
             self.error = error
 
@@ -110,6 +133,24 @@ class Heartbeat:
             raised = [int(value) > 0 for value in values[len(names) :]]
             self._dead |= {name for name, is_dead in zip(names, raised, strict=False) if is_dead}
             self._flagged = len(raised) > len(names) and raised[-1]
+
+    def _ask_for(self, names: list[str]) -> None:
+        """Ask the witnesses of those that miss heartbeats; who lives has been seen."""
+        with self._lock:
+            limit = self._answered - 2 * self.period
+            late = [name for name, seen in zip(names, self._seen, strict=False) if seen < limit]
+            late = [name for name in late if name not in self._dead and name != self._name]
+        for name in late:
+            key = _witness_key(name)
+            if name not in self._witnesses and self._store.check([key]):
+                self._witnesses[name] = self._store.get(key).decode()
+        asked = [self._witnesses[name] for name in late if name in self._witnesses]
+        alive = vouched(asked, self.period) if asked else set[str]()
+        now = time.monotonic()
+        with self._lock:
+            for place, name in enumerate(self._names):
+                if name in late and self._witnesses.get(name) in alive:
+                    self._seen[place] = now
 
     def silent(self, seconds: float) -> list[int]:
         """Return the ranks whose last heartbeat was at least so long before the store's last answer.
@@ -153,8 +194,14 @@ class Heartbeat:
     def stop(self, wait: float = 5.0) -> None:
         """Stop the thread, waiting at most so many seconds for it; peers will then take this process for dead."""
         self._stop.set()
+        if self._witness:
+            self._witness.end()
         if self._thread.is_alive():
             self._thread.join(wait)
+
+
+def _witness_key(name: str) -> str:
+    return f"swarmstep/witness/{name}"
 
 
 def _alive_key(name: str) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
+import sys
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -12,8 +14,10 @@ import torch
 import torch.distributed as dist
 
 from swarmstep.comm.torch_private import PrefixStore, TCPStore, all_groups, reset_group_count, set_timeout
+from swarmstep.errors import CommError
 
 FORM_TIMEOUT = 5.0  # seconds, at least, that the members of a new group have to connect
+LOOPBACK = "lo" if sys.platform.startswith("linux") else "lo0"  # the interface
 UNUSED_TAG = (1 << 20) - 1  # of a message that nobody sends; next to the tags of `p2p`
 
 
@@ -25,7 +29,18 @@ def serve_store(host: str = "127.0.0.1") -> tuple[TCPStore, int]:
 
     Returns:
         The store, which is served as long as the object lives, and its port.
+
+    Raises:
+        CommError: nobody can reach that address, not even this process.
     """
+    try:
+        with socket.create_server((host, 0)) as probe:
+            socket.create_connection(probe.getsockname(), FORM_TIMEOUT).close()
+    except OSError as error:
+        raise CommError(
+            f"{host}: {os.strerror(error.errno or 0)}: the processes of a run meet at this address here; "
+            "have it brought up (ip link set lo up), or train in one process with --backend sim"
+        ) from None
     listener = socket.socket()
     listener.bind((host, 0))
     port = listener.getsockname()[1]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
+import socket
 import time
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -13,7 +15,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from swarmstep.comm.heartbeat import Heartbeat
-from swarmstep.comm.process_groups import brief
+from swarmstep.comm.process_groups import LOOPBACK, brief
 from swarmstep.comm.secure.auth import check_address, secret_of
 from swarmstep.comm.torch_private import PrefixStore, TCPStore
 from swarmstep.errors import CommError, UsageError
@@ -43,8 +45,8 @@ def find(backend: str | None, patience: float) -> Rendezvous:
         patience: seconds for the group to form, and for each operation.
 
     Raises:
-        UsageError: a variable of VARIABLES is not set, or a group exists already, or the workers would meet at
-            another machine's address without a secret.
+        UsageError: a variable of VARIABLES is not set, or a group exists already, or the workers are on several
+            machines and there is no secret.
         CommError: the group could not be formed.
     """
     missing = [name for name in VARIABLES if name not in os.environ]
@@ -55,8 +57,11 @@ def find(backend: str | None, patience: float) -> Rendezvous:
         )
     if dist.is_initialized():
         raise UsageError("DistComm.from_env: a process group exists already; use DistComm(group)")
-    host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
     secret = secret_of(os.environ)
+    if _all_are_here():  # whatever address this machine's name stands for
+        os.environ["MASTER_ADDR"] = "127.0.0.1"
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK)
+    host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
     check_address(host, secret)
     backend = backend or ("nccl" if torch.cuda.is_available() else "gloo")
     limit = timedelta(seconds=patience + 60)  # our own limit ends first, with the better message
@@ -69,13 +74,28 @@ def find(backend: str | None, patience: float) -> Rendezvous:
             backend, store=PrefixStore(prefix, store), rank=rank, world_size=size, timeout=limit
         )
         own_store = PrefixStore(prefix, TCPStore(host, int(port), is_master=False))
-        heartbeat = Heartbeat(own_store, str(rank), [*map(str, range(size))])
+        heartbeat = Heartbeat(own_store, str(rank), [*map(str, range(size))], host=host)
         control: Any = dist.new_group(backend="gloo", timeout=limit) if backend != "gloo" else None
     except (RuntimeError, ValueError) as error:
         raise CommError(
             f"rank {os.environ['RANK']}: the group at {host}:{port} could not be formed: {brief(error)}"
         ) from error
     return Rendezvous(secret, control, heartbeat)
+
+
+def _all_are_here() -> bool:
+    """Return whether all ranks are on this machine, as torchrun tells, and so is their store."""
+    host = os.environ["MASTER_ADDR"]
+    if os.environ["WORLD_SIZE"] != os.environ.get("LOCAL_WORLD_SIZE"):
+        return False
+    if host == socket.gethostname():  # also where no name server knows it
+        return True
+    with contextlib.suppress(OSError):
+        for family, _, _, _, address in socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM):
+            with socket.socket(family, socket.SOCK_STREAM) as probe, contextlib.suppress(OSError):
+                probe.bind(address)  # works for this machine's addresses only
+                return True
+    return False
 
 
 def _unused_prefix(store: Any, rank: int, size: int, patience: float) -> str:

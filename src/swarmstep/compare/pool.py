@@ -8,7 +8,6 @@ import os
 import queue
 import signal
 import subprocess
-import sys
 import threading
 from types import TracebackType
 
@@ -16,6 +15,8 @@ from swarmstep.compare import cells
 from swarmstep.compare.plan import Task
 from swarmstep.compare.results import Cell, from_json
 from swarmstep.errors import SwarmstepError
+from swarmstep.launch.interpreter import module_command
+from swarmstep.launch.stopping import blocked
 
 
 class Pool:
@@ -83,14 +84,15 @@ class Pool:
         with self._lock:
             if self._closed:
                 return None
-            process = subprocess.Popen(
-                [sys.executable, "-m", "swarmstep.compare.pool_worker"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-                start_new_session=True,  # an interrupt from the keyboard is for this process
-            )
+            with blocked():  # this process decides when to stop
+                process = subprocess.Popen(
+                    module_command("swarmstep.compare.pool_worker"),
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    env={**os.environ, "OMP_NUM_THREADS": "1", "SWARMSTEP_LAUNCHER": str(os.getpid())},
+                    start_new_session=True,
+                )
             self._processes.append(process)
             return process
 

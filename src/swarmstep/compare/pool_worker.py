@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import signal
 import sys
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ from swarmstep.compare import cells
 from swarmstep.compare.plan import Task
 from swarmstep.compare.results import Cell, to_json
 from swarmstep.errors import SwarmstepError
+from swarmstep.launch.stopping import orphaned
 from swarmstep.train.config import Config
 from swarmstep.train.job import Job
 from swarmstep.train.lockstep_coordinator import simulated
@@ -28,15 +28,16 @@ def main() -> None:
     """Run cells until standard input ends."""
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process decides when to stop
     torch.set_num_threads(1)
     answers = _private_output()
     for line in sys.stdin:
         content: dict[str, Any] = json.loads(line)
         content["config"] = Config(**content["config"])
         task = Task(**content)
-        answers.write(json.dumps(to_json(run(task))) + "\n")
-        answers.flush()
+        answer = json.dumps(to_json(run(task)))
+        if orphaned():
+            return
+        print(answer, file=answers, flush=True)
 
 
 def run(task: Task) -> Cell:
@@ -44,7 +45,8 @@ def run(task: Task) -> Cell:
     started, events = time.monotonic(), list[dict[str, Any]]()
     try:
         workload = _workload(task.config.workload, task.config.data)
-        summary = simulated(task.config, workload, Job(quiet=True, keep=False, listen=events.append))
+        job = Job(stopping=orphaned, quiet=True, keep=False, listen=events.append)
+        summary = simulated(task.config, workload, job)
     except SwarmstepError as error:
         return cells.failed(task, str(error))
     except Exception as error:  # raised by a workload of the user's own

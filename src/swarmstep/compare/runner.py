@@ -13,7 +13,7 @@ from swarmstep.compare.plan import Task, TaskGroup, Untuned
 from swarmstep.compare.pool import Pool
 from swarmstep.compare.results import Cell
 from swarmstep.errors import Interrupted
-from swarmstep.launch.processes import noting_interrupts
+from swarmstep.launch.stopping import noting_interrupts
 from swarmstep.workloads import Workload
 
 

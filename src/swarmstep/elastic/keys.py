@@ -5,6 +5,7 @@ Below "swarmstep/":
 ::
 
     alive/NAME                        a worker's heartbeats            (swarmstep.comm.heartbeat)
+    witness/NAME                      where its witness answers        (swarmstep.comm.witness)
     dead/NAME                         above 0: it has died             (set by whoever started it)
     stop, finish, over                what was requested; that the run is over
     saved/NAME                        the step of its newest checkpoint

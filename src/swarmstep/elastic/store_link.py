@@ -51,7 +51,7 @@ class StoreLink:
         for key in (STOP, FINISH, OVER):
             self.store.add(key, 0)
         self.run = self.store.compare_set(RUN, "", secrets.token_hex(8)).decode()
-        self.heartbeat = Heartbeat(self.connect(), self.name, members, PERIOD)
+        self.heartbeat = Heartbeat(self.connect(), self.name, members, PERIOD, self._address[0])
         self.heartbeat.start()
 
     def reopen_if_silent(self, members: Sequence[str]) -> None:

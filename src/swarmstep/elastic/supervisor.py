@@ -16,7 +16,7 @@ from typing import Any, cast
 from swarmstep.comm.heartbeat import dead_key
 from swarmstep.comm.torch_private import TCPStore
 from swarmstep.elastic.formation import begun
-from swarmstep.elastic.keys import OVER, STOP
+from swarmstep.elastic.keys import OVER, STOP, candidates_key
 from swarmstep.elastic.slot import HOPELESS, Slot
 from swarmstep.errors import CommError, Interrupted, ResultNotFinite
 from swarmstep.launch.fork_server import ForkServer, ProcessSpec
@@ -32,7 +32,7 @@ from swarmstep.launch.processes import (
 
 ENDS = (0, ResultNotFinite.exit_code, Interrupted.exit_code)  # exit codes that tell that the run is over
 LAST_WAIT = 60.0  # seconds that workers have to end once one has reported that the run is over
-LEAVE_WAIT = 10.0  # seconds that they have to leave a run that goes on elsewhere
+LEAVE_WAIT = 10.0  # seconds that they have to end where the run goes on elsewhere
 STOPPED_ELSEWHERE = "the run was stopped after a round; resume it on its first machine, with all checkpoints"
 UNBEGUN = "stopped on request before the training had begun; nothing was trained, and nothing is lost"
 
@@ -68,6 +68,9 @@ class Supervisor:
     place's store), SWARMSTEP_WORKER (its name), SWARMSTEP_WORKERS (how many start the run: its slots, unless the
     place says otherwise) and SWARMSTEP_FOLDER (of the run). On the store "swarmstep/slots" counts the slots of all
     supervisors, so that no two have the same number, and "swarmstep/dead/NAME" tells that a worker has ended.
+
+    Workers hear none of `launch.stopping.SIGNALS`: whoever signals all processes of a run signals the supervisor,
+    too, which tells them through the store.
 
     A worker that exits with 0, 7 or 130 reports that the run is over; 5, or an end by a signal, is a death; any
     other code ends the run. One that exits with 0 after "stop", before all steps are taken, was in no group
@@ -132,6 +135,11 @@ class Supervisor:
         """The process id of the worker in each slot that has one."""
         return {slot.number: slot.pid for slot in self._slots if slot.pid is not None}
 
+    @property
+    def joined(self) -> bool:
+        """Whether a worker has asked to be in a group."""
+        return self._store.check([candidates_key(0)])
+
     def send_signal(self, worker: str, number: int) -> bool:
         """Send a signal to the worker of this name; return whether it was still running."""
         slot = next((slot for slot in self._slots if slot.worker == worker), None)
@@ -177,9 +185,9 @@ class Supervisor:
         self._interrupts = len(interrupts)
 
     def _leave(self) -> None:
-        """Have the workers leave the run, which goes on without them."""
+        """End the workers; the run goes on without them."""
         for pid in self.pids.values():
-            self._server.send_signal(pid, signal.SIGTERM)
+            self._server.send_signal(pid, signal.SIGKILL)
         message = "left the run on request; it goes on elsewhere"
         self._end_within(LEAVE_WAIT, Outcome(Interrupted.exit_code, message))
 

@@ -10,15 +10,15 @@ import contextlib
 import dataclasses
 import json
 import select
-import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from typing import Any
 
 from swarmstep.errors import CommError
+from swarmstep.launch.interpreter import module_command
+from swarmstep.launch.stopping import blocked
 
 PRELOADED_MODULES = (
     "torch._dynamo",  # which an optimizer's first step imports, in more than a second
@@ -31,7 +31,6 @@ PRELOADED_MODULES = (
     "swarmstep.microbench.workers",
     "swarmstep.report",
 )
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LIMIT = 60.0  # seconds for an answer: imports take seconds, a fork takes milliseconds
 
 
@@ -75,20 +74,15 @@ class ForkServer:
 
     def __enter__(self) -> ForkServer:
         self._channel, server_end = socket.socketpair()
-        # The server inherits the mask, and so do its workers: an interrupt waits until they are ready for it.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        try:
-            module = "swarmstep.launch.fork_server_process"
+        command = module_command("swarmstep.launch.fork_server_process")
+        with server_end, blocked():  # the server inherits that, and so do its workers
             self._process = subprocess.Popen(
-                [sys.executable, "-m", module, str(server_end.fileno()), *PRELOADED_MODULES],
+                [*command, str(server_end.fileno()), *PRELOADED_MODULES],
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 pass_fds=[server_end.fileno()],
                 start_new_session=True,
             )
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            server_end.close()
         try:
             self._answer("ready")
         except BaseException:

@@ -22,6 +22,7 @@ from typing import Any
 
 from swarmstep.errors import RunOver, SwarmstepError
 from swarmstep.launch.fork_server import ProcessSpec
+from swarmstep.launch.interpreter import run_from
 
 PR_SET_PDEATHSIG = 1
 
@@ -128,6 +129,7 @@ def _set_up(spec: ProcessSpec) -> None:
 
 def _run_file(program: str) -> None:
     """Run a program of the user's; report an error of swarmstep that it does not catch in one line."""
+    run_from(os.path.dirname(os.path.realpath(program)))
     try:
         runpy.run_path(program, run_name="__main__")
     except RunOver:  # the others do not need this worker any more

@@ -8,22 +8,24 @@ import math
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from swarmstep.comm.process_groups import serve_store
+from swarmstep.comm.process_groups import LOOPBACK, serve_store
 from swarmstep.console import say
 from swarmstep.errors import CommError
+from swarmstep.launch.interpreter import module_command
+from swarmstep.launch.stopping import blocked, noting_interrupts
 
 GRACE = 10.0  # seconds that workers have to end by themselves once one of them has failed
-HASTE = 2.0  # the same after a second interrupt
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-LOOPBACK = "lo" if sys.platform.startswith("linux") else "lo0"  # the interface
-TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
+HASTE = 2.0  # the same where there is nothing to wait for
+TORCHRUN = (  # what torchrun sets, and what is read here
+    *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+    "TORCHELASTIC_RUN_ID",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,9 +98,9 @@ def run_group(
         arguments: of the command line, the same for all.
         workers: number of processes.
         place: where they run.
-        interrupts: as `noting_interrupts` yields; each is passed on, and after the second the workers are ended.
+        interrupts: as `noting_interrupts` yields; the first is passed on, the second ends the workers.
         patience: seconds after which processes that still run are ended (None: never).
-        ask: the signal by which an interrupt is passed on.
+        ask: the signal by which the first is passed on.
         shown: whether rank 0 writes to this process's output; else all output is discarded.
 
     Raises:
@@ -111,7 +113,7 @@ def run_group(
         processes: list[subprocess.Popen[bytes]] = []
         try:
             for rank in range(workers):
-                command = place.command(rank, [sys.executable, "-m", "swarmstep", *arguments])
+                command = place.command(rank, [*module_command("swarmstep"), *arguments])
                 environment = _rank_environment(rank, workers, port, folder) | dict(place.environment)
                 errors = None if shown and rank == 0 else folder / f"{rank}.errors"
                 processes.append(_start(command, environment, errors))
@@ -123,23 +125,6 @@ def run_group(
                 process.wait()
         del store
         return _outcome(codes, folder, bool(interrupts), patience)
-
-
-@contextlib.contextmanager
-def noting_interrupts(*more: signal.Signals) -> Generator[list[int]]:
-    """Collect the numbers of interrupts in the list that is yielded, instead of being interrupted.
-
-    Args:
-        more: signals that count as interrupts as well, unless they are ignored (as nohup ignores SIGHUP).
-    """
-    interrupts: list[int] = []
-    numbers = [*SIGNALS, *(number for number in more if signal.getsignal(number) is not signal.SIG_IGN)]
-    previous = {number: signal.signal(number, lambda n, _: interrupts.append(n)) for number in numbers}
-    try:
-        yield interrupts
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def worker_environment() -> dict[str, str]:
@@ -169,10 +154,8 @@ def _rank_environment(rank: int, workers: int, port: int, folder: Path) -> dict[
 
 def _start(command: list[str], environment: Mapping[str, str], errors: Path | None) -> subprocess.Popen[bytes]:
     """Start a worker; without a file for its errors it writes where this process writes."""
-    # A worker inherits the mask, so an interrupt that comes early is delivered once the worker is ready for it.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
-        with errors.open("wb") if errors else contextlib.nullcontext() as file:
+        with errors.open("wb") if errors else contextlib.nullcontext() as file, blocked():
             return subprocess.Popen(
                 command,
                 env=environment,
@@ -183,26 +166,24 @@ def _start(command: list[str], environment: Mapping[str, str], errors: Path | No
             )
     except OSError as error:
         raise CommError(f"{command[0]}: {error.strerror}; the worker could not be started") from None
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _wait(
     processes: Sequence[subprocess.Popen[bytes]], interrupts: list[int], patience: float | None, ask: int
 ) -> None:
-    """Wait until all have ended, at most `patience` seconds, and briefly after a failure or a second interrupt."""
-    passed_on = 0
+    """Wait until all have ended: at most `patience` seconds, briefly after a failure, until a second interrupt."""
+    asked = False
     deadline = time.monotonic() + (math.inf if patience is None else patience)
     # All are polled each time: a later one may have failed while the first lives on.
     while None in (codes := [process.poll() for process in processes]) and time.monotonic() < deadline:
         if any(codes):
             deadline = min(deadline, time.monotonic() + GRACE)
-        if len(interrupts) > passed_on:
-            passed_on += 1
+        if len(interrupts) > 1:
+            return
+        if interrupts and not asked:
+            asked = True
             for process in processes:
                 process.send_signal(ask)
-            if passed_on > 1:
-                deadline = min(deadline, time.monotonic() + HASTE)
         time.sleep(0.02)
 
 

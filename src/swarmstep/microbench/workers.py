@@ -14,7 +14,8 @@ import torch
 
 from swarmstep.comm.dist import DistComm
 from swarmstep.errors import CommError, Interrupted, NotFinite, SwarmstepError, UsageError
-from swarmstep.launch.processes import Place, noting_interrupts, run_group
+from swarmstep.launch.processes import Place, run_group
+from swarmstep.launch.stopping import noting_interrupts
 from swarmstep.microbench.benchmarks import BENCHMARKS, JOB
 from swarmstep.microbench.results import Report
 

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Generator
 
 from swarmstep.errors import CommError
-from swarmstep.launch.processes import SIGNALS
+from swarmstep.launch.stopping import SIGNALS
 
 
 def run(*command: str) -> str:

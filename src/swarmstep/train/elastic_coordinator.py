@@ -149,9 +149,9 @@ class Elastic(Coordinator):
         )
 
     def wants_step(self) -> bool:
-        """Return whether the run goes on; raise CommError if this one worker was asked to leave it."""
+        """Return whether the run goes on; raise CommError if the process that started this worker has ended."""
         if self.job.stopping():
-            raise CommError(f"worker {self.membership.name} was asked to leave; the others go on")
+            raise CommError(f"worker {self.membership.name}: the process that started it has ended")
         return not self._over
 
     def round_landed(self, report: Round) -> None:

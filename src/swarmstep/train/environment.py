@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from swarmstep.errors import UsageError
 
+VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # of a worker of a fixed group
 SETTINGS = "SWARMSTEP_SETTINGS"  # for workers of a machine that has joined a run: the run's settings, JSON
 
 
@@ -35,7 +36,7 @@ def started_as() -> StartedAs:
     """Return what this process was started as.
 
     Raises:
-        UsageError: RANK and WORLD_SIZE do not go together.
+        UsageError: RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT do not go together.
     """
     folder = os.environ.get("SWARMSTEP_FOLDER")
     return StartedAs(
@@ -47,10 +48,15 @@ def started_as() -> StartedAs:
 
 
 def _group_size() -> int | None:
-    names = ("RANK", "WORLD_SIZE")
-    if not all(name in os.environ for name in names):
+    if not any(name in os.environ for name in ("RANK", "WORLD_SIZE")):
         return None
-    rank, size = (os.environ[name] for name in names)
+    if missing := [name for name in VARIABLES if name not in os.environ]:
+        found = [name for name in VARIABLES if name in os.environ]
+        raise UsageError(
+            f"environment: {', '.join(found)} without {', '.join(missing)}: expected all four, as torchrun sets "
+            f"them for a worker, or none; unset {' '.join(found)} to start a run of its own"
+        )
+    rank, size = os.environ["RANK"], os.environ["WORLD_SIZE"]
     if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size)):
         raise UsageError(
             f"environment: expected RANK from 0 to WORLD_SIZE - 1, found RANK={rank!r} and WORLD_SIZE={size!r}; "

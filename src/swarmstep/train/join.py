@@ -8,8 +8,6 @@ import json
 import os
 import shlex
 import socket
-import struct
-import sys
 import time
 from collections.abc import Callable, Generator, Mapping
 from typing import Any, NamedTuple
@@ -19,11 +17,12 @@ from swarmstep.comm.heartbeat import Heartbeat, dead_key
 from swarmstep.comm.secure.auth import LEAST, is_loopback, secret_of
 from swarmstep.comm.secure.proxy import Proxy
 from swarmstep.comm.secure.tunnel import open_tunnel
+from swarmstep.comm.witness import address_of
 from swarmstep.console import say
 from swarmstep.elastic.formation import begun
 from swarmstep.elastic.supervisor import LAST_WAIT
 from swarmstep.errors import CommError, UsageError
-from swarmstep.launch.processes import LOOPBACK, Place
+from swarmstep.launch.processes import Place
 from swarmstep.train.config import Config
 from swarmstep.train.environment import SETTINGS
 from swarmstep.workloads import Workload
@@ -33,7 +32,6 @@ GUESTS = "swarmstep/guests"  # in the store: how many other machines have joined
 OWN = ("workload", "data", "workers")  # what another machine may set for itself
 SILENCE = 3.0  # seconds without a sign of life after which another machine is not waited for at the end
 POLL = 0.05  # seconds between two looks at the store
-SIOCGIFADDR = 0x8915  # the request for an interface's address
 
 
 class Guest(NamedTuple):
@@ -202,7 +200,7 @@ def interface_towards(host: str) -> str:
         UsageError: there is no way to `host`, or no such interface is found, or GLOO_SOCKET_IFNAME is loopback.
     """
     given = os.environ.get("GLOO_SOCKET_IFNAME")
-    if given == LOOPBACK and not is_loopback(host):
+    if given == process_groups.LOOPBACK and not is_loopback(host):
         raise UsageError(f"GLOO_SOCKET_IFNAME={given}: no other machine gets there; unset it, or name another one")
     if given:
         return given
@@ -213,22 +211,10 @@ def interface_towards(host: str) -> str:
             own = probe.getsockname()[0]
     except OSError as error:
         raise UsageError(f"{host}: {error.strerror}; expected an address that this machine can reach") from None
-    found = next((name for _, name in socket.if_nameindex() if _address_of(name) == own), None)
+    found = next((name for _, name in socket.if_nameindex() if address_of(name) == own), None)
     if not found:
         raise UsageError(f"no network interface has the address {own}: set GLOO_SOCKET_IFNAME to the name of one")
     return found
-
-
-def _address_of(interface: str) -> str | None:
-    """Return the first IPv4 address of a network interface; None without, and where Linux is not there to ask."""
-    if not sys.platform.startswith("linux"):
-        return None
-    import fcntl
-
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking, contextlib.suppress(OSError):
-        answer = fcntl.ioctl(asking, SIOCGIFADDR, struct.pack("256s", interface.encode()[:15]))
-        return socket.inet_ntoa(answer[20:24])
-    return None
 
 
 def needed_secret(option: str) -> bytes:

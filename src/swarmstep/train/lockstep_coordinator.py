@@ -194,8 +194,15 @@ class Lockstep(Coordinator):
         )
         self.record_evaluation(self._bytes_sent)
 
+    def _agree(self, writer: saver.Saver) -> None:
+        """Wait for the latest checkpoint; one that fails, on whichever rank, does not stop the training."""
+        try:
+            writer.agree(self.comm)
+        except CheckpointError as error:  # on all ranks
+            self.logger.complain(error)
+
     def _save(self, writer: saver.Saver) -> None:
-        writer.agree(self.comm)
+        self._agree(writer)
         own = {"window": self._window, "looked": self._looked, "evaluated": self._evaluated}
         state = {**self.trainer.checkpoint(), "lockstep": own}
         writer.start(self.trainer.sync.steps, state, self.comm.rank, self.comm.size)
@@ -203,7 +210,7 @@ class Lockstep(Coordinator):
     def conclude(self) -> dict[str, Any]:
         """Evaluate the final model together; return the summary on all ranks."""
         if self.saver:
-            self.saver.agree(self.comm)
+            self._agree(self.saver)
         means = self.trainer.tally.means(self.comm)
         self._bytes_sent = means["bytes_sent"]
         self._evaluate(self.trainer.model)

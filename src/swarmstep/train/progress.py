@@ -67,7 +67,8 @@ class LiveView(View):
         self._live.start()
 
     def show(self, progress: Progress) -> None:
-        self._live.update(self._table(progress))
+        with contextlib.suppress(OSError):  # the terminal was closed
+            self._live.update(self._table(progress))
 
     def _table(self, progress: Progress) -> Table:
         from rich.progress_bar import ProgressBar
@@ -87,7 +88,8 @@ class LiveView(View):
         return table
 
     def close(self) -> None:
-        self._live.stop()
+        with contextlib.suppress(OSError):
+            self._live.stop()
 
 
 class _Clock:

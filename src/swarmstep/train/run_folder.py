@@ -80,11 +80,18 @@ class RunFolder:
         self.write("environment.json", environment())
         (self.path / "summary.json").unlink(missing_ok=True)
 
-    def append(self, row: Mapping[str, Any]) -> None:
-        """Add a line to metrics.jsonl."""
+    def append(self, *rows: Mapping[str, Any]) -> None:
+        """Add lines to metrics.jsonl: all of them, or none."""
+        lines = "".join(json.dumps(plain(row)) + "\n" for row in rows).encode()
         try:
-            with (self.path / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps(plain(row)) + "\n")
+            with (self.path / "metrics.jsonl").open("ab", buffering=0) as file:
+                size = file.seek(0, os.SEEK_END)
+                try:
+                    while lines:
+                        lines = lines[file.write(lines) :]
+                except OSError:
+                    file.truncate(size)  # the part of them for which there was room
+                    raise
         except OSError as error:
             raise _unwritable(self.path / "metrics.jsonl", error) from None
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from swarmstep.console import say
+from swarmstep.errors import CheckpointError
 from swarmstep.train.config import Config
 from swarmstep.train.progress import Progress, View, choose_view
 from swarmstep.train.run_folder import RunFolder
@@ -34,6 +36,7 @@ class RunLogger:
         self._folder, self._title, self._listen = folder, title, listen
         self._view = View()
         self._leads = False
+        self._waiting = list[dict[str, Any]]()  # rows for which there was no room
 
     def lead(self, leads: bool = True) -> None:
         """Say whether this worker writes and shows from now on."""
@@ -52,11 +55,26 @@ class RunLogger:
             self._folder.rewind(step)
 
     def record(self, **row: Any) -> None:
-        """Record an event."""
+        """Record an event; where the file cannot be written, the row waits for the next one."""
         if self._leads and self._folder:
-            self._folder.append(row)
+            self._waiting.append(row)
+            try:
+                self._write_down()
+            except CheckpointError as error:
+                if len(self._waiting) == 1:
+                    self.complain(error)
         if self._leads and self._listen:
             self._listen(row)
+
+    def _write_down(self) -> None:
+        if self._folder and self._waiting:
+            self._folder.append(*self._waiting)
+            self._waiting.clear()
+
+    def complain(self, error: CheckpointError) -> None:
+        """Say what could not be saved, though the training goes on."""
+        if self._leads:
+            say(f"warning: {error}; the training goes on")
 
     def show(self, progress: Progress) -> None:
         """Show how far the run is."""
@@ -64,8 +82,13 @@ class RunLogger:
             self._view.show(progress)
 
     def end(self, model: nn.Module, summary: Mapping[str, Any]) -> None:
-        """Write the trained model and, last, the summary, which tells that the run is done."""
+        """Write the trained model and, last, the summary, which tells that the run is done.
+
+        Raises:
+            CheckpointError: they cannot be written, or the rows that wait.
+        """
         if self._leads and self._folder:
+            self._write_down()
             self._folder.save_model(model)
             self._folder.write("summary.json", summary)
 

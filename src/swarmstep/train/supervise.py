@@ -8,8 +8,15 @@ from typing import Any
 
 from swarmstep.console import say
 from swarmstep.elastic.supervisor import Supervisor, SupervisorOptions
-from swarmstep.launch.processes import Place, noting_interrupts
+from swarmstep.errors import UsageError
+from swarmstep.launch.processes import Place
+from swarmstep.launch.stopping import noting_interrupts
 from swarmstep.train.run_folder import RunFolder
+
+NOBODY_JOINED = (
+    "{program} has ended, and none of its {workers} processes has joined the others: each was alone; join them by "
+    "Membership.from_env().join(), as examples/elastic.py does, or start the program with python"
+)
 
 
 def supervise(
@@ -42,6 +49,7 @@ def supervise(
     Raises:
         CheckpointError: the folder cannot be used.
         CommError: a worker could not be started.
+        UsageError: the program has ended, and none of its processes has joined the others.
     """
     held = RunFolder(folder, resume=resume) if folder else None
     options = SupervisorOptions(shown=True, program=program, listen=_report_death, trouble=trouble)
@@ -52,6 +60,8 @@ def supervise(
         ):
             while (outcome := supervisor.attend(0.2, interrupts)) is None:
                 pass
+            if outcome.code == 0 and program != "swarmstep" and not supervisor.joined:
+                raise UsageError(NOBODY_JOINED.format(program=program, workers=workers))
     finally:
         if held:
             held.close()

@@ -37,7 +37,7 @@ class Archive:
 
 def data_folder(data: Path | None) -> Path:
     """Return the data folder, absolute: `data`, or else the environment's SWARMSTEP_DATA, or else ./data."""
-    return (data or Path(os.environ.get(ENVIRONMENT) or "data")).absolute()
+    return (data or Path(os.environ.get(ENVIRONMENT) or "data")).expanduser().absolute()
 
 
 def find(folder: Path, name: str) -> Path | None:

@@ -49,7 +49,7 @@ def secret_of(environ: Mapping[str, str]) -> bytes | None:
         value = environ.get("SWARMSTEP_SECRET")
         return None if value is None else checked_secret(value.strip().encode(), "SWARMSTEP_SECRET")
     try:
-        with open(path, "rb") as file:
+        with open(os.path.expanduser(path), "rb") as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
             secret = file.read().strip()
     except OSError as error:
@@ -81,7 +81,8 @@ def check_address(host: str, secret: bytes | None) -> None:
     if secret is None and not is_loopback(host):
         raise UsageError(
             f"{host!r} is not a loopback address and there is no secret: set SWARMSTEP_SECRET_FILE to a file of "
-            f"at least {LEAST} bytes, the same on all machines, that only its owner can read, or use 127.0.0.1"
+            f"at least {LEAST} bytes, the same on all machines, that only its owner can read; on one machine, use "
+            "127.0.0.1, or set LOCAL_WORLD_SIZE as torchrun does"
         )
 
 
