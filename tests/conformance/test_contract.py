@@ -53,7 +53,7 @@ def test_a_preset_has_no_code_of_its_own(cls: type) -> None:
 
 @pytest.mark.parametrize("cls", TRIGGER_CLASSES)
 def test_a_trigger_is_final_frozen_and_one_level_deep(cls: type) -> None:
-    assert cls.__mro__ == (cls, When, ABC, Generic, object)
+    assert cls.__mro__ == (cls, When, Checked, ABC, Generic, object)
     check_final_and_frozen(cls)
 
 

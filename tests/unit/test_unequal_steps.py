@@ -11,9 +11,9 @@ from helpers import same
 from swarmstep import Comm, Every, LocalSGD, Options, Round, Synchronizer, Warmup, simulate
 from swarmstep.errors import CheckpointError, UsageError
 from weights import ROUNDS, STEPS, Worker, train
+from wrapped import Wrapped
 
 STRATEGY = LocalSGD(when=Every(STEPS))
-from wrapped import Wrapped
 
 
 @pytest.mark.parametrize(
