@@ -320,6 +320,7 @@ def found(method: str, victim: int, fault: Fault) -> list[torch.Tensor]:
         names = [f"{slot}.0" for slot in range(WORKERS) if slot != victim]
         world.until(world.ended(*names))
         for name in names:
+            assert len(world.told[name].changes) == 1, world.told[name]
             ((change, *_),) = world.told[name].changes
             assert change.sources == tuple(slot for slot in range(WORKERS) if slot != victim)
         return [world.told[name].done[3] for name in names]

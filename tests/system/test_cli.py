@@ -79,7 +79,8 @@ def test_on_a_terminal(place: Path) -> None:
 @pytest.mark.usefixtures("forked")
 def test_a_program_of_ones_own_and_json(place: Path) -> None:
     """What the processes print goes to standard error."""
-    (place / "own.py").write_text("import sys\nprint('from a worker', sys.argv[1:])\n")
+    joins = "from swarmstep import Membership\nMembership.from_env().join()\n"
+    (place / "own.py").write_text(f"import sys\nprint('from a worker', sys.argv[1:])\n{joins}")
     command = [sys.executable, "-m", "swarmstep", "run", "--workers", "1", "--json", "own.py", "--json", "x"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
     found = json.loads(done.stdout)

@@ -148,7 +148,7 @@ def test_a_machine_joins_and_another_without_the_secret_does_not(
         assert listeners(network, 0, pid) <= {network.address(0)}
     assert f"refused {network.address(1)}" in first.said()
     theirs = descendants(guest.process.pid)
-    assert len(theirs) == 2
+    assert len(theirs) == 3  # the process that forks, the worker, and its witness
     guest.end(signal.SIGKILL)
     first.until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in theirs))
     first.until(lambda: sorted(first.members()) == ["0.0", "1.0"])

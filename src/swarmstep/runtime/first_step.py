@@ -22,10 +22,11 @@ class FirstStep:
 
     Args:
         module: hooks are registered on it and its parameters, and removed by `end`.
+        wrapped: whether a wrapper is allowed: where there are no rounds, nothing goes on beside its own.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
+    def __init__(self, module: nn.Module, *, wrapped: bool = False) -> None:
+        self._module, self._wrapped = module, wrapped
         self._norms = _norms(module)
         self._trained = False  # whether training has begun: from then on weights may change
         self._loaded = ""  # the first parameter that was found changed before that
@@ -41,7 +42,7 @@ class FirstStep:
     def end(self) -> None:
         """Stop looking; raise UsageError for what was seen."""
         self.forget()
-        if self._wrapper:
+        if self._wrapper and not self._wrapped:
             raise UsageError(
                 f"the model runs inside of {self._wrapper}, which averages gradients at every step beside the "
                 "rounds; train the model itself, without the wrapper"

@@ -19,6 +19,7 @@ from swarmstep.runtime.replica import Replica
 from swarmstep.runtime.rounds import Rounds
 from swarmstep.signal import Event
 from swarmstep.strategies.base import Strategy
+from swarmstep.when import Never
 
 
 class Synchronizer:
@@ -55,7 +56,7 @@ class Synchronizer:
         self._reduced: float | None = None  # the weight that the last call of `reduce` gave to the coming step
         self._replica = Replica(model, strategy, self.options)
         self._rounds = Rounds(self._replica, comm)
-        self._first: FirstStep | None = FirstStep(model)
+        self._first: FirstStep | None = FirstStep(model, wrapped=isinstance(strategy.when, Never))
         self._returned = self._clock()  # when the last call of `step` or `reduce` ended
 
     @property
