@@ -209,3 +209,18 @@ def test_weights_that_are_not_finite_at_the_end_are_named() -> None:
     assert all(
         "the weights of rank 1 are not finite, and Synchronous cannot" in said for said in simulate(train, 2)
     )
+
+
+def test_sparse_gradients_are_averaged_and_become_dense() -> None:
+    """Each worker has a gradient for one row of an embedding."""
+
+    def train(comm: Comm) -> Tensor:
+        model = nn.Embedding(4, 2, sparse=True)
+        sync = Synchronizer(model, Synchronous(), comm)
+        model(torch.tensor([comm.rank])).sum().backward()
+        sync.reduce()
+        assert model.weight.grad is not None
+        return model.weight.grad
+
+    for found in simulate(train, 2):
+        assert torch.equal(found, torch.tensor([[0.5, 0.5], [0.5, 0.5], [0.0, 0.0], [0.0, 0.0]]))
