@@ -108,8 +108,29 @@ def train(kind: Kind, recipe: Recipe, sync: MakeSync | None) -> list[Tensor]:
     return [tensor.detach().clone() for tensor in (*training.model.parameters(), *training.model.buffers())]
 
 
+# Layers without anything that others do not have: slow, with SGD too.
+PLAIN_KINDS = {
+    "linear",
+    "mlp",
+    "layer-norm",
+    "rms-norm",
+    "group-norm",
+    "convolution",
+    "depthwise",
+    "rnn",
+    "gru",
+    "lora",
+}
+PLAIN_KINDS |= {
+    "transposed-convolution",
+    "bilinear-prelu",
+    "attention",
+    "transformer",
+    "embedding-bag",
+    "frozen-part",
+}
 CASES = [
-    fast_if(recipe == "sgd" or kind in ("batch-norm", "tied"), kind, recipe)
+    fast_if((recipe == "sgd" and kind not in PLAIN_KINDS) or kind == "batch-norm", kind, recipe)
     for kind in ZOO
     for recipe in RECIPES
     if (kind, recipe) not in NOT_IN_TORCH

@@ -47,7 +47,8 @@ def initialized(model: nn.Module) -> None:
     model.apply(lambda module: nn.init.ones_(module.weight) if isinstance(module, nn.Linear) else None)
 
 
-LOADS = [whole, part, assigned, copied, set_from_vector, initialized]
+LATE = [whole, part, assigned]
+LOADS = [*LATE, copied, set_from_vector, initialized]
 
 
 def backward(model: nn.Module) -> Tensor:
@@ -56,7 +57,7 @@ def backward(model: nn.Module) -> Tensor:
     return loss.detach()
 
 
-@pytest.mark.parametrize("load", LOADS)
+@pytest.mark.parametrize("load", LATE)
 @pytest.mark.parametrize(
     "made",
     [DiLoCo(when=Every(1)), LocalSGD(when=Every(2)), Synchronous()],
@@ -73,7 +74,7 @@ def test_weights_loaded_after_the_construction_are_an_error(load: Load, made: An
         return str(caught.value)
 
     for said in simulate(train, 2):
-        assert "was changed after the Synchronizer was made and before the first step; load weights before" in said
+        assert "was loaded after the Synchronizer was made and before the first step; load weights before" in said
 
 
 def test_weights_that_are_loaded_and_never_trained_are_an_error() -> None:
@@ -81,7 +82,7 @@ def test_weights_that_are_loaded_and_never_trained_are_an_error() -> None:
         model = network()
         sync = Synchronizer(model, DiLoCo(when=Every(1)), comm)
         whole(model)
-        with pytest.raises(UsageError, match=r"parameter '0.weight' was changed"):
+        with pytest.raises(UsageError, match=r"parameter '0.weight' was loaded"):
             sync.step(1.0)
 
     simulate(train, 2)
@@ -154,10 +155,7 @@ def test_weights_swapped_and_swapped_back_before_the_first_step_are_fine() -> No
 
 
 def hooks(model: nn.Module) -> int:
-    parts = [*model._forward_pre_hooks]
-    parts += [hook for module in model.modules() for hook in module._load_state_dict_post_hooks]
-    parts += [hook for p in model.parameters() for hook in p._post_accumulate_grad_hooks or ()]
-    return len(parts)
+    return sum(len(module._load_state_dict_post_hooks) for module in model.modules())
 
 
 def test_copies_hold_no_hooks_that_act_and_the_first_step_removes_all() -> None:
@@ -171,6 +169,43 @@ def test_copies_hold_no_hooks_that_act_and_the_first_step_removes_all() -> None:
         assert hooks(model) == 0
 
     simulate(train, 1)
+
+
+def clamp(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        parameter.data.clamp_(-0.01, 0.01)
+
+
+def normalize(model: nn.Module) -> None:
+    with torch.no_grad():
+        model[0].weight.div_(model[0].weight.norm(dim=1, keepdim=True))  # type: ignore[index, operator, union-attr]
+
+
+def optimize_in_backward(model: nn.Module) -> None:
+    def step(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        parameter.data.sub_(parameter.grad, alpha=0.1)
+
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(step)
+
+
+@pytest.mark.parametrize("change", [clamp, normalize, optimize_in_backward, copied])
+@pytest.mark.parametrize("fullgraph", [False, True])
+def test_weights_that_training_itself_changes_are_fine(change: Load, fullgraph: bool) -> None:
+    """Before the first forward pass as in a WGAN, in the backward pass; also with a compiled model."""
+
+    def train(comm: Comm) -> None:
+        model = network()
+        sync = Synchronizer(model, LocalSGD(when=Every(1)), comm)
+        forward: Any = torch.compile(model, fullgraph=True, backend="eager") if fullgraph else model
+        for _ in range(2):
+            change(model)
+            loss = forward(torch.randn(4, 5)).square().mean()
+            loss.backward()
+            sync.step(loss)
+
+    simulate(train, 2)
 
 
 @pytest.mark.parametrize("inside", [False, True])
@@ -212,6 +247,7 @@ class Rotation(nn.Module):
         ),
         (lambda: Holding(torch.zeros(2, 2).to_sparse()), "buffer 'held' is torch.float32, torch.sparse_coo"),
         (lambda: Rotation(), "parameter 'phase' is torch.complex64"),
+        (lambda: nn.Linear(2, 2).to(torch.float8_e4m3fn), "parameter 'weight' is trained as torch.float8_e4m3fn"),
         (lambda: nn.Linear(2, 2).requires_grad_(False), "the model has no trainable parameter"),
     ],
 )

@@ -152,3 +152,43 @@ def test_a_module_that_is_added_later_is_named() -> None:
     model.append(nn.ReLU())
     with pytest.raises(UsageError, match="submodule '1' was added or removed"):
         copied.follow()
+
+
+class Merging(nn.Module):
+    """LoRA that merges its update into the frozen weight in `eval`, and takes it out in `train`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2, 2), requires_grad=False)
+        self.update, self.merged = nn.Parameter(torch.ones(2, 2)), False
+
+    def train(self, mode: bool = True) -> Merging:
+        if self.merged == mode:
+            self.weight.data += self.update.data * (-1 if mode else 1)
+            self.merged = not mode
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ (self.weight if self.merged else self.weight + self.update)
+
+
+def test_a_module_that_changes_frozen_weights_in_eval_keeps_its_own() -> None:
+    def train(comm: Comm) -> float:
+        model, seen = Merging(), []
+
+        def probe(module: nn.Module, step: int) -> Tensor:
+            seen.append(float(module(torch.ones(1, 2)).sum()))
+            module.eval()
+            module.train()
+            return module(torch.ones(1, 2)).sum()
+
+        sync = Synchronizer(model, InformedSwarm(when=Every(1)), comm, Options(probe=probe, probe_cost=0.1))
+        for step in range(3):
+            with torch.no_grad():
+                model.update.fill_(2.0 + step)
+            sync.step(1.0)
+            assert torch.equal(model.weight, torch.ones(2, 2))
+        assert seen[0] == 8.0
+        return float(model.weight.sum())
+
+    assert simulate(train, 2) == [4.0, 4.0]

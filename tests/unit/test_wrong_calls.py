@@ -8,6 +8,7 @@ import inspect
 import pickle
 import typing
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from typing import Any
 
 import numpy
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import swarmstep
-from swarmstep import STRATEGIES, Every, LocalSGD, Options, Synchronizer, simulate
+from swarmstep import STRATEGIES, Comm, Every, LocalSGD, Options, Synchronizer, simulate
 from swarmstep.errors import UsageError
 
 WRONG: dict[str, Any] = {
@@ -151,3 +152,35 @@ def test_a_strategy_of_ones_own_is_checked_as_well() -> None:
         Mine(rate=wrong)
     with pytest.raises(UsageError, match="Mine: measure: expected a function or None, found 'x'"):
         Mine(measure=wrong)
+
+
+@pytest.mark.parametrize(
+    ("loss", "found"),
+    [
+        (None, "one of type NoneType"),
+        ("0.5", "one of type str"),
+        ({"loss": 0.5}, "one of type dict"),
+        (1j, "one of type complex"),
+        (torch.zeros(2), "shape [2], torch.float32"),
+        (torch.tensor(1j), "shape [], torch.complex64"),
+    ],
+)
+def test_a_loss_that_is_no_number_is_named(loss: object, found: str) -> None:
+    def train(comm: Comm) -> str:
+        sync = Synchronizer(nn.Linear(1, 1), LocalSGD(), comm)
+        with pytest.raises(UsageError) as caught:
+            sync.step(loss)  # type: ignore[arg-type]
+        return str(caught.value)
+
+    assert simulate(train, 1) == [f"Synchronizer.step: expected a scalar loss, found {found}"]
+
+
+@pytest.mark.parametrize(
+    "loss", [1, True, Fraction(1, 2), numpy.float32(0.5), numpy.array([0.5]), torch.ones(1, 1), 10**400]
+)
+def test_losses_of_any_type_of_number(loss: object) -> None:
+    def train(comm: Comm) -> None:
+        sync = Synchronizer(nn.Linear(1, 1), LocalSGD(when=Every(1)), comm)
+        assert sync.step(loss) is not None  # type: ignore[arg-type]
+
+    simulate(train, 2)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Generator
 
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
@@ -28,3 +30,11 @@ def data_parallel(module: nn.Module, *, bfloat16: bool = False) -> nn.Module:
         # Wrapped: torch accepts the hook itself only with NCCL, though gloo adds bfloat16 as well.
         wrapped.register_comm_hook(None, lambda state, bucket: bf16_compress_hook(state, bucket))
     return wrapped
+
+
+def inside_data_parallel(module: nn.Module) -> bool:
+    """Return whether a DistributedDataParallel of this process holds the module; torch keeps no list of them."""
+    if not dist.is_initialized():
+        return False
+    wrappers = [thing for thing in gc.get_objects() if issubclass(type(thing), DistributedDataParallel)]
+    return any(part is module for wrapper in wrappers for part in wrapper.modules())

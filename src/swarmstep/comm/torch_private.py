@@ -12,12 +12,10 @@ from torch._C._distributed_c10d import (  # public in torch.distributed, but not
     PrefixStore,
     TCPStore,
 )
-from torch.nn.parallel import DistributedDataParallel
 
 __all__ = [
     "PrefixStore",
     "TCPStore",
-    "active_data_parallel",
     "all_groups",
     "groups_made",
     "leak",
@@ -62,9 +60,3 @@ def non_persistent_buffers(module: nn.Module) -> set[str]:
 
 def _world() -> Any:
     return distributed_c10d._world  # pyright: ignore[reportPrivateUsage]
-
-
-def active_data_parallel() -> str:
-    """Return the name of the wrapper whose forward pass is under way, DistributedDataParallel; nothing outside."""
-    active = DistributedDataParallel._active_ddp_module  # pyright: ignore[reportPrivateUsage]
-    return type(active).__name__ if active is not None else ""

@@ -6,7 +6,9 @@ state for all threads of a process, so there is one world at a time; a worker wa
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import queue
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -63,7 +65,7 @@ class World(Generic[T]):
         self.workers = workers
         self.outer: World[Any] | None = getattr(_Process.worlds, "own", None)
         self.turns = [threading.Semaphore(0) for _ in range(workers)]
-        self.over = threading.Semaphore(0)
+        self.over: queue.SimpleQueue[None] = queue.SimpleQueue()
         self.waits: dict[int, Meeting] = {}  # workers waiting in a collective that is not complete
         self.done: set[int] = set()
         self.returned: dict[int, T] = {}
@@ -97,7 +99,7 @@ class World(Generic[T]):
                 for thread in threads:
                     thread.start()
                 self.turns[0].release()
-                self.over.acquire()
+                self._wait()
             except BaseException as error:  # Ctrl-C in the caller's thread
                 self.failure = error
                 _stop(_Process.running)
@@ -124,7 +126,13 @@ class World(Generic[T]):
         except BaseException as error:
             if self.failure is None:
                 self.failure = error
-            self.over.release()
+            self.over.put(None)
+
+    def _wait(self) -> None:
+        """Wait until this world is over; a signal that comes just before a wait begins is handled after it."""
+        while True:
+            with contextlib.suppress(queue.Empty):
+                return self.over.get(timeout=0.2)
 
     @property
     def _failed(self) -> bool:
@@ -149,7 +157,7 @@ class World(Generic[T]):
         if len(self.done) < self.workers:
             raise CollectiveMismatch("collective mismatch: " + self._positions())
         _Process.running = 0
-        self.over.release()
+        self.over.put(None)
 
     def _positions(self) -> str:
         positions = [f"rank {r} has returned" for r in sorted(self.done)]

@@ -66,6 +66,8 @@ def _obstacle(tensor: Tensor, *, trained: bool) -> str:
         return "has no shape yet (a lazy module); run one batch through the model before making the Synchronizer"
     if tensor.device.type == "meta":
         return "is on the meta device; give it memory and values first (module.to_empty, then its initialization)"
+    if trained and tensor.element_size() == 1:
+        return f"is trained as {tensor.dtype}; expected a type that optimizers work in: float32, bfloat16"
     if tensor.layout != torch.strided or (trained and not tensor.is_floating_point()):
         return f"is {tensor.dtype}, {tensor.layout}; expected dense real floating point"
     if any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):

@@ -23,6 +23,7 @@ class Suspicions:
         self._flat = flat
         self._after = -1, math.nan  # versions and norm of x when the last round had landed
         self._still, self._alike = 0, 0  # rounds in a row
+        self._said_still, self._said_alike = False, False
         self._losses: tuple[float, ...] = ()
 
     def before(self, step: int, rank: int, loss: float, lr: float | None) -> None:
@@ -37,7 +38,8 @@ class Suspicions:
         known = rank < len(self._losses) and loss != self._losses[rank]
         came = known and math.isfinite(loss) and lr != 0.0
         self._still = self._still + 1 if came and self._stands_still() else 0
-        if self._still == ROUNDS:
+        if self._still == ROUNDS and not self._said_still:
+            self._said_still = True
             warnings.warn(
                 f"rank {rank}, step {step}: the weights have not changed for {ROUNDS} rounds, but losses came in; "
                 "is the model that is trained the one that the Synchronizer was given?",
@@ -57,9 +59,10 @@ class Suspicions:
         alike = len(losses) > 1 and len({*losses}) == 1 and math.isfinite(losses[0]) and losses != self._losses
         self._alike = self._alike + 1 if alike else 0
         self._losses = losses
-        if self._alike == ROUNDS:
+        if self._alike == ROUNDS and not self._said_alike:
+            self._said_alike = True
             warnings.warn(
                 f"step {landed.step}: all {len(losses)} workers have reported equal losses for {ROUNDS} rounds; "
-                "do all read the same data? Give each a shard of its own, by its rank",
+                "do all read the same data? Give each a shard of its own, and give step its own loss",
                 stacklevel=2,
             )

@@ -14,6 +14,7 @@ from swarmstep.errors import CommError, UsageError
 from swarmstep.runtime import synchronizer_state
 from swarmstep.runtime.first_step import FirstStep
 from swarmstep.runtime.learning_rate import LearningRate, Optimizer, learning_rate
+from swarmstep.runtime.number import scalar_loss
 from swarmstep.runtime.options import Options
 from swarmstep.runtime.replica import Replica
 from swarmstep.runtime.rounds import Rounds
@@ -126,8 +127,7 @@ class Synchronizer:
                 were loaded since this was made, or the model was wrapped.
         """
         self._check_call("step", weight)
-        if isinstance(loss, Tensor) and loss.numel() != 1:
-            raise UsageError(f"Synchronizer.step: expected a scalar loss, found shape {list(loss.shape)}")
+        loss = scalar_loss(loss)
         gradients = self.strategy.target == "gradients"
         if gradients and self._reduced != weight:
             raise UsageError(
