@@ -36,5 +36,13 @@ def inside_data_parallel(module: nn.Module) -> bool:
     """Return whether a DistributedDataParallel of this process holds the module; torch keeps no list of them."""
     if not dist.is_initialized():
         return False
-    wrappers = [thing for thing in gc.get_objects() if issubclass(type(thing), DistributedDataParallel)]
-    return any(part is module for wrapper in wrappers for part in wrapper.modules())
+    # What refers to the module; a wrapper does so by its dictionary of submodules.
+    dictionaries = [thing for thing in gc.get_referrers(module) if type(thing) is dict]
+    submodules = [found for found in dictionaries if found.get("module") is module]
+    owners = [owner for found in submodules for holder in gc.get_referrers(found) for owner in _owners(holder)]
+    return any(isinstance(owner, DistributedDataParallel) for owner in owners)
+
+
+def _owners(holder: object) -> list[object]:
+    """Return the holder of a dictionary of submodules; those of the holder, if it is a dictionary of attributes."""
+    return gc.get_referrers(holder) if type(holder) is dict else [holder]

@@ -18,7 +18,7 @@ def number(value: object) -> float | None:
         try:
             return float(value)
         except OverflowError:  # an integer of hundreds of digits
-            return math.inf if value > 0 else -math.inf
+            return math.inf  # or below 0; as a loss both count as none
     if getattr(value, "size", None) == 1 and hasattr(value, "item"):  # NumPy's bool, and arrays of one element
         return number(value.item())  # type: ignore[attr-defined]
     return None
