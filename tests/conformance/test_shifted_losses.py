@@ -61,7 +61,7 @@ def plain(name: str) -> Any:
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-@settings(max_examples=4)
+@settings(max_examples=2)
 @given(st.integers(-(2**20), 2**20))
 def test_a_constant_changes_nothing(name: str, sixteenths: int) -> None:
     shifted = simulate(lambda comm: walk(STRATEGIES[name], comm, sixteenths / 16), WORKERS)

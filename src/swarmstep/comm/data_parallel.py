@@ -44,5 +44,5 @@ def inside_data_parallel(module: nn.Module) -> bool:
 
 
 def _owners(holder: object) -> list[object]:
-    """Return the holder of a dictionary of submodules; those of the holder, if it is a dictionary of attributes."""
+    """Return the holder of a dictionary of submodules; of one that is a dictionary itself, its holders."""
     return gc.get_referrers(holder) if type(holder) is dict else [holder]
