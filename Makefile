@@ -19,7 +19,7 @@ demo: setup
 
 # More at a time than cores: a file's tests stay together, and those that wait for processes overlap with those that compute.
 test: setup
-	$(BIN)/pytest -n 4 --dist loadfile
+	$(BIN)/pytest -n 3 --dist loadfile
 
 # Minutes each, and many fresh examples for all that Hypothesis draws; hours.
 test-slow: setup
@@ -28,7 +28,7 @@ test-slow: setup
 # Line and branch coverage of `make test`, with all processes that the tests start.
 coverage: setup
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -n 4 --dist loadfile
+	$(BIN)/coverage run -m pytest -n 3 --dist loadfile
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

@@ -257,7 +257,8 @@ def test_workers_do_not_outlive_the_command(place: Path, start: Start) -> None:
     process.kill()
     process.wait()
     (place / "go").touch()
-    lines = ended(process)  # until rank 0, which writes to the same pipe, has ended
+    # Until rank 0, which writes to the same pipe, has ended; torch may tell of the store that is gone.
+    lines = [line for line in ended(process) if line.startswith("swarmstep: ")]
     assert lines == ["swarmstep: stopped at step 25 of 60, on all ranks; go on with: swarmstep train --resume run"]
     deadline = time.monotonic() + LIMIT
     while alive(workers):

@@ -177,6 +177,7 @@ def test_signals_are_handled_as_before_unless_one_has_come() -> None:
 
 @pytest.mark.usefixtures("handlers")
 def test_a_terminal_that_hangs_up_is_a_request_unless_that_is_ignored() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup
     with noting_interrupts() as interrupts:
         signal.raise_signal(signal.SIGHUP)
     assert interrupts == [signal.SIGHUP]

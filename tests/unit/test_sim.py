@@ -335,6 +335,14 @@ found = simulate(train, 3)
 
 
 def test_a_notebook_cell_is_run_again_after_it_was_interrupted() -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        run_again()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def run_again() -> None:
     cells: dict[str, Any] = {"os": os, "signal": signal, "stop_at": None}
     exec(CELL, cells)
     first = cells["found"]
