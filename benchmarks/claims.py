@@ -142,7 +142,8 @@ def rounds() -> str:
         f"""On MNIST (LeNet-5, n = {option(codec, "--every")}) int8 changes the accuracy of local SGD by
         {points:+.2f} +- {half:.2f} points ({count} seeds, 95 % interval; the
         {link("command is in the file", codec)}). A round of {rows["local-sgd"]["parameters"] / 1e6:.0f} M
-        parameters on loopback takes {ratios["local-sgd"]:.2f} times a bare all-reduce, torch's own averager
+        parameters on loopback, with `Options(views=True)`,
+        takes {ratios["local-sgd"]:.2f} times a bare all-reduce, torch's own averager
         {ratios["torch-periodic-averager"]:.1f} times, Accelerate's {ratios["accelerate-local-sgd"]:.1f} times
         ({made(loopback)}); at {rate(wire)} an int8 round takes {bench(wire)["local-sgd, int8"]["ratio"]:.2f} of a
         float32 round ({made(wire)})."""
