@@ -27,7 +27,8 @@ class FirstStep:
     def __init__(self, module: nn.Module, *, wrapped: bool = False) -> None:
         self._module, self._wrapped = module, wrapped
         self._norms = _norms(module)
-        self._loaded = ""  # the first parameter that a load has changed
+        self._prefixes = {part: prefix for prefix, part in module.named_modules()}
+        self._loaded: set[str] = set()  # the parameters that a load has changed
         look = _Hook(self._look)
         self._handles = [part.register_load_state_dict_post_hook(look) for part in module.modules()]
 
@@ -42,19 +43,21 @@ class FirstStep:
                 "the rounds; train the model itself, without the wrapper"
             )
         if self._loaded:
+            first = next(name for name in self._norms if name in self._loaded)
             raise UsageError(
-                f"parameter {self._loaded!r} was loaded after the Synchronizer was made and before the first step;"
+                f"parameter {first!r} was loaded after the Synchronizer was made and before the first step;"
                 " load weights before making it, or a checkpoint's with Synchronizer.load_state_dict as well"
             )
 
     def loaded(self) -> None:
         """Take note that the weights are now those of a checkpoint whose states are loaded, too."""
-        self._loaded, self._norms = "", _norms(self._module)
+        self._loaded, self._norms = set(), _norms(self._module)
 
-    def _look(self, *_: Any) -> None:
-        found = _norms(self._module)
-        changed = [name for name, norm in found.items() if norm != self._norms.get(name, norm)]
-        self._loaded = changed[0] if changed else ""
+    def _look(self, part: nn.Module, *_: Any) -> None:
+        """Look at a module's own parameters: a load ends with a call for each module in it."""
+        found = _norms(part, self._prefixes[part], recurse=False)
+        self._loaded -= found.keys()
+        self._loaded |= {name for name, norm in found.items() if norm != self._norms.get(name, norm)}
 
 
 class _Hook:
@@ -75,6 +78,7 @@ class _Hook:
 
 
 @torch.no_grad()
-def _norms(module: nn.Module) -> dict[str, float]:
-    trained = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
+def _norms(module: nn.Module, prefix: str = "", *, recurse: bool = True) -> dict[str, float]:
+    named = module.named_parameters(prefix, recurse)
+    trained = {name: p.detach() for name, p in named if p.requires_grad}
     return {name: float(torch.linalg.vector_norm(p, dtype=torch.float64)) for name, p in trained.items()}

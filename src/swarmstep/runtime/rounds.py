@@ -99,7 +99,7 @@ class Rounds:
             return
         else:
             self._record(fragment.land())
-        self._suspicions.before(now.step, self.group.comm.rank, fragment.window.mean_loss(), now.lr)
+        self._suspicions.before(now.step, self.group.comm.rank, fragment.window.mean_loss, now.lr)
         fragment.start(fragment.open(now), now, called)
         if not self._replica.options.delay:
             self._record(fragment.land())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 
 from swarmstep.runtime.flat import Flat
 from swarmstep.signal import Round
@@ -26,18 +27,21 @@ class Suspicions:
         self._said_still, self._said_alike = False, False
         self._losses: tuple[float, ...] = ()
 
-    def before(self, step: int, rank: int, loss: float, lr: float | None) -> None:
+    def before(self, step: int, rank: int, mean_loss: Callable[[], float], lr: float | None) -> None:
         """Look at the weights before a round starts.
 
         Args:
             step: this worker's.
             rank: its.
-            loss: its mean since the last round.
+            mean_loss: since the last round; a call waits for the device.
             lr: its learning rate, if it is known.
         """
+        if self._flat is None:
+            return
+        loss = mean_loss()
         known = rank < len(self._losses) and loss != self._losses[rank]
         came = known and math.isfinite(loss) and lr != 0.0
-        self._still = self._still + 1 if came and self._stands_still() else 0
+        self._still = self._still + 1 if came and self._stands_still(self._flat) else 0
         if self._still == ROUNDS and not self._said_still:
             self._said_still = True
             warnings.warn(
@@ -46,10 +50,9 @@ class Suspicions:
                 stacklevel=2,
             )
 
-    def _stands_still(self) -> bool:
-        if self._flat is None or self._flat.versions() != self._after[0]:
-            return False
-        return float(self._flat.open()[: self._flat.layout.parameters].norm()) == self._after[1]
+    def _stands_still(self, flat: Flat) -> bool:
+        versions, norm = self._after
+        return flat.versions() == versions and float(flat.open()[: flat.layout.parameters].norm()) == norm
 
     def after(self, landed: Round, norm: float) -> None:
         """Look at what a round reports, and at the norm of the parameters that it leaves."""
