@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 export OMP_NUM_THREADS = 1
+# Hundreds of processes start in the tests; none of them should compile the library anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup demo test test-slow coverage check chaos format evidence evidence-full readme clean
 

@@ -170,6 +170,7 @@ def test_a_peer_that_is_alive_is_waited_for_up_to_patience() -> None:
         assert world.hears(1) == STUCK["broadcast"][1]
         found = [world.hears(rank) for rank in (0, 2)]
         assert {kind for kind, _, _ in found} <= {"CommError", "PeerLost"}  # one may give up first
-        assert any("s in broadcast for peers that are alive; to wait longer" in said for _, said, _ in found)
+        waited = "s in broadcast for peers that are alive; to wait longer"
+        assert any(waited in said for _, said, _ in found), found
         assert all(kept for _, _, kept in found)
         assert [world.hears(rank) for rank in (0, 2)] == [False] * 2

@@ -22,6 +22,7 @@ from swarmstep.train.config import Config
 from swarmstep.train.job import Job
 from swarmstep.train.lockstep_coordinator import simulated
 from swarmstep.workloads import load
+from whole_runs import KINDS, fast_ones
 
 EVERY_STRATEGY = sorted(STRATEGIES)
 FIELDS = [
@@ -50,7 +51,7 @@ def stop_and_resume(fields: dict[str, Any], out: Path, *stops: int) -> None:
     train(fields, out, resume=True)
 
 
-@pytest.mark.parametrize("strategy", EVERY_STRATEGY)
+@pytest.mark.parametrize("strategy", fast_ones((*KINDS, "synchronous"), EVERY_STRATEGY))
 def test_a_stopped_run_goes_on_as_if_nothing_had_been(strategy: str, tmp_path: Path) -> None:
     fields = {"strategy": strategy, "seed": 3}
     train(fields, tmp_path / "whole")
