@@ -33,13 +33,18 @@ class Layout:
         ]
 
 
+def _itself(part: Tensor) -> Tensor:
+    return part
+
+
 @dataclass(frozen=True, slots=True)
 class Signal:
     """What a worker knows after its local step.
 
     What is costly is a call, made only if asked for: `loss` (the mean training loss since the last round, in
     the loss's own unit) waits for the device, `gradient` builds a flat vector [P], `probe` runs the model
-    with any flat vector [P] on the shared probe batch (None where no probe was given).
+    with any flat vector [P] on the shared probe batch (None where no probe was given). `total` adds up a tensor
+    over the shards of this worker's model; where the model is whole it returns its argument.
     """
 
     step: int  # 1-based count of local steps
@@ -52,6 +57,7 @@ class Signal:
     probe_cost: float = 0.0  # of one call of `probe`, in local steps
     rank: int = 0  # of this worker, for triggers that differ from rank to rank
     rates: Callable[[], Tensor] | None = None  # the lr of each element, [P]; None where all are `lr`
+    total: Callable[[Tensor], Tensor] = _itself
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,6 +80,7 @@ LOCAL_SGD: dict[str, Callable[[When], Strategy]] = {
     "BMUF z=1 w=0 Nesterov": lambda when: BMUF(momentum=0.0, block_lr=1.0, nesterov=True, when=when),
     "SlowMo a=1 b=0": lambda when: SlowMo(1.0, 0.0, when=when),
     "DiLoCo s=1 w=0": lambda when: DiLoCo(1.0, 0.0, when=when),
+    "DiLoCo s=1 w=0 measured": lambda when: DiLoCo(1.0, 0.0, "measured", when=when),
     "informed swarm s=1 w=0": lambda when: InformedSwarm(trust="uniform", social=1.0, inertia=0.0, when=when),
     "gossip on the complete graph": lambda when: GossipRing(reach=3, when=when),
 }
@@ -92,9 +93,10 @@ def test_is_local_sgd(name: str, workers: int) -> None:
 
 
 def test_the_informed_swarm_with_uniform_trust_is_diloco_and_bmuf() -> None:
-    swarm = InformedSwarm(trust="uniform", social=0.7, inertia=0.9, when=Every(4))
-    assert difference(runs(swarm), runs(DiLoCo(0.7, 0.9, when=Every(4)))) < 1e-12
-    blocks = InformedSwarm(trust="uniform", social=1.0, inertia=0.5, look_ahead=False, when=Every(4))
+    for reach in ("fixed", "measured"):
+        swarm = InformedSwarm(trust="uniform", social=0.7, inertia=0.9, reach=reach, when=Every(4))
+        assert difference(runs(swarm), runs(DiLoCo(0.7, 0.9, reach, when=Every(4)))) == 0.0
+    blocks = InformedSwarm("uniform", 1.0, 0.5, "fixed", look_ahead=False, when=Every(4))
     assert difference(runs(blocks), runs(BMUF(momentum=0.5, when=Every(4)))) < 1e-12
 
 

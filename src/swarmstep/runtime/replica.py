@@ -141,6 +141,7 @@ class Replica:
         """Return new fragments in a group; rounds in the background get a group of their own. Collective."""
         options, island = self.options, self.options.island
         background, votes = options.delay > 0, self.strategy.when.voting
+        shards = island.split(0) if island and background else island
         context = RoundContext(
             strategy=self.strategy,
             options=options,
@@ -149,7 +150,8 @@ class Replica:
             vector=self.flat if self.strategy.target == "weights" else Gradients(self.flat),
             comm=Metered(whole.split(0).bare) if background else whole,
             roll_comm=whole if votes else None,
-            island=island.split(0) if island and background and not votes else island,
+            island=island if votes else shards,
+            shards=shards,
             probe=self._probe,
         )
         return [Fragment(context, i, self.flat.read(i)) for i in range(options.fragments)]

@@ -21,7 +21,7 @@ class RoundContext:
 
     `vector` is what the rounds change: x itself, or the gradients. `comm` carries the rounds, over connections of
     its own if they run in the background. The roll is called there, and within the `island`; on `roll_comm`
-    instead, if there is one, where it is called at every step.
+    instead, if there is one, where it is called at every step. `shards` is the island as the rounds use it.
     """
 
     strategy: Strategy
@@ -32,6 +32,7 @@ class RoundContext:
     comm: Metered
     roll_comm: Metered | None
     island: Comm | None
+    shards: Comm | None
     probe: Probe | None
 
 

@@ -17,8 +17,9 @@ from swarmstep.ownership import PerWorker, Shared
 from swarmstep.signal import Distrust, Layout, Roll, Signal
 from swarmstep.strategies.base import Strategy, check_choice, check_range
 from swarmstep.strategies.parts import trust
-from swarmstep.strategies.parts.blocks import blocks, squared_distance
+from swarmstep.strategies.parts.blocks import squared_distance
 from swarmstep.strategies.parts.leave_one_out import leave_one_out, slowest, suspects
+from swarmstep.strategies.parts.outer_step import FIXED, KINDS, OuterStep, Reach, spread
 
 
 class InformedSwarmState(NamedTuple):
@@ -26,6 +27,7 @@ class InformedSwarmState(NamedTuple):
 
     anchor: Shared  # x after the last round [P]
     velocity: Shared  # u [P]
+    radius: Shared  # float64 []: r, of a measured reach
     effect: PerWorker  # e [W] float64: what the swarm gains by each worker, in typical gains
     variance: PerWorker  # [W] float64: of the outcome of one test
     standing: PerWorker  # [W] int64: the verdict of the tests, an index of trust.REASONS
@@ -39,9 +41,11 @@ class InformedSwarmState(NamedTuple):
 
 
 class InformedSwarmMessage(NamedTuple):
-    """The consensus and then, in the order of the state, all that the round changes."""
+    """The consensus, the step's share and then, in the order of the state, all that the round changes."""
 
     consensus: Tensor  # c [P]
+    share: Tensor  # t, float64 []
+    radius: Tensor
     effect: Tensor
     variance: Tensor
     standing: Tensor
@@ -63,12 +67,15 @@ class InformedSwarm(Strategy[InformedSwarmState, InformedSwarmMessage]):
 
         c = sum_i a_i x_i / sum_i a_i         consensus; a_i >= 0: the swarm's trust times the worker's weight
         d = c - x                             the round's step; x: the common weights before it
-        u = w u + d                           the swarm's velocity
-        x = x + s (d + w u)                   with look-ahead
-            x + s u                           without
+        v = w u + d                           the swarm's velocity
+        x' = x + s (d + w v)                  with look-ahead
+             x + s v                          without
+        x = c + t (x' - c) ; u = t v          t <= 1: the reach
 
-    With uniform trust, w = 0 and s = 1 are local SGD; w = 0.9 and s = 0.7 with look-ahead are DiLoCo; s = 1
-    without look-ahead is block momentum (BMUF).
+    With reach="measured" t is the largest with which the swarm goes no further than its workers have just gone
+    themselves (`outer_step.py`). How far is too far differs from task to task and from phase to phase; the
+    workers' own steps tell. With reach="fixed" t is 1. Then, with uniform trust, w = 0 and s = 1 are local SGD;
+    w = 0.9 and s = 0.7 with look-ahead are DiLoCo; s = 1 without look-ahead is block momentum (BMUF).
 
     With trust="leave_one_out" each worker measures, on a probe batch that is the same for all, what the swarm
     would lose without it or, if it is distrusted, gain with it (`leave_one_out.py`). A sequential test over the
@@ -85,6 +92,7 @@ class InformedSwarm(Strategy[InformedSwarmState, InformedSwarmMessage]):
             "leave_one_out" if a probe is given, else "uniform".
         social: s, above 0 and at most 2: the pull to the consensus.
         inertia: w, 0 to 0.9999.
+        reach: "measured" or "fixed", how far beyond the consensus the swarm goes.
         look_ahead: as in Nesterov's momentum.
         temperature: of trust="loss", in units of the loss, above 0.
         margin: k, 0 to 100: a worker loses trust when its effect is k standard errors below 0.
@@ -102,7 +110,8 @@ class InformedSwarm(Strategy[InformedSwarmState, InformedSwarmMessage]):
     standing. A test costs two probes and a gather of two numbers. Memory: x and u, 2 P.
 
     Source: Mendes, Kennedy, Neves, The Fully Informed Particle Swarm, IEEE Transactions on Evolutionary
-    Computation 8(3), 2004; the round's step as velocity, leave-one-out trust and the defaults are ours.
+    Computation 8(3), 2004; the round's step as velocity, the measured reach, leave-one-out trust and the
+    defaults are ours.
     """
 
     card: ClassVar[Card] = CARDS["swarm"]
@@ -110,7 +119,8 @@ class InformedSwarm(Strategy[InformedSwarmState, InformedSwarmMessage]):
 
     trust: str = "auto"
     social: float = 0.7
-    inertia: float = 0.9
+    inertia: float = 0.7
+    reach: str = "measured"
     look_ahead: bool = True
     temperature: float = 0.1
     margin: float = 4.0
@@ -121,6 +131,7 @@ class InformedSwarm(Strategy[InformedSwarmState, InformedSwarmMessage]):
 
     def __post_init__(self) -> None:
         check_choice("trust", self.trust, ("auto", "uniform", "loss", "leave_one_out"))
+        check_choice("reach", self.reach, KINDS)
         check_range("inertia", self.inertia, 0.0, 0.9999)
         check_range("memory", self.memory, 0.0, 0.9999)
         check_range("margin", self.margin, 0.0, 100.0)
@@ -144,6 +155,7 @@ class InformedSwarm(Strategy[InformedSwarmState, InformedSwarmMessage]):
         return InformedSwarmState(
             anchor=x.clone(),
             velocity=torch.zeros_like(x),
+            radius=torch.tensor(1.0, dtype=torch.float64),
             effect=each.clone(),
             variance=each.clone(),
             standing=whole.clone(),
@@ -191,9 +203,13 @@ class InformedSwarm(Strategy[InformedSwarmState, InformedSwarmMessage]):
             usual = usual if suspected.any() or q.isnan().any() else trust.typical(q)
             still = _included(verdict.standing, passing, roll)
             if not torch.equal(still, included):
-                mean, _ = comm.mean(x, self._weight(still, roll, comm.rank))
+                included = still
+                mean, _ = comm.mean(x, self._weight(included, roll, comm.rank))
+        reach = self._reach(state, mean, included, signal, roll)
         return InformedSwarmMessage(
             consensus=mean,
+            share=torch.tensor(reach.share, dtype=torch.float64),
+            radius=torch.tensor(reach.radius, dtype=torch.float64),
             effect=verdict.effect,
             variance=verdict.variance,
             standing=verdict.standing,
@@ -206,6 +222,21 @@ class InformedSwarm(Strategy[InformedSwarmState, InformedSwarmMessage]):
             usual=torch.tensor(usual, dtype=torch.float64),
         )
 
+    @property
+    def _step(self) -> OuterStep:
+        return OuterStep(self.social, self.inertia, self.look_ahead)
+
+    def _reach(
+        self, state: InformedSwarmState, mean: Tensor, included: Tensor, signal: Signal, roll: Roll
+    ) -> Reach:
+        """Return how far the step goes; the same on all ranks."""
+        if self.reach == "fixed":
+            return FIXED
+        n = signal.layout.parameters
+        d2 = spread(roll.reports[:, 0], [self._weight(included, roll, rank) for rank in range(len(included))])
+        vectors = state.anchor[:n], state.velocity[:n], mean[:n]
+        return self._step.measured_reach(*vectors, d2, float(state.radius), signal.total)
+
     def _weight(self, included: Tensor, roll: Roll, rank: int) -> float:
         """Return a_i of this rank, up to a factor that is common to all."""
         weight = roll.weight(rank) if included[rank] else 0.0
@@ -215,17 +246,12 @@ class InformedSwarm(Strategy[InformedSwarmState, InformedSwarmMessage]):
         return weight * math.exp((least - loss) / self.temperature) if math.isfinite(least) else weight
 
     def apply(self, x: Tensor, state: InformedSwarmState, message: InformedSwarmMessage, layout: Layout) -> None:
-        for block in blocks(x):
-            anchor = state.anchor[block]
-            d = message.consensus[block] - anchor
-            u = state.velocity[block].mul_(self.inertia).add_(d)
-            move = d.add_(u, alpha=self.inertia) if self.look_ahead else u
-            x[block].copy_(anchor.add_(move, alpha=self.social))
         n = layout.parameters
+        self._step.take(x[:n], state.anchor[:n], state.velocity[:n], message.consensus[:n], float(message.share))
         state.anchor[n:] = message.consensus[n:]  # buffers get no momentum
         x[n:] = message.consensus[n:]
         _, _, *fields = state
-        for field, value in zip(fields, message[1:], strict=True):
+        for field, value in zip(fields, message[2:], strict=True):
             field.copy_(value)
 
     def consensus(self, x: Tensor, message: InformedSwarmMessage) -> Tensor:

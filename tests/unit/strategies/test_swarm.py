@@ -64,9 +64,30 @@ def leave_one_out(x: Array, included: Array, here: Array, weights: Array) -> tup
     return q, base
 
 
-def oracle(g: Game, s: float = 0.7, w: float = 0.9, look_ahead: bool = True, tests: bool = True) -> Array:
+class Reach:
+    """How far the step goes beyond the consensus, written from docs/methods/swarm.md."""
+
+    def __init__(self) -> None:
+        self.r = 1.0
+
+    def share(self, d: Array, u: Array, target: Array, spread: float) -> float:
+        """Return t by bisection, for what leads to `target` from the old weights."""
+        lengths = np.linalg.norm(d) * np.linalg.norm(u)
+        self.r = np.clip(self.r * math.exp((d @ u / lengths if lengths else 0.0) - 0.95), 1, 10)
+        k, low, high = target - d, 0.0, 1.0
+        if np.linalg.norm(target) <= self.r * math.sqrt(spread):
+            return 1.0
+        for _ in range(200):
+            t = (low + high) / 2
+            low, high = (t, high) if np.linalg.norm(d + t * k) <= self.r * math.sqrt(spread) else (low, t)
+        return low
+
+
+def oracle(
+    g: Game, s: float = 0.7, w: float = 0.7, look_ahead: bool = True, tests: bool = True, measured: bool = True
+) -> Array:
     x, u, history, trust = g.start.copy(), np.zeros(len(g.start)), [], Trust(g.workers)
-    usual = 0.0
+    usual, reach, n = 0.0, Reach(), len(g.start) - g.buffers
     for r, drift in enumerate(g.drift):
         here = np.array([not g.absent(r, i) for i in range(g.workers)])
         positions = x + np.where(here[:, None], drift, 0.0)
@@ -86,8 +107,12 @@ def oracle(g: Game, s: float = 0.7, w: float = 0.9, look_ahead: bool = True, tes
             included = here & ~out
         agreed = g.mean(r, positions, included)
         d = agreed - x
-        u = w * u + d
-        x = x + s * (d + w * u if look_ahead else u)
+        v = w * u + d
+        move = s * (d + w * v if look_ahead else v)
+        counted = g.weights[r] * included
+        spread = float((counted * lengths**2).sum() / counted.sum())
+        t = reach.share(d[:n], u[:n], move[:n], spread) if measured else 1.0
+        x, u = x + d + t * (move - d), t * v
         if g.buffers:
             x[-g.buffers :] = agreed[-g.buffers :]
         history.append(x)
@@ -97,10 +122,13 @@ def oracle(g: Game, s: float = 0.7, w: float = 0.9, look_ahead: bool = True, tes
 @pytest.mark.parametrize("workers", [2, 5])
 @pytest.mark.parametrize(("s", "w", "look_ahead"), [(0.7, 0.9, True), (1.0, 0.5, False), (0.3, 0.0, True)])
 @pytest.mark.parametrize("finished", [{}, {0: 3}])
-def test_oracle_uniform(workers: int, s: float, w: float, look_ahead: bool, finished: dict[int, int]) -> None:
+@pytest.mark.parametrize("reach", ["measured", "fixed"])
+def test_oracle_uniform(
+    workers: int, s: float, w: float, look_ahead: bool, finished: dict[int, int], reach: str
+) -> None:
     g = weighted(game(workers, finished=finished, buffers=2))
-    strategy = InformedSwarm(trust="uniform", social=s, inertia=w, look_ahead=look_ahead)
-    played, expected = play(strategy, g), oracle(g, s, w, look_ahead, tests=False)
+    strategy = InformedSwarm(trust="uniform", social=s, inertia=w, look_ahead=look_ahead, reach=reach)
+    played, expected = play(strategy, g), oracle(g, s, w, look_ahead, tests=False, measured=reach == "measured")
     for i in range(workers):
         np.testing.assert_allclose(played.weights[:, i], expected, atol=1e-11)
         np.testing.assert_allclose(played.results[i], expected[-1], atol=1e-11)
@@ -226,11 +254,11 @@ def test_full_trust_in_the_best_copies_it() -> None:
         np.testing.assert_allclose(played.weights[r, 0], x, atol=1e-10)
 
 
-def test_alone_it_is_its_own_momentum() -> None:
+def test_alone_it_leaves_the_worker_to_itself() -> None:
     g = game(1)
-    np.testing.assert_allclose(play(InformedSwarm(), g).weights[:, 0], oracle(g, tests=False), atol=1e-11)
-    quiet = play(InformedSwarm(social=1.0, inertia=0.0), g)
-    np.testing.assert_allclose(quiet.weights, play(Independent(), g).weights, atol=1e-11)
+    np.testing.assert_allclose(play(InformedSwarm(), g).weights, play(Independent(), g).weights, atol=1e-11)
+    own = play(InformedSwarm(reach="fixed"), g).weights[:, 0]
+    np.testing.assert_allclose(own, oracle(g, tests=False, measured=False), atol=1e-11)
 
 
 @pytest.mark.parametrize(
