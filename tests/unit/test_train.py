@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from examples import few
-from runs import MODELS, REAL, report, rows, same_run, train
+from runs import MODELS, REAL, WORKLOADS, report, rows, same_run, train
 from swarmstep import STRATEGIES
 from swarmstep.errors import CheckpointError, NotFinite, UsageError
 from swarmstep.train.build import resolve
@@ -44,11 +45,12 @@ FIELDS = [
 ]
 
 
-def stop_and_resume(fields: dict[str, Any], out: Path, *stops: int) -> None:
+def stop_and_resume(fields: dict[str, Any], out: Path, *stops: int, name: str = "classes") -> None:
     for i, stop in enumerate(stops):
-        assert f"stopped at step {stop} of " in train(fields, out, stop_at=stop, resume=i > 0)["interrupted"]
+        summary = train(fields, out, name, stop_at=stop, resume=i > 0)
+        assert f"stopped at step {stop} of " in summary["interrupted"]
         assert not (out / "model.safetensors").exists()
-    train(fields, out, resume=True)
+    train(fields, out, name, resume=True)
 
 
 @pytest.mark.parametrize("strategy", fast_ones((*KINDS, "synchronous"), EVERY_STRATEGY))
@@ -69,7 +71,9 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(strategy: str, tmp_path: P
         {"when": "warmup:6,every:3"},
         {"strategy": "pso-ps", "settings": {"best": "historical", "fitness": "probe", "random": "weight"}},
         {"optimizer": "adamw", "schedule": "cosine", "weight_decay": 0.1},
+        {"optimizer": "muon", "strategy": "diloco", "clip": 0.5, "warmup": 8, "weight_decay": 0.1},
         {"shards": "dirichlet:0.5+bad-labels:1", "model": "tied"},
+        {"shards": "contiguous"},
         {"shards": "seldp", "model": "half", "batch": 30},
         {"workers": 1},
         {"delay": 3, "codec": "int8", "strategy": "local-sgd"},
@@ -82,6 +86,32 @@ def test_options_survive_a_stop(fields: dict[str, Any], tmp_path: Path) -> None:
     train(fields, tmp_path / "whole")
     stop_and_resume(fields, tmp_path / "parts", 5)
     same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize("fields", [{"strategy": "diloco"}, {"shards": "contiguous+bad-labels:1"}], ids=str)
+def test_text_survives_a_stop(fields: dict[str, Any], tmp_path: Path) -> None:
+    train(fields, tmp_path / "whole", "text")
+    stop_and_resume(fields, tmp_path / "parts", 2, 7, name="text")
+    same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_run_does_not_go_on_with_another_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train({}, tmp_path, "text", stop_at=5)
+    other = dataclasses.replace(WORKLOADS["text"](), corpus="1" * 64)
+    monkeypatch.setitem(WORKLOADS, "text", lambda: other)
+    with pytest.raises(CheckpointError, match=f"corpus: expected SHA-256 {'1' * 64}, found {'0' * 64}"):
+        train({}, tmp_path, "text", resume=True)
+
+
+def test_measures_of_the_loss_are_in_the_summary_and_in_each_evaluation(tmp_path: Path) -> None:
+    summary = train({}, tmp_path / "run", "text")
+    for part in ("test", "validation"):
+        assert summary[f"{part}_bits_per_byte"] == summary[f"{part}_loss"] / math.log(2)
+        assert 0 <= summary[f"{part}_accuracy"] <= 1
+    assert summary["corpus"] == "0" * 64
+    evaluations = [row for row in rows(tmp_path / "run") if row["kind"] == "evaluation"]
+    assert all(row["test_bits_per_byte"] == row["test_loss"] / math.log(2) for row in evaluations)
+    assert "test_bits_per_byte" not in train({}, None)
 
 
 @pytest.fixture(scope="module")

@@ -93,7 +93,11 @@ def _print_summary(summary: dict[str, Any], *, as_json: bool) -> None:
     accuracy = summary["test_accuracy"]
     judged = f"test accuracy {accuracy:.4f}, " if accuracy == accuracy else ""  # NaN: has no meaning here
     sent, received = summary["bytes_sent_per_worker"], summary["bytes_received_per_worker"]
-    print(f"{judged}test loss {summary['test_loss']:.4f}, training loss {summary['train_loss']:.4f}")
+    measures = [
+        name for name in summary if name.startswith("test_") and name not in ("test_accuracy", "test_loss")
+    ]
+    also = "".join(f"{name.replace('_', ' ')} {summary[name]:.4f}, " for name in measures)
+    print(f"{judged}test loss {summary['test_loss']:.4f}, {also}training loss {summary['train_loss']:.4f}")
     print(f"{summary['rounds']} rounds; each worker sent {in_bytes(sent)} and received {in_bytes(received)}")
     print(f"{summary['seconds']:.1f} s, {summary['sync_seconds']:.1f} s of them synchronizing")
     for worker in summary["distrusted"]:
