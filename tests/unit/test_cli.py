@@ -113,7 +113,7 @@ NAMES = ", ".join(sorted({*STRATEGIES, "ddp"}))
         ("run", "missing argument 'PROGRAM.py'"),
         ("strategies nope", f"unknown strategy 'nope'; expected one of {NAMES}"),
         ("train", "expected a WORKLOAD (digits, mnist, cifar10, text, path/to/file.py:workload) or --resume DIR"),
-        ("train nope", "unknown workload 'nope'; expected one of digits, mnist, cifar10, text, or path/to/file.py"),
+        ("train nope", "unknown workload 'nope'; expected one of digits, mnist, cifar10, text, or path/to"),
         ("train digits --strategy nope", f"unknown strategy 'nope'; expected one of {NAMES}"),
         ("train digits --model nope", "unknown model 'nope' of digits; expected mlp"),
         (
@@ -139,7 +139,7 @@ NAMES = ", ".join(sorted({*STRATEGIES, "ddp"}))
         ("train digits --when warmup:-1,every:2", "unknown trigger 'warmup:-1,every:2'; expected every:N"),
         ("train digits --when warmup:1,warmup:1,never", "unknown trigger 'warmup:1,never'; expected every:N"),
         ("train digits --when every:2 --every 2", "--every and --when: give one of them"),
-        ("train digits --shards nope", "unknown shards 'nope'; expected iid, contiguous, dealt, classes:K, dirichlet:ALPHA"),
+        ("train digits --shards nope", "unknown shards 'nope'; expected iid, contiguous, dealt, classes:K, dir"),
         ("train digits --shards classes:11", "classes of a worker must be 1 to 10, found 11"),
         ("train digits --shards bad-labels:9", "bad-labels must be 1 to 4, the number of workers, found 9"),
         ("train digits --fault bang:1", "unknown fault 'bang:1'; expected noise:K:SIGMA, scale:K:FACTOR, sign"),

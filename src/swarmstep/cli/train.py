@@ -23,11 +23,20 @@ app = typer.Typer(add_completion=False)
 
 def defaults_table() -> str:
     """Return what the built-in workloads fill in for options that are not given."""
-    rows = [["", *BUILT_IN], ["model", *(" or ".join(workload.models) for workload in BUILT_IN.values())]]
+    rows = [["", *BUILT_IN]]
     for field in dataclasses.fields(Defaults):
         values = (str(getattr(workload.defaults, field.name)) for workload in BUILT_IN.values())
         rows.append([field.name.replace("_", "-"), *values])
-    return "\n".join(["[bold]Defaults[/bold]", *(f"  {literal(line)}" for line in aligned(rows))])
+    return _table("Defaults", rows)
+
+
+def models_table() -> str:
+    """Return the models of the built-in workloads; the first is the default."""
+    return _table("Models", [[name, ", ".join(workload.models)] for name, workload in BUILT_IN.items()])
+
+
+def _table(title: str, rows: list[list[str]]) -> str:
+    return "\n".join([f"[bold]{title}[/bold]", *(f"  {literal(line)}" for line in aligned(rows))])
 
 
 EPILOG = "\n\n".join(
@@ -40,6 +49,7 @@ EPILOG = "\n\n".join(
             "swarmstep train --resume runs/mnist",
         ),
         defaults_table(),
+        models_table(),
         EXIT_CODES,
     ]
 )

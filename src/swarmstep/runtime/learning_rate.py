@@ -72,8 +72,8 @@ def _checked(given: object, where: str) -> float:
     rate = number(given)
     if rate is None or not 0.0 <= rate < math.inf:
         raise UsageError(
-            f"{where}: expected lr, the inner optimizer's learning rate, as a finite number of at least 0, a list of "
-            f"all optimizers, or the optimizer itself, found {given!r}"
+            f"{where}: expected lr, the inner optimizer's learning rate, as a finite number of at least 0, a list "
+            f"of all optimizers, or the optimizer itself, found {given!r}"
         )
     return rate
 
