@@ -13,16 +13,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from torch import nn
 
 from examples import few
-from runs import MODELS, REAL, WORKLOADS, report, rows, same_run, train
+from runs import MODELS, REAL, WORKLOADS, report, resolved, rows, same_run, train
 from swarmstep import STRATEGIES
 from swarmstep.errors import CheckpointError, NotFinite, UsageError
 from swarmstep.train.build import resolve
 from swarmstep.train.config import Config
+from swarmstep.train.feed import Feed
 from swarmstep.train.job import Job
 from swarmstep.train.lockstep_coordinator import simulated
-from swarmstep.workloads import load
+from swarmstep.workloads import Examples, load
 from whole_runs import KINDS, fast_ones
 
 EVERY_STRATEGY = sorted(STRATEGIES)
@@ -86,6 +88,41 @@ def test_options_survive_a_stop(fields: dict[str, Any], tmp_path: Path) -> None:
     train(fields, tmp_path / "whole")
     stop_and_resume(fields, tmp_path / "parts", 5)
     same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize(
+    ("batch", "looked_at"), [(1, 32), (7, 32), (8, 32), (16, 64), (31, 124), (32, 128), (33, 128), (500, 128)]
+)
+def test_a_probe_costs_two_steps_within_its_bounds(batch: int, looked_at: int) -> None:
+    x = torch.arange(6000.0).view(3000, 2)
+    many = Examples(x, torch.zeros(3000, dtype=torch.int64))
+    workload = dataclasses.replace(WORKLOADS["classes"](), train=many, augment=None)
+    feed = Feed(resolved(workload, {"batch": batch}), workload, 0, torch.device("cpu"))
+    seen: list[torch.Tensor] = []
+
+    class Looking(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(x)
+            return super().forward(x)
+
+    for step in (1, 2):
+        feed.probe(Looking(2, 3), step)
+    assert [len(inputs) for inputs in seen] == [looked_at, looked_at]
+    assert not seen[0].equal(seen[1])
+    assert feed.probe_cost == looked_at / (2 * batch)
+
+
+def test_contiguous_shards_are_stretches_of_what_is_stored_after_holding_out() -> None:
+    x = torch.arange(3000.0).view(3000, 1)
+    many = Examples(x, torch.zeros(3000, dtype=torch.int64))
+    workload = dataclasses.replace(WORKLOADS["classes"](), train=many, augment=None)
+    config = resolved(workload, {"batch": 100, "shards": "contiguous", "workers": 3})
+    seen: list[set[float]] = []
+    for rank in range(3):
+        feed = Feed(config, workload, rank, torch.device("cpu"))
+        seen.append({i for step in range(1, 12) for i in feed.batch(step)[0].flatten().tolist()})
+    assert max(seen[0]) < min(seen[1]) <= max(seen[1]) < min(seen[2])
+    assert sum(map(len, seen)) == 3000 - 150 - 300  # without the probe's 5 % and the validation's 10 %
 
 
 @pytest.mark.parametrize("fields", [{"strategy": "diloco"}, {"shards": "contiguous+bad-labels:1"}], ids=str)
