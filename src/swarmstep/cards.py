@@ -216,9 +216,10 @@ _ALL = (
 # Every method by its name on the command line, in alphabetical order.
 CARDS: dict[str, Card] = {card.name: card for card in _ALL}
 
-# What can be cited: the methods with a paper, and papers of the runtime's options and codecs.
+# What can be cited: the methods with a paper, and papers of inner optimizers, of the runtime's options and codecs.
 CITATIONS: dict[str, str] = {
     **{card.name: card.key for card in _ALL if card.key},
+    "muloco": "therien2025muloco",
     "sparseloco": "sarfi2025sparseloco",
     "streaming-diloco": "douillard2025streaming",
 }

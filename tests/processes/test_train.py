@@ -32,6 +32,13 @@ def test_processes_equal_simulation(options: dict[str, Any], pool: Pool, tmp_pat
     same_run(tmp_path / "sim", tmp_path / "gloo")
 
 
+def test_text_with_two_optimizers_equals_simulation(pool: Pool, tmp_path: Path) -> None:
+    fields = {"strategy": "diloco", "shards": "contiguous", "codec": "int8"}
+    train(fields, tmp_path / "sim", "text")
+    pool.run(one, "text", fields, str(tmp_path / "gloo"), {}, workers=3)
+    same_run(tmp_path / "sim", tmp_path / "gloo")
+
+
 def test_a_run_may_change_between_simulation_and_processes(pool: Pool, tmp_path: Path) -> None:
     fields: dict[str, Any] = {}
     train(fields, tmp_path / "whole")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -17,6 +18,8 @@ from swarmstep.train.config import Config
 from swarmstep.train.job import Job
 from swarmstep.train.lockstep_coordinator import run
 from swarmstep.workloads import Defaults, Examples, Workload
+from swarmstep.workloads.gpt import GPT
+from swarmstep.workloads.text import Corpus, workload_of
 
 ROOT = Path(__file__).parents[2]
 REAL = Path(os.environ.get("SWARMSTEP_DATA") or ROOT / "../shared/data").resolve()
@@ -89,7 +92,23 @@ def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
     return ((outputs.squeeze(1) - targets) ** 2).mean()
 
 
-WORKLOADS = {"classes": classes, "regression": regression}
+def tiny() -> nn.Module:
+    """Return a GPT of one layer, for which Muon has 4 matrices, and AdamW two embeddings and the norms."""
+    return GPT(width=32, layers=1)
+
+
+def text() -> Workload:
+    """Return a made-up text, in which what comes next depends on what comes before."""
+    draws = torch.randint(20, (9000,), generator=torch.Generator().manual_seed(0))
+    written = bytes((97 + draws.cumsum(0) % 11 + draws % 3).tolist())
+    defaults = Defaults(
+        "muon", 2e-3, 4, 4, 14, weight_decay=0.1, schedule="cosine", warmup=3, clip=1.0, eval_every=5
+    )
+    workload = workload_of(Corpus(written[:8000], written[8000:], "0" * 64))
+    return dataclasses.replace(workload, models={"tiny": tiny}, defaults=defaults)
+
+
+WORKLOADS = {"classes": classes, "regression": regression, "text": text}
 
 
 def resolved(workload: Workload, fields: dict[str, Any]) -> Config:

@@ -153,6 +153,21 @@ def test_a_grid_is_run_once(place: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert len(cells(place)) == len(first) + 3
 
 
+def test_texts_are_recorded_and_not_mixed(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("one", "other"):
+        (place / name).write_text(f"{name} text, of which there is enough. " * 200)
+    words = (
+        "text --strategies local-sgd --model gpt-small --steps 2 --workers 1 --every 2 --lr-grid 0.001 --seeds 1"
+    )
+    run = ["compare", *words.split(), "--clip", "0.5", "--out", "found", "--data"]
+    assert main([*run, "one"]) == 0
+    (made,) = cells(place).values()
+    assert len(made.environment["corpus"]) == 64
+    assert (made.config["clip"], made.config["warmup"]) == (0.5, 50)
+    assert main([*run, "other"]) == 3
+    assert "others on" in capsys.readouterr().err
+
+
 def test_a_failed_cell_is_recorded_and_the_rest_goes_on(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (place / "odd.py").write_text(ODD)
     arguments = ["compare", "odd.py:workload", *SHORT.split(), "--strategies", "local-sgd,median", "--every", "4"]

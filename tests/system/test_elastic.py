@@ -186,6 +186,16 @@ def test_each_worker_is_killed_once(often: tuple[str, ...], start: Callable[...,
     assert (run.folder / "model.safetensors").exists()
 
 
+def test_a_newcomer_takes_over_both_optimizers(start: Callable[..., Run]) -> None:
+    run = start(*ELASTIC, "--steps", "80", "--pace", "0.03", workload=f"{WORKLOADS}:text")
+    run.await_round("0.0", "1.0", "2.0")
+    run.kill(1)
+    assert run.end() == 0, run.said()
+    check_rounds(run.folder, {"0.0", "1.1", "2.0"})
+    found = summary(run.folder)
+    assert (found["optimizer"], found["steps_taken"], found["corpus"]) == ("muon", 80, "0" * 64)
+
+
 def test_an_interrupted_run_goes_on_with_fewer_and_with_more(start: Callable[..., Run]) -> None:
     run = start(*ELASTIC, "--steps", "64", "--pace", "0.03", "--checkpoint-every", "8")
     run.await_round("0.0", "1.0", "2.0", number=3)

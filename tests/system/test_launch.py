@@ -331,6 +331,17 @@ def test_a_group_that_nobody_watches(place: Path, capfd: pytest.CaptureFixture[s
     assert capfd.readouterr() == ("", "")
 
 
+def test_processes_with_different_texts_do_not_begin(place: Path) -> None:
+    for rank, word in enumerate(("one", "other")):
+        (place / str(rank)).mkdir()
+        (place / str(rank) / "own").write_text(word * 1000)
+    train = ["train", "text", "--data", "own", "--model", "gpt-small", "--backend", "gloo", "--no-files"]
+    where = Place(lambda rank, command: ["sh", "-c", f'cd {rank} && exec "$@"', "sh", *command])
+    outcome = run_group(train, 2, where, interrupts=[])
+    assert outcome.code == 5
+    assert "the ranks disagree on corpus: rank 0 has " in outcome.message
+
+
 def test_the_end_of_patience(place: Path) -> None:
     before, expected = (
         mine(),

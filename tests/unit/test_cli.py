@@ -112,8 +112,8 @@ NAMES = ", ".join(sorted({*STRATEGIES, "ddp"}))
         ("compare digits", "missing option '--out'"),
         ("run", "missing argument 'PROGRAM.py'"),
         ("strategies nope", f"unknown strategy 'nope'; expected one of {NAMES}"),
-        ("train", "expected a WORKLOAD (digits, mnist, cifar10, path/to/file.py:workload) or --resume DIR"),
-        ("train nope", "unknown workload 'nope'; expected one of digits, mnist, cifar10, or path/to/file.py"),
+        ("train", "expected a WORKLOAD (digits, mnist, cifar10, text, path/to/file.py:workload) or --resume DIR"),
+        ("train nope", "unknown workload 'nope'; expected one of digits, mnist, cifar10, text, or path/to"),
         ("train digits --strategy nope", f"unknown strategy 'nope'; expected one of {NAMES}"),
         ("train digits --model nope", "unknown model 'nope' of digits; expected mlp"),
         (
@@ -139,7 +139,7 @@ NAMES = ", ".join(sorted({*STRATEGIES, "ddp"}))
         ("train digits --when warmup:-1,every:2", "unknown trigger 'warmup:-1,every:2'; expected every:N"),
         ("train digits --when warmup:1,warmup:1,never", "unknown trigger 'warmup:1,never'; expected every:N"),
         ("train digits --when every:2 --every 2", "--every and --when: give one of them"),
-        ("train digits --shards nope", "unknown shards 'nope'; expected iid, dealt, classes:K, dirichlet:ALPHA"),
+        ("train digits --shards nope", "unknown shards 'nope'; expected iid, contiguous, dealt, classes:K, dir"),
         ("train digits --shards classes:11", "classes of a worker must be 1 to 10, found 11"),
         ("train digits --shards bad-labels:9", "bad-labels must be 1 to 4, the number of workers, found 9"),
         ("train digits --fault bang:1", "unknown fault 'bang:1'; expected noise:K:SIGMA, scale:K:FACTOR, sign"),
@@ -149,7 +149,7 @@ NAMES = ", ".join(sorted({*STRATEGIES, "ddp"}))
             "train digits --backend mpi",
             "--backend: expected one of sim, gloo, nccl, found 'mpi'; swarmstep train --help",
         ),
-        ("train digits --optimizer adam", "--optimizer: expected one of sgd, momentum, adamw, found 'adam'"),
+        ("train digits --optimizer adam", "--optimizer: expected one of sgd, momentum, adamw, muon, found 'adam'"),
         ("train digits --workers 0", "workers must be 1 to 1223, the number of training examples, found 0"),
         ("train digits --workers 1224", "workers must be 1 to 1223, the number of training examples, found 1224"),
         ("train digits --workers 99999 --backend gloo", "workers must be 1 to 1223"),
@@ -265,7 +265,7 @@ def test_data_that_are_missing_or_damaged(refuse: Refuse, place: Path) -> None:
         ("no_model", 2, "has no model; give models={{name: function}}"),
         ("needs_more", 2, "needs_more"),
         ("absent", 2, "has no attribute 'absent'; found "),
-        ("no_accuracy --shards classes:1", 2, "need a workload with classes; expected iid or seldp"),
+        ("no_accuracy --shards classes:1", 2, "need a workload with classes; expected iid, contiguous or seldp"),
     ],
 )
 def test_files_of_ones_own_that_are_wrong(name: str, code: int, said: str, refuse: Refuse, place: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+import re
+
 import pytest
 import torch
 from hypothesis import given
@@ -12,6 +15,28 @@ from swarmstep.data.sharding import Shard, hold_out, parse, shard
 from swarmstep.errors import UsageError
 
 CLASSES = 5
+BAD = [
+    6,
+    1,
+    5,
+    7,
+    6,
+    0,
+    7,
+    4,
+    4,
+    8,
+    9,
+    2,
+    9,
+    3,
+    0,
+    0,
+    7,
+    8,
+    6,
+    1,
+]  # what rank 1 of 2 drew with seed 3 of 10 classes, before examples could have several targets
 
 
 @st.composite
@@ -57,6 +82,23 @@ def test_iid(case: tuple[Tensor, int, int]) -> None:
     assert max(sizes) - min(sizes) <= 1
     assert all(part.targets.equal(targets[part.indices]) for part in shards)
     assert all(part.chunks == (len(part),) for part in shards)
+
+
+@given(dealt(), st.randoms())
+def test_contiguous_is_one_stretch_of_what_is_stored(case: tuple[Tensor, int, int], source: random.Random) -> None:
+    targets, workers, seed = case
+    places = torch.tensor(
+        source.sample(range(3 * len(targets)), len(targets))
+    )  # some are held out, all are shuffled
+    shards = shard(targets, "contiguous", workers, seed, None, places)
+    stretches = [places[part.indices] for part in shards]
+    assert torch.cat(stretches).equal(places.sort().values)
+    sizes = [len(part) for part in shards]
+    assert max(sizes) - min(sizes) <= 1
+    assert all(part.targets.equal(targets[part.indices]) for part in shards)
+    assert torch.cat([p.indices for p in shard(targets, "contiguous", workers, seed, None)]).tolist() == [
+        *range(len(targets))
+    ]
 
 
 @pytest.mark.filterwarnings("ignore:shards classes")
@@ -123,6 +165,27 @@ def test_bad_labels_are_uniform_and_differ_between_ranks() -> None:
     assert not one.targets[:1000].equal(two.targets[:1000])
 
 
+def test_bad_labels_are_those_they_always_were() -> None:
+    bad = shard(torch.zeros(40, dtype=torch.int64), "bad-labels:1", 2, 3, 10)[1].targets
+    assert bad.tolist() == BAD
+
+
+def test_bad_labels_of_examples_with_several_targets() -> None:
+    targets = torch.zeros(300, 8, dtype=torch.int64)
+    good, bad = shard(targets, "bad-labels:1", 2, 0, 4)
+    assert not good.targets.any()
+    assert bad.targets.shape == (150, 8)
+    assert bad.targets.dtype == torch.int64
+    assert all(220 < n < 380 for n in bad.targets.flatten().bincount(minlength=4).tolist())
+
+
+@pytest.mark.parametrize("spec", ["classes:2", "dirichlet:1", "dirichlet:1+bad-labels:1"])
+def test_examples_with_several_targets_cannot_be_sharded_by_class(spec: str) -> None:
+    why = f"shards '{re.escape(spec)}' need examples of one class each, and here each has several"
+    with pytest.raises(UsageError, match=why):
+        shard(torch.zeros(20, 8, dtype=torch.int64), spec, 2, 0, 4)
+
+
 def test_bad_labels_come_on_top_of_other_shards() -> None:
     targets = torch.arange(4).repeat(25)
     plain = shard(targets, "classes:1", 4, 0, 4)
@@ -161,13 +224,13 @@ def test_shards_depend_on_the_seed_alone(spec: str) -> None:
 
 @pytest.mark.parametrize(
     "spec",
-    ["", "even", "iid:2", "classes", "classes:", "classes:x", "classes:1.5", "dirichlet", "dirichlet:nan",
-     "seldp:1", "bad-labels", "iid+iid", "bad-labels:1+iid", "iid+bad-labels:1+bad-labels:1", "iid+",
-     "classes:1+dirichlet:1"],
+    ["", "even", "iid:2", "contiguous:2", "classes", "classes:", "classes:x", "classes:1.5", "dirichlet",
+     "dirichlet:nan", "seldp:1", "bad-labels", "iid+iid", "bad-labels:1+iid", "iid+bad-labels:1+bad-labels:1",
+     "iid+", "classes:1+dirichlet:1"],
 )  # fmt: skip
 def test_unknown_specs_list_the_valid_ones(spec: str) -> None:
     with pytest.raises(
-        UsageError, match=r"expected iid, dealt, classes:K, dirichlet:ALPHA, bad-labels:K, seldp"
+        UsageError, match=r"expected iid, contiguous, dealt, classes:K, dirichlet:ALPHA, bad-labels:K, seldp"
     ) as error:
         shard(torch.arange(5).repeat(4), spec, 2, 0, 5)
     assert repr(spec) in str(error.value)
@@ -192,12 +255,12 @@ def test_numbers_out_of_range(spec: str, reason: str) -> None:
 
 @pytest.mark.parametrize("spec", ["classes:2", "dirichlet:1", "bad-labels:1", "seldp+bad-labels:1"])
 def test_no_classes_no_sharding_by_class(spec: str) -> None:
-    with pytest.raises(UsageError, match="expected iid or seldp"):
+    with pytest.raises(UsageError, match="expected iid, contiguous or seldp"):
         shard(torch.zeros(20), spec, 2, 0, None)
 
 
 @pytest.mark.parametrize("workers", [0, 21])
-@pytest.mark.parametrize("spec", ["iid", "seldp", "dirichlet:1", "classes:1"])
+@pytest.mark.parametrize("spec", ["iid", "contiguous", "seldp", "dirichlet:1", "classes:1"])
 def test_more_workers_than_examples(spec: str, workers: int) -> None:
     with pytest.raises(UsageError, match=f"workers must be 1 to 20, the number of examples, found {workers}"):
         shard(torch.arange(5).repeat(4), spec, workers, 0, 5)

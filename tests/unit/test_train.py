@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -12,16 +13,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from torch import nn
 
 from examples import few
-from runs import MODELS, REAL, report, rows, same_run, train
+from runs import MODELS, REAL, WORKLOADS, report, resolved, rows, same_run, train
 from swarmstep import STRATEGIES
 from swarmstep.errors import CheckpointError, NotFinite, UsageError
 from swarmstep.train.build import resolve
 from swarmstep.train.config import Config
+from swarmstep.train.feed import Feed
 from swarmstep.train.job import Job
 from swarmstep.train.lockstep_coordinator import simulated
-from swarmstep.workloads import load
+from swarmstep.workloads import Examples, load
 from whole_runs import KINDS, fast_ones
 
 EVERY_STRATEGY = sorted(STRATEGIES)
@@ -44,11 +47,12 @@ FIELDS = [
 ]
 
 
-def stop_and_resume(fields: dict[str, Any], out: Path, *stops: int) -> None:
+def stop_and_resume(fields: dict[str, Any], out: Path, *stops: int, name: str = "classes") -> None:
     for i, stop in enumerate(stops):
-        assert f"stopped at step {stop} of " in train(fields, out, stop_at=stop, resume=i > 0)["interrupted"]
+        summary = train(fields, out, name, stop_at=stop, resume=i > 0)
+        assert f"stopped at step {stop} of " in summary["interrupted"]
         assert not (out / "model.safetensors").exists()
-    train(fields, out, resume=True)
+    train(fields, out, name, resume=True)
 
 
 @pytest.mark.parametrize("strategy", fast_ones((*KINDS, "synchronous"), EVERY_STRATEGY))
@@ -69,7 +73,9 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(strategy: str, tmp_path: P
         {"when": "warmup:6,every:3"},
         {"strategy": "pso-ps", "settings": {"best": "historical", "fitness": "probe", "random": "weight"}},
         {"optimizer": "adamw", "schedule": "cosine", "weight_decay": 0.1},
+        {"optimizer": "muon", "strategy": "diloco", "clip": 0.5, "warmup": 8, "weight_decay": 0.1},
         {"shards": "dirichlet:0.5+bad-labels:1", "model": "tied"},
+        {"shards": "contiguous"},
         {"shards": "seldp", "model": "half", "batch": 30},
         {"workers": 1},
         {"delay": 3, "codec": "int8", "strategy": "local-sgd"},
@@ -82,6 +88,67 @@ def test_options_survive_a_stop(fields: dict[str, Any], tmp_path: Path) -> None:
     train(fields, tmp_path / "whole")
     stop_and_resume(fields, tmp_path / "parts", 5)
     same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize(
+    ("batch", "looked_at"), [(1, 32), (7, 32), (8, 32), (16, 64), (31, 124), (32, 128), (33, 128), (500, 128)]
+)
+def test_a_probe_costs_two_steps_within_its_bounds(batch: int, looked_at: int) -> None:
+    x = torch.arange(6000.0).view(3000, 2)
+    many = Examples(x, torch.zeros(3000, dtype=torch.int64))
+    workload = dataclasses.replace(WORKLOADS["classes"](), train=many, augment=None)
+    feed = Feed(resolved(workload, {"batch": batch}), workload, 0, torch.device("cpu"))
+    seen: list[torch.Tensor] = []
+
+    class Looking(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(x)
+            return super().forward(x)
+
+    for step in (1, 2):
+        feed.probe(Looking(2, 3), step)
+    assert [len(inputs) for inputs in seen] == [looked_at, looked_at]
+    assert not seen[0].equal(seen[1])
+    assert feed.probe_cost == looked_at / (2 * batch)
+
+
+def test_contiguous_shards_are_stretches_of_what_is_stored_after_holding_out() -> None:
+    x = torch.arange(3000.0).view(3000, 1)
+    many = Examples(x, torch.zeros(3000, dtype=torch.int64))
+    workload = dataclasses.replace(WORKLOADS["classes"](), train=many, augment=None)
+    config = resolved(workload, {"batch": 100, "shards": "contiguous", "workers": 3})
+    seen: list[set[float]] = []
+    for rank in range(3):
+        feed = Feed(config, workload, rank, torch.device("cpu"))
+        seen.append({i for step in range(1, 12) for i in feed.batch(step)[0].flatten().tolist()})
+    assert max(seen[0]) < min(seen[1]) <= max(seen[1]) < min(seen[2])
+    assert sum(map(len, seen)) == 3000 - 150 - 300  # without the probe's 5 % and the validation's 10 %
+
+
+@pytest.mark.parametrize("fields", [{"strategy": "diloco"}, {"shards": "contiguous+bad-labels:1"}], ids=str)
+def test_text_survives_a_stop(fields: dict[str, Any], tmp_path: Path) -> None:
+    train(fields, tmp_path / "whole", "text")
+    stop_and_resume(fields, tmp_path / "parts", 2, 7, name="text")
+    same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_run_does_not_go_on_with_another_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train({}, tmp_path, "text", stop_at=5)
+    other = dataclasses.replace(WORKLOADS["text"](), corpus="1" * 64)
+    monkeypatch.setitem(WORKLOADS, "text", lambda: other)
+    with pytest.raises(CheckpointError, match=f"corpus: expected SHA-256 {'1' * 64}, found {'0' * 64}"):
+        train({}, tmp_path, "text", resume=True)
+
+
+def test_measures_of_the_loss_are_in_the_summary_and_in_each_evaluation(tmp_path: Path) -> None:
+    summary = train({}, tmp_path / "run", "text")
+    for part in ("test", "validation"):
+        assert summary[f"{part}_bits_per_byte"] == summary[f"{part}_loss"] / math.log(2)
+        assert 0 <= summary[f"{part}_accuracy"] <= 1
+    assert summary["corpus"] == "0" * 64
+    evaluations = [row for row in rows(tmp_path / "run") if row["kind"] == "evaluation"]
+    assert all(row["test_bits_per_byte"] == row["test_loss"] / math.log(2) for row in evaluations)
+    assert "test_bits_per_byte" not in train({}, None)
 
 
 @pytest.fixture(scope="module")

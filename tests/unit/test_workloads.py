@@ -20,6 +20,7 @@ from swarmstep.workloads import (
     digits,
     load,
     mnist,
+    text,
 )
 
 PARAMETERS = {
@@ -29,9 +30,12 @@ PARAMETERS = {
     ("mnist", "mlp"): 118_282,
     ("cifar10", "resnet20"): 269_722,
     ("cifar10", "cnn"): 89_834,
+    ("text", "gpt"): 829_696,
+    ("text", "gpt-small"): 119_424,
+    ("text", "gpt-large"): 4_807_168,
 }
-SHAPES = {"digits": (8, 8), "mnist": (28, 28), "cifar10": (3, 32, 32)}
-MODULES = {"digits": digits, "mnist": mnist, "cifar10": cifar10}
+SHAPES = {"digits": (8, 8), "mnist": (28, 28), "cifar10": (3, 32, 32), "text": (64,)}
+MODULES = {"digits": digits, "mnist": mnist, "cifar10": cifar10, "text": text}
 
 
 def small_data(folder: Path) -> Path:
@@ -56,17 +60,17 @@ def test_built_in_workloads(name: str, tmp_path: Path) -> None:
     assert workload.defaults == BUILT_IN[name].defaults
     assert tuple(workload.models) == BUILT_IN[name].models
     assert workload.train.inputs.shape[1:] == SHAPES[name]
-    assert workload.classes == 10
+    assert workload.classes == (256 if name == "text" else 10)
     batch = workload.train.take(torch.tensor([1, 1, 0]))
     assert batch.targets.equal(workload.train.targets[[1, 1, 0]])
     inputs = workload.prepare(batch.inputs)
-    assert inputs.dtype == torch.float32
-    assert inputs.ndim == 4
+    assert inputs.dtype == (torch.int64 if name == "text" else torch.float32)
+    assert inputs.ndim == (2 if name == "text" else 4)
     if workload.augment:
         inputs = workload.augment(inputs, torch.Generator().manual_seed(0))
     for build in workload.models.values():
         outputs = build()(inputs)
-        assert outputs.shape == (3, 10)
+        assert outputs.shape == (*batch.targets.shape, workload.classes)
         loss = workload.loss(outputs, batch.targets)
         assert loss.shape == ()
         assert loss.isfinite()
@@ -93,6 +97,7 @@ def test_every_name_has_defaults_and_models() -> None:
         "digits": ("mlp",),
         "mnist": ("lenet5", "mlp", "wide"),
         "cifar10": ("resnet20", "cnn"),
+        "text": ("gpt", "gpt-small", "gpt-large"),
     }
 
 
@@ -177,6 +182,16 @@ def test_targets_that_are_no_classes_are_free() -> None:
     assert workload_of(Examples(X, X[:, 0]), classes=None).classes is None
 
 
+def test_an_example_may_have_several_targets() -> None:
+    assert workload_of(Examples(X, torch.stack([Y, Y], 1))).classes == 3
+
+
+@pytest.mark.parametrize("name", ["loss", "accuracy"])
+def test_measures_with_a_taken_name(name: str) -> None:
+    with pytest.raises(UsageError, match=f"measure '{name}': the name is taken"):
+        dataclasses.replace(workload_of(Examples(X, Y)), measures={name: abs})
+
+
 @pytest.mark.parametrize(
     ("train", "models", "reason"),
     [
@@ -184,8 +199,8 @@ def test_targets_that_are_no_classes_are_free() -> None:
         (Examples(X[:0], Y[:0]), 1, "has no train examples"),
         (Examples(X, Y + 1), 1, r"train targets must be in 0\.\.2, found 1 to 3"),
         (Examples(X, Y - 1), 1, "found -1 to 1"),
-        (Examples(X, Y.float()), 1, r"must be int64 of shape \[N\], found torch.float32"),
-        (Examples(X, Y[:, None]), 1, r"found torch.int64 of shape \(4, 1\)"),
+        (Examples(X, Y.float()), 1, "must be int64, found torch.float32"),
+        (Examples(X, torch.stack([Y, Y + 1], 1)), 1, r"train targets must be in 0\.\.2, found 0 to 3"),
     ],
 )
 def test_workloads_that_cannot_be(train: Examples, models: int, reason: str) -> None:
@@ -204,6 +219,7 @@ def test_examples_that_do_not_match(inputs: Tensor, targets: Tensor) -> None:
     [
         {"optimizer": "adam"}, {"schedule": "linear"}, {"lr": 0.0}, {"lr": float("nan")}, {"lr": float("inf")},
         {"batch": 0}, {"every": 0}, {"steps": 0}, {"eval_every": 0}, {"weight_decay": -1.0},
+        {"warmup": -1}, {"clip": -0.1}, {"clip": float("inf")},
     ],
 )  # fmt: skip
 def test_defaults_out_of_range(change: dict[str, object]) -> None:

@@ -23,11 +23,20 @@ app = typer.Typer(add_completion=False)
 
 def defaults_table() -> str:
     """Return what the built-in workloads fill in for options that are not given."""
-    rows = [["", *BUILT_IN], ["model", *(" or ".join(workload.models) for workload in BUILT_IN.values())]]
+    rows = [["", *BUILT_IN]]
     for field in dataclasses.fields(Defaults):
         values = (str(getattr(workload.defaults, field.name)) for workload in BUILT_IN.values())
         rows.append([field.name.replace("_", "-"), *values])
-    return "\n".join(["[bold]Defaults[/bold]", *(f"  {literal(line)}" for line in aligned(rows))])
+    return _table("Defaults", rows)
+
+
+def models_table() -> str:
+    """Return the models of the built-in workloads; the first is the default."""
+    return _table("Models", [[name, ", ".join(workload.models)] for name, workload in BUILT_IN.items()])
+
+
+def _table(title: str, rows: list[list[str]]) -> str:
+    return "\n".join([f"[bold]{title}[/bold]", *(f"  {literal(line)}" for line in aligned(rows))])
 
 
 EPILOG = "\n\n".join(
@@ -40,6 +49,7 @@ EPILOG = "\n\n".join(
             "swarmstep train --resume runs/mnist",
         ),
         defaults_table(),
+        models_table(),
         EXIT_CODES,
     ]
 )
@@ -93,7 +103,11 @@ def _print_summary(summary: dict[str, Any], *, as_json: bool) -> None:
     accuracy = summary["test_accuracy"]
     judged = f"test accuracy {accuracy:.4f}, " if accuracy == accuracy else ""  # NaN: has no meaning here
     sent, received = summary["bytes_sent_per_worker"], summary["bytes_received_per_worker"]
-    print(f"{judged}test loss {summary['test_loss']:.4f}, training loss {summary['train_loss']:.4f}")
+    measures = [
+        name for name in summary if name.startswith("test_") and name not in ("test_accuracy", "test_loss")
+    ]
+    also = "".join(f"{name.replace('_', ' ')} {summary[name]:.4f}, " for name in measures)
+    print(f"{judged}test loss {summary['test_loss']:.4f}, {also}training loss {summary['train_loss']:.4f}")
     print(f"{summary['rounds']} rounds; each worker sent {in_bytes(sent)} and received {in_bytes(received)}")
     print(f"{summary['seconds']:.1f} s, {summary['sync_seconds']:.1f} s of them synchronizing")
     for worker in summary["distrusted"]:

@@ -12,7 +12,7 @@ import numpy as np
 from swarmstep.compare import labels
 from swarmstep.compare.costs import clock_seconds, common_steps, first_reaching, known_or, with_virtual_seconds
 from swarmstep.compare.ranking import BEST, Entry, standings
-from swarmstep.compare.results import Cell, Point, Results
+from swarmstep.compare.results import Cell, Point, Results, check_corpora
 from swarmstep.compare.sections import ClockError, Curve, CurvePoint, Distrusted, MethodRow, Section, ToTarget
 from swarmstep.compare.series import Series, distinct, series_of
 from swarmstep.compare.statistics import Estimate, estimate
@@ -32,7 +32,9 @@ def analyse(results: Sequence[Results]) -> list[Section]:
 
     Raises:
         UsageError: a link or an option of the virtual clock is invalid, or SciPy is not installed.
+        DataError: runs of one workload were made on different texts.
     """
+    check_corpora(cell for source in results for cell in source.cells)
     questions: dict[str, list[Results]] = {}
     for source in results:
         options = {name: value for name, value in (source.about.get("clock") or {}).items() if value is not None}

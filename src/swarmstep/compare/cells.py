@@ -37,7 +37,7 @@ def finished(task: Task, events: Sequence[Mapping[str, Any]], summary: Mapping[s
         round_seconds=max(0.0, summary["sync_seconds"] - summary["probe_seconds"]) / rounds,
         probe_seconds=summary["probe_seconds"],
         seconds=seconds,
-        environment=_environment(),
+        environment={**_environment(), **({"corpus": summary["corpus"]} if summary["corpus"] else {})},
     )
 
 

@@ -22,6 +22,7 @@ from swarmstep.train.run_folder import replace_file
 
 VERSION = 1
 IGNORED = ("backend", "data", "checkpoint_every")  # fields of a config that do not tell cells apart
+ADDED: Mapping[str, Any] = {"warmup": 0, "clip": 0.0}  # fields that older cells lack: what they were run with
 
 
 class Point(NamedTuple):
@@ -59,7 +60,7 @@ class Cell:
         probe_seconds: of all probes.
         seconds: wall time of the whole cell, including evaluations.
         failed: the reason why there is no result; None if it finished.
-        environment: versions and machine.
+        environment: versions and machine, and the SHA-256 of the workload's corpus, where it has one.
     """
 
     purpose: str
@@ -180,6 +181,7 @@ def from_json(content: Any, where: str) -> Cell:
         for name in ("compute_seconds", "round_seconds", "probe_seconds", "seconds"):
             fields[name] = _number(fields[name])
         fields["points"] = tuple(points)
+        fields["config"] = {**ADDED, **fields["config"]}
         cell = Cell(**fields)
         hash(cell.group)
         list(cell.rounds())
@@ -247,6 +249,26 @@ def _read(file: Path) -> Any:
     if not isinstance(content, dict):
         raise DataError(f"{file}: expected a JSON object, found {type(content).__name__}")
     return content
+
+
+def check_corpora(cells: Iterable[Cell], expected: Mapping[str, str | None] | None = None) -> None:
+    """Refuse cells of one workload that were run on different texts: their losses say nothing about each other.
+
+    Args:
+        cells: of any workloads.
+        expected: workload -> SHA-256 of its corpus, where it is known beforehand.
+
+    Raises:
+        DataError: names the workload and both.
+    """
+    known = {**(expected or {})}
+    for cell in cells:
+        name, found = cell.config["workload"], cell.environment.get("corpus")
+        if not cell.failed and known.setdefault(name, found) != found:
+            raise DataError(
+                f"{name}: cell {cell.key} was run on a corpus with SHA-256 {found}, others on {known[name]}; "
+                "compare runs of one Python version, or of one --data"
+            )
 
 
 def grouped(cells: Iterable[Cell]) -> dict[CellGroup, list[Cell]]:

@@ -28,6 +28,7 @@ class Runner:
 
     Raises:
         UsageError: a group has an invalid option, or SciPy is not installed.
+        DataError: the folder has runs of this workload on another corpus.
     """
 
     def __init__(self, folder: Path, jobs: int, groups: Sequence[TaskGroup], workload: Workload) -> None:
@@ -37,6 +38,8 @@ class Runner:
         self._plans = [_Plan(group, workload) for group in groups]
         (folder / "cells").mkdir(exist_ok=True)
         self.cells = {cell.key: cell for cell in results.load_cells(folder) if not cell.failed}
+        corpora = {str(group.fields["workload"]): workload.corpus for group in groups}
+        results.check_corpora(self.cells.values(), corpora)
         self.failed: dict[str, Cell] = {}
         self._started = time.monotonic()
         self._finished = 0

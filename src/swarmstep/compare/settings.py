@@ -13,7 +13,8 @@ from swarmstep.train.config import Config
 from swarmstep.workloads.defaults import Optimizer, Schedule
 
 METHODS = "swarm,diloco,local-sgd,pso-ps,synchronous"
-SAME = ("model", "steps", "batch", "optimizer", "weight_decay", "schedule", "eval_every")  # as in a Config
+# As in a Config.
+SAME = ("model", "steps", "batch", "optimizer", "weight_decay", "schedule", "warmup", "clip", "eval_every")
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class ComparisonSettings:
     optimizer: Optimizer | None = same_setting(Config, "optimizer")
     weight_decay: float | None = same_setting(Config, "weight_decay")
     schedule: Schedule | None = same_setting(Config, "schedule")
+    warmup: int | None = same_setting(Config, "warmup")
+    clip: float | None = same_setting(Config, "clip")
     eval_every: int | None = setting(
         None, "local steps between evaluations; the target is looked for at each", "N", "Training"
     )

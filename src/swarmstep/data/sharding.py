@@ -29,7 +29,7 @@ class HeldOut(NamedTuple):
 class Shard:
     """One worker's examples, n of them.
 
-    `indices` int64 [n] into what was sharded, and `targets` [n], the targets to train on (bad labels differ
+    `indices` int64 [n] into what was sharded, and `targets` [n, ...], the targets to train on (bad labels differ
     from the stored ones). An epoch goes through runs of `chunks` examples in that order, shuffled only within
     each.
     """
@@ -57,10 +57,16 @@ def hold_out(count: int, seed: int, probe: int = 512, validation: int = 2000) ->
     return HeldOut(order[:first], order[first:second], order[second:])
 
 
-def shard(targets: Tensor, spec: str, workers: int, seed: int, classes: int | None) -> list[Shard]:
-    """Deal the examples with `targets` [N] to `workers`, by `seed` alone; one Shard a rank, none empty.
+def shard(
+    targets: Tensor, spec: str, workers: int, seed: int, classes: int | None, places: Tensor | None = None
+) -> list[Shard]:
+    """Deal the examples with `targets` [N, ...] to `workers`, by `seed` alone; one Shard a rank, none empty.
+
+    `places` int64 [N] says where each example is stored, by default in the order of `targets`.
 
     - ``iid``: disjoint, together everything, sizes differing by at most 1.
+    - ``contiguous``: as iid, but each worker has one stretch of what is stored, in the order of ranks: as unlike
+      as its content is.
     - ``dealt``: as iid, but anew in every pass; no shards at all, see `Ledger`, and not for this function.
     - ``classes:K``: worker i holds the classes (K*i + j) mod C for j < K, each class split evenly among its
       holders. A class that nobody holds is not trained on, and a warning says so.
@@ -70,32 +76,35 @@ def shard(targets: Tensor, spec: str, workers: int, seed: int, classes: int | No
     - ``seldp``: everybody has everything, in the same W random chunks, worker i starting with chunk i and
       going round, shuffled within chunks. After SelSync's SelDP (arXiv 2307.07950), from memory and not
       verified.
-    - ``bad-labels:K``: the labels of the last K ranks are uniform random classes, drawn once; alone it means
+    - ``bad-labels:K``: the targets of the last K ranks are uniform random classes, drawn once; alone it means
       ``iid+bad-labels:K``.
 
-    Raises UsageError for any other spec, a number out of range, a worker without an example, or a spec by
-    class where `classes` is None.
+    Raises UsageError for any other spec, a number out of range, a worker without an example, a spec by class
+    where an example has several targets, or one that needs classes where `classes` is None.
     """
-    base, number, bad = parse(spec, workers, classes)
+    base, number, bad = parse(spec, workers, classes, targets.ndim == 1)
     if base == "dealt":
         raise UsageError("shards 'dealt' are none: the workers draw from one Ledger")
     if workers < 1 or workers > len(targets):
         raise UsageError(f"workers must be 1 to {len(targets)}, the number of examples, found {workers}")
-    shards = _BASES[base](targets, number, workers, seed, classes or 0)
+    if base == "contiguous":
+        shards = _contiguous(targets, places, workers)
+    else:
+        shards = _BASES[base](targets, number, workers, seed, classes or 0)
     for rank, part in enumerate(shards):
         if not len(part):
             raise UsageError(f"shards {spec!r}: rank {rank} of {workers} gets no example; use fewer workers")
     for rank in range(workers - bad, workers):
         part, source = shards[rank], generator(seed, "bad-labels", rank)
-        shards[rank] = replace(part, targets=torch.randint(classes or 0, (len(part),), generator=source))
+        shards[rank] = replace(part, targets=torch.randint(classes or 0, part.targets.shape, generator=source))
     return shards
 
 
-def parse(spec: str, workers: int, classes: int | None) -> tuple[str, float, int]:
+def parse(spec: str, workers: int, classes: int | None, single: bool = True) -> tuple[str, float, int]:
     """Return the base of `spec`, its number (0 if it takes none), and how many ranks have bad labels.
 
-    Raises:
-        UsageError: it is none, or does not go with so many workers or classes.
+    `single` says whether an example has one target. Raises UsageError where `spec` is none, or does not go with
+    so many workers, classes or targets.
     """
     first, *rest = [_parse_part(part, spec) for part in spec.split("+")]
     if first[0] == "bad-labels":
@@ -104,7 +113,12 @@ def parse(spec: str, workers: int, classes: int | None) -> tuple[str, float, int
         raise UsageError(f"unknown shards {spec!r}; expected {spec_help.SHARDS}")
     (base, number), bad = first, int(rest[0][1]) if rest else 0
     if classes is None and (rest or base in ("classes", "dirichlet")):
-        raise UsageError(f"shards {spec!r} need a workload with classes; expected iid or seldp")
+        raise UsageError(f"shards {spec!r} need a workload with classes; expected iid, contiguous or seldp")
+    if not single and base in ("classes", "dirichlet"):
+        raise UsageError(
+            f"shards {spec!r} need examples of one class each, and here each has several; expected iid, "
+            "contiguous, seldp or bad-labels:K"
+        )
     if base == "classes" and not 1 <= number <= (classes or 0):
         raise UsageError(f"shards {spec!r}: classes of a worker must be 1 to {classes}, found {int(number)}")
     if base == "dirichlet" and not 1e-3 <= number <= 1e6:
@@ -117,7 +131,8 @@ def parse(spec: str, workers: int, classes: int | None) -> tuple[str, float, int
 def _parse_part(part: str, spec: str) -> tuple[str, float]:
     name, colon, text = part.partition(":")
     kinds: dict[str, Callable[[str], float] | None] = {
-        "iid": None, "dealt": None, "seldp": None, "classes": int, "bad-labels": int, "dirichlet": float,
+        "iid": None, "contiguous": None, "dealt": None, "seldp": None,
+        "classes": int, "bad-labels": int, "dirichlet": float,
     }  # fmt: skip
     try:
         kind = kinds[name]
@@ -137,6 +152,11 @@ def _whole(indices: Tensor, targets: Tensor) -> Shard:
 
 def _iid(targets: Tensor, _number: float, workers: int, seed: int, _classes: int) -> list[Shard]:
     order = torch.randperm(len(targets), generator=generator(seed, "iid"))
+    return [_whole(part, targets) for part in order.tensor_split(workers)]
+
+
+def _contiguous(targets: Tensor, places: Tensor | None, workers: int) -> list[Shard]:
+    order = torch.arange(len(targets)) if places is None else places.argsort()
     return [_whole(part, targets) for part in order.tensor_split(workers)]
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ class Optimizer(Protocol):
     param_groups: list[dict[str, Any]]
 
 
+Rate = float | Optimizer | Sequence[Optimizer]  # what a training loop tells
+
+
 class LearningRate(NamedTuple):
     """The learning rate of a step.
 
@@ -31,12 +34,12 @@ class LearningRate(NamedTuple):
     each: dict[str, float]
 
 
-def learning_rate(given: float | Optimizer | None, model: nn.Module, where: str) -> LearningRate:
-    """Return the learning rate that was given as a number, or by an optimizer, as it is now.
+def learning_rate(given: Rate | None, model: nn.Module, where: str) -> LearningRate:
+    """Return the learning rate that was given as a number, or by an optimizer or several, as it is now.
 
     Args:
         given: by the caller of `where`.
-        model: whose parameters the optimizer has.
+        model: whose parameters the optimizers have.
         where: for errors.
 
     Raises:
@@ -44,7 +47,7 @@ def learning_rate(given: float | Optimizer | None, model: nn.Module, where: str)
     """
     if given is None:
         return LearningRate(None, {})
-    groups = getattr(given, "param_groups", None)
+    groups = _groups(given)
     if groups is None:
         return LearningRate(_checked(given, where), {})
     told = [group.get("lr") for group in groups]
@@ -58,12 +61,19 @@ def learning_rate(given: float | Optimizer | None, model: nn.Module, where: str)
     return LearningRate(max(rates), each)
 
 
+def _groups(given: Rate) -> list[dict[str, Any]] | None:
+    """Return the parameter groups of an optimizer or of several; None where it is something else."""
+    parts: Sequence[object] = cast(Sequence[object], given) if isinstance(given, list | tuple) else [given]
+    groups = [getattr(part, "param_groups", None) for part in parts]
+    return [group for part in groups for group in part or ()] if parts and None not in groups else None
+
+
 def _checked(given: object, where: str) -> float:
     rate = number(given)
     if rate is None or not 0.0 <= rate < math.inf:
         raise UsageError(
-            f"{where}: expected lr, the inner optimizer's learning rate, as a finite number of at least 0, or the "
-            f"optimizer itself, found {given!r}"
+            f"{where}: expected lr, the inner optimizer's learning rate, as a finite number of at least 0, a list "
+            f"of all optimizers, or the optimizer itself, found {given!r}"
         )
     return rate
 

@@ -13,7 +13,7 @@ from swarmstep.comm.group import Group
 from swarmstep.errors import CommError, UsageError
 from swarmstep.runtime import synchronizer_state
 from swarmstep.runtime.first_step import FirstStep
-from swarmstep.runtime.learning_rate import LearningRate, Optimizer, learning_rate
+from swarmstep.runtime.learning_rate import LearningRate, Rate, learning_rate
 from swarmstep.runtime.number import scalar_loss
 from swarmstep.runtime.options import Options
 from swarmstep.runtime.replica import Replica
@@ -105,13 +105,13 @@ class Synchronizer:
         """Whether a round is under way in the background; the same on all ranks."""
         return any(fragment.pending for fragment in self._rounds.group.fragments)
 
-    def step(self, loss: Tensor | float, lr: float | Optimizer | None = None, weight: float = 1.0) -> Event | None:
+    def step(self, loss: Tensor | float, lr: Rate | None = None, weight: float = 1.0) -> Event | None:
         """Count a local step; land the round that is due to land, and start the one that is due to start.
 
         Args:
             loss: this step's training loss, a scalar; its graph is not kept.
             lr: the inner optimizer's learning rate, for methods that scale with it; or the optimizer itself, whose
-                parameter groups may have different rates.
+                parameter groups may have different rates, or a list of all the optimizers.
             weight: of this step, at least 0, in a unit that all workers share: the examples or tokens of its
                 batch, say. In a round a worker counts by the sum since its last one.
 
@@ -146,7 +146,7 @@ class Synchronizer:
         self._returned = self._clock()
         return rounds.events.pop(0) if rounds.events else None
 
-    def reduce(self, lr: float | Optimizer | None = None, weight: float = 1.0) -> None:
+    def reduce(self, lr: Rate | None = None, weight: float = 1.0) -> None:
         """Let a round change the gradients, where the strategy synchronizes gradients and one is due.
 
         Call it between `backward()` and `optimizer.step()`, and clip gradients after it. It belongs to the local

@@ -60,7 +60,7 @@ def _check_ranges(config: Config, workload: Workload) -> None:
     ):
         if not 1 <= value <= most:
             raise UsageError(f"{name} must be 1 to {most}, the number of training examples, found {value}")
-    sharding.parse(config.shards, config.workers, workload.classes)
+    sharding.parse(config.shards, config.workers, workload.classes, workload.train.targets.ndim == 1)
     fault = faults.parse(config.fault, config.workers, config.seed)
     if fault and fault.kind == "nan" and fault.number > training.steps:
         raise UsageError(f"fault {config.fault!r}: STEP must be 1 to {training.steps}, the steps of the run")

@@ -71,6 +71,15 @@ class Config:
         default=None, metadata=_about("Training", "X", "weight decay of the local optimizer")
     )
     schedule: Schedule | None = field(default=None, metadata=_about("Training", None, "of the learning rate"))
+    warmup: int | None = field(
+        default=None, metadata=_about("Training", "N", "first steps, in which the learning rate rises linearly")
+    )
+    clip: float | None = field(
+        default=None,
+        metadata=_about(
+            "Training", "X", "largest norm of a worker's gradient; longer ones are shortened; 0: none"
+        ),
+    )
     eval_every: int | None = field(
         default=None, metadata=_about("Training", "N", "local steps between evaluations")
     )
@@ -123,7 +132,12 @@ class Config:
         metadata=_about("Run", None, "sim: all workers in this process; gloo, nccl: a process for each worker"),
     )
     data: str | None = field(
-        default=None, metadata=_about("Data and model", "DIR", "data folder (default: SWARMSTEP_DATA, or ./data)")
+        default=None,
+        metadata=_about(
+            "Data and model",
+            "DIR",
+            "data folder (default: SWARMSTEP_DATA, or ./data); for text a file of your own",
+        ),
     )
 
     @property

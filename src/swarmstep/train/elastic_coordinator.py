@@ -159,7 +159,7 @@ class Elastic(Coordinator):
         trainer, tally = self.trainer, self.trainer.tally
         own = report.losses[report.members.index(self.membership.name)]
         if own != own:  # NaN: the weights are the others' by now, and the optimizer's state goes as well
-            trainer.optimizer.state.clear()
+            trainer.optimizer.forget()
         known = [loss for loss in report.losses if loss < float("inf")]
         tally.train_loss = sum(known) / len(known) if known else tally.train_loss
         present = report.epoch == self.membership.epoch

@@ -19,7 +19,9 @@ from swarmstep.train.config import Config
 from swarmstep.train.local_step import measure_loss
 from swarmstep.workloads import Workload
 
-PROBE = 128  # examples of one probe; a forward pass of two is taken to cost as much as a step with one
+# Examples of one probe: four times the batch, within these bounds. A forward pass of two is taken to cost as much
+# as a step with one, so that a probe costs two local steps, and more only where the batch is below 8.
+PROBE = (32, 128)
 
 
 class Feed:
@@ -49,13 +51,16 @@ class Feed:
             self._sampler = Sampler(shards[rank], self._batch, config.seed, rank)
         self._probed = workload.train.take(held.probe)
         self.validation = workload.train.take(held.validation)
-        self.probe_cost = min(PROBE, len(held.probe)) / (2 * self._batch)  # in local steps
+        low, high = PROBE
+        self._probes = min(max(low, 4 * self._batch), high, len(held.probe))
+        self.probe_cost = self._probes / (2 * self._batch)  # in local steps
 
     def _ledger(self, members: int) -> ElasticSampler:
         return ElasticSampler(len(self._train), self._batch, self._seed, members)
 
     def _shards(self, config: Config) -> list[Shard]:
-        return shard(self._targets, config.shards, config.workers, config.seed, self._workload.classes)
+        classes = self._workload.classes
+        return shard(self._targets, config.shards, config.workers, config.seed, classes, self._train)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Return the inputs and targets of a 1-based step."""
@@ -109,8 +114,8 @@ class Feed:
             self.deal(change)
 
     def probe(self, module: nn.Module, step: int) -> Tensor:
-        """Return the loss on as many as PROBE of the examples held out for it, others at each step."""
+        """Return the loss on some of the examples held out for it, others at each step."""
         order = torch.randperm(len(self._probed), generator=generator(self._seed, step, "probe"))
-        part = self._probed.take(order[:PROBE])
+        part = self._probed.take(order[: self._probes])
         inputs, targets = self._workload.prepare(part.inputs).to(self._device), part.targets.to(self._device)
         return measure_loss(self._workload, module(inputs), targets)

@@ -187,7 +187,7 @@ def option_of(field: str) -> str:
 def _marks(workload: Workload) -> dict[str, Any]:
     """Return what tells workloads apart."""
     sizes = {"training examples": len(workload.train), "test examples": len(workload.test)}
-    return {"name": workload.name, **sizes, "models": [*workload.models]}
+    return {"name": workload.name, **sizes, "models": [*workload.models], "corpus": workload.corpus}
 
 
 def interface_towards(host: str) -> str:

@@ -29,28 +29,21 @@ def build_model(config: Config, workload: Workload) -> nn.Module:
     return model
 
 
-def build_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
-    """Return the inner optimizer: sgd, momentum (SGD with momentum 0.9) or adamw.
-
-    Raises:
-        UsageError: the model has nothing to train.
-    """
-    settings = config.training
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    if not parameters:
-        raise UsageError("the model has no trainable parameter: expected one with requires_grad=True")
-    if settings.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
-    momentum = 0.9 if settings.optimizer == "momentum" else 0.0
-    return torch.optim.SGD(parameters, settings.lr, momentum, weight_decay=settings.weight_decay)
-
-
 def learning_rate(config: Config, step: int) -> float:
-    """Return the inner learning rate of a 1-based step."""
+    """Return the inner learning rate of a 1-based step: it rises in the warm-up, then follows the schedule."""
     settings = config.training
+    if step <= settings.warmup:
+        return settings.lr * step / settings.warmup
     if settings.schedule == "constant":
         return settings.lr
-    return settings.lr * 0.5 * (1.0 + math.cos(math.pi * (step - 1) / settings.steps))
+    done = (step - 1 - settings.warmup) / (settings.steps - settings.warmup)
+    return settings.lr * 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def clip_gradient(model: nn.Module, config: Config) -> None:
+    """Shorten the gradient of all parameters together to the config's `clip`, where it is longer."""
+    if config.clip:
+        nn.utils.clip_grad_norm_(model.parameters(), config.clip)
 
 
 def measure_loss(workload: Workload, outputs: Tensor, targets: Tensor) -> Tensor:

@@ -72,6 +72,11 @@ def _restore(trainer: Trainer, states: Mapping[int, dict[str, Any]]) -> dict[str
     before = int(next(iter(states.values()))["sync"]["configuration"]["world size"])
     state = states[rank if rank < before else 0]
     _check_config(trainer.config, state["config"])
+    if trainer.workload.corpus != state["corpus"]:
+        raise CheckpointError(
+            f"checkpoint: corpus: expected SHA-256 {trainer.workload.corpus}, found {state['corpus']}: the run "
+            "was trained on another text; go on with the Python, or the --data, that it began with"
+        )
     model.load_state_dict(state["model"])
     if rank >= before:
         _load_mean(trainer, [state["model"] for state in states.values()])

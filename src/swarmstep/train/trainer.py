@@ -27,8 +27,9 @@ from swarmstep.train.evaluate import Score
 from swarmstep.train.faults import FaultInjector
 from swarmstep.train.feed import Feed
 from swarmstep.train.job import Job
-from swarmstep.train.local_step import build_model, build_optimizer, learning_rate, measure_loss
+from swarmstep.train.local_step import build_model, clip_gradient, learning_rate, measure_loss
 from swarmstep.train.model_file import check_extra_state
+from swarmstep.train.optimizer import build_optimizer
 from swarmstep.train.progress import Progress, describe_distrust
 from swarmstep.train.tally import Tally
 from swarmstep.workloads import Examples, Workload
@@ -99,6 +100,7 @@ class Trainer:
         """Return all that this worker needs to go on; waits for the round under way."""
         return {
             "config": dataclasses.asdict(self.config),
+            "corpus": self.workload.corpus,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "sync": self.sync.state_dict(),
@@ -141,8 +143,6 @@ class Trainer:
         seed_torch(mix(self.config.seed, step, comm.rank), self.device)  # dropout: a stop changes nothing
         inputs, targets = self.feed.batch(step)
         lr = learning_rate(self.config, step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
         self.model.train()
         outputs = (self._ddp.module if self._ddp else self.model)(inputs)
         loss = measure_loss(self.workload, outputs, targets)
@@ -151,7 +151,8 @@ class Trainer:
         computed = comm.clock()
         self.sync.reduce(lr)
         reducing = comm.clock() - computed
-        self.optimizer.step()
+        clip_gradient(self.model, self.config)
+        self.optimizer.step(lr)
         if self.fault:
             self.fault.after_step(self.model, step)
         if self.job.pace:
@@ -180,7 +181,9 @@ class Trainer:
         """Update `scores` on the validation and the test set by `evaluate`."""
         for name, examples in (("validation", self.feed.validation), ("test", self.workload.test)):
             score = evaluate(examples)
-            self.scores |= {f"{name}_loss": score.loss, f"{name}_accuracy": score.accuracy}
+            values = {measure: function(score.loss) for measure, function in self.workload.measures.items()}
+            values |= {"loss": score.loss, "accuracy": score.accuracy}
+            self.scores |= {f"{name}_{measure}": value for measure, value in values.items()}
 
     def progress(self, losses: list[float]) -> Progress:
         """Return how far this worker is.
@@ -216,6 +219,7 @@ class Trainer:
             **{name: value for name, value in means.items() if name.endswith("seconds")},
             "distrusted": self.tally.distrusted,
             "parameters": Flat(self.model).layout.parameters,
+            "corpus": self.workload.corpus,
             "steps_taken": self.sync.steps,
             "out": out,
         }

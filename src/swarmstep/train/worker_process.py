@@ -12,6 +12,7 @@ from swarmstep.comm.dist import DistComm
 from swarmstep.elastic.membership import Membership
 from swarmstep.elastic.torchft import LighthouseMembership
 from swarmstep.errors import UsageError
+from swarmstep.runtime.startup_checks import agree
 from swarmstep.train import elastic_coordinator, lockstep_coordinator
 from swarmstep.train.build import resolve
 from swarmstep.train.config import Config
@@ -39,6 +40,7 @@ def in_group(session: Session) -> dict[str, Any] | None:
     try:
         _find_run(session, comm)
         config, workload = session.ready(_shared_config(session, comm))
+        agree({"corpus": workload.corpus or "none"}, comm)
         if config.workers != comm.size:
             raise UsageError(f"expected {config.workers} processes, as the run has workers, found {comm.size}")
         if config.fast_sums != fast_sums:

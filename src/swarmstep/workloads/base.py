@@ -21,7 +21,7 @@ A workload of one's own is one short file, run as ``swarmstep train my.py:worklo
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Generator, Tensor, nn
@@ -33,7 +33,7 @@ from swarmstep.workloads.defaults import Defaults
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Examples as they are stored: `inputs` [N, ...] of any dtype, `targets` [N] (int64 for classes).
+    """Examples as they are stored: `inputs` [N, ...] of any dtype, `targets` [N, ...] (int64 for classes).
 
     Raises UsageError where the two lengths differ.
     """
@@ -72,10 +72,15 @@ class Workload:
     changes a prepared batch, in training only, its randomness from the given generator alone. `models` maps a
     name to a function that builds the module (weights from torch's global generator, which the caller seeds);
     the first is the default. `loss(outputs, targets)` is a mean over the batch; `correct(outputs, targets)`
-    the number of right answers in it, None where accuracy has no meaning. `classes` is None where the targets
-    are no classes: such a workload cannot be sharded by class.
+    the number of right answers in it (a fraction counts for an example with several targets), None where
+    accuracy has no meaning. `classes` is how many values a target, or each of an example's targets, can have;
+    None where the targets are no classes. Only examples with one class each can be sharded by class.
 
-    Raises UsageError for no model, no examples, or targets outside [0, classes).
+    `measures` has what else is shown of a mean loss: name -> function of it, "bits_per_byte" say; the summary
+    then has test_bits_per_byte and validation_bits_per_byte. `corpus` is the SHA-256 (hex) of data that may
+    differ from machine to machine under the same name, else None: runs on different ones are not put together.
+
+    Raises UsageError for no model, no examples, targets outside [0, classes), or a measure with a taken name.
     """
 
     name: str
@@ -88,10 +93,16 @@ class Workload:
     augment: Callable[[Tensor, Generator], Tensor] | None = None
     loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy
     correct: Callable[[Tensor, Tensor], Tensor] | None = right_answers
+    measures: Mapping[str, Callable[[float], float]] = field(default_factory=dict[str, Callable[[float], float]])
+    corpus: str | None = None
 
     def __post_init__(self) -> None:
         if not self.models:
             raise UsageError(f"workload {self.name!r} has no model; give models={{name: function}}")
+        if taken := {"loss", "accuracy"} & self.measures.keys():
+            raise UsageError(
+                f"workload {self.name!r}: measure {min(taken)!r}: the name is taken; give another one"
+            )
         for part, examples in (("train", self.train), ("test", self.test)):
             if not len(examples):
                 raise UsageError(f"workload {self.name!r} has no {part} examples")
@@ -99,9 +110,8 @@ class Workload:
                 self._check_classes(part, examples.targets, self.classes)
 
     def _check_classes(self, part: str, targets: Tensor, classes: int) -> None:
-        if targets.dtype != torch.int64 or targets.ndim != 1:
-            found = f"{targets.dtype} of shape {tuple(targets.shape)}"
-            raise UsageError(f"workload {self.name!r}: {part} targets must be int64 of shape [N], found {found}")
+        if targets.dtype != torch.int64:
+            raise UsageError(f"workload {self.name!r}: {part} targets must be int64, found {targets.dtype}")
         low, high = int(targets.min()), int(targets.max())
         if low < 0 or high >= classes:
             span = f"{low} to {high}"

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, get_args
 
 from swarmstep.errors import UsageError
 
-Optimizer = Literal["sgd", "momentum", "adamw"]
+Optimizer = Literal["sgd", "momentum", "adamw", "muon"]
 Schedule = Literal["constant", "cosine"]
 
 
@@ -17,13 +17,16 @@ class Defaults:
     """How a workload is trained unless the user says otherwise.
 
     Args:
-        optimizer: of the local steps; "momentum" is SGD with momentum 0.9.
+        optimizer: of the local steps; "momentum" is SGD with momentum 0.9, "muon" is Muon for hidden matrices
+            and AdamW for the rest.
         lr: learning rate, above 0.
         batch: examples per step and worker.
         every: local steps between two rounds.
         steps: local steps of each worker in the whole run.
-        weight_decay: of the optimizer, at least 0.
-        schedule: of the learning rate.
+        weight_decay: of the optimizer, at least 0; AdamW and Muon leave tensors of one dimension alone.
+        schedule: of the learning rate, after its warm-up.
+        warmup: steps in which the learning rate rises linearly from lr / warmup to lr, at least 0.
+        clip: the largest norm of a worker's gradient, to which longer ones are shortened; 0: none are.
         eval_every: local steps between two evaluations.
 
     Raises:
@@ -37,19 +40,23 @@ class Defaults:
     steps: int = 1000
     weight_decay: float = 0.0
     schedule: Schedule = "constant"
+    warmup: int = 0
+    clip: float = 0.0
     eval_every: int = 250
 
     def __post_init__(self) -> None:
         for name, choices in (("optimizer", get_args(Optimizer)), ("schedule", get_args(Schedule))):
             if getattr(self, name) not in choices:
                 raise UsageError(f"{name} must be one of {', '.join(choices)}, found {getattr(self, name)!r}")
-        for name in ("batch", "every", "steps", "eval_every"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, found {getattr(self, name)}")
+        least = {"batch": 1, "every": 1, "steps": 1, "eval_every": 1, "warmup": 0}
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                raise UsageError(f"{name} must be at least {low}, found {getattr(self, name)}")
         if not 0 < self.lr < float("inf"):
             raise UsageError(f"lr must be positive and finite, found {self.lr}")
-        if not 0 <= self.weight_decay < float("inf"):
-            raise UsageError(f"weight_decay must be at least 0 and finite, found {self.weight_decay}")
+        for name in ("weight_decay", "clip"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise UsageError(f"{name} must be at least 0 and finite, found {getattr(self, name)}")
 
 
 class BuiltIn(NamedTuple):
@@ -69,6 +76,20 @@ BUILT_IN: Mapping[str, BuiltIn] = {
     "mnist": BuiltIn(Defaults(steps=1500), ("lenet5", "mlp", "wide")),
     "cifar10": BuiltIn(
         Defaults(lr=0.05, steps=2000, weight_decay=5e-4, schedule="cosine", eval_every=500), ("resnet20", "cnn")
+    ),
+    "text": BuiltIn(
+        Defaults(
+            optimizer="adamw",
+            lr=2e-3,
+            batch=8,
+            steps=1500,
+            weight_decay=0.1,
+            schedule="cosine",
+            warmup=50,
+            clip=1.0,
+            eval_every=500,
+        ),
+        ("gpt", "gpt-small", "gpt-large"),
     ),
 }
 """The built-in workloads by name; each has a module of that name beside this one."""

@@ -23,7 +23,8 @@ def load(name: str, data: Path | None = None) -> Workload:
     Args:
         name: a key of BUILT_IN, or ``path/to/file.py:attribute``. The attribute is a Workload or a function
             that returns one; the function takes the data folder, or nothing.
-        data: the folder of the data files. None: the environment variable SWARMSTEP_DATA, else ./data.
+        data: the folder of the data files; for text a file, the text itself. None: the environment variable
+            SWARMSTEP_DATA, else ./data.
 
     Raises:
         UsageError: the name, file or attribute does not exist, or is not a Workload.

@@ -1,0 +1,107 @@
+"""The inner optimizer of a worker: one of torch's, or two that share a model's parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from swarmstep.errors import UsageError
+from swarmstep.train.config import Config
+from swarmstep.workloads.defaults import Defaults
+
+
+class LocalOptimizer:
+    """Optimizers of different parameters of one model, which take their steps together and share a learning rate.
+
+    Args:
+        parts: the optimizers.
+    """
+
+    def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
+        self.parts = tuple(parts)
+
+    def step(self, lr: float) -> None:
+        """Take a step with this learning rate."""
+        for part in self.parts:
+            for group in part.param_groups:
+                group["lr"] = lr
+            part.step()
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for part in self.parts:
+            part.zero_grad()
+
+    def forget(self) -> None:
+        """Forget all moments and momenta, as if no step had been taken."""
+        for part in self.parts:
+            part.state.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what there is to save."""
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict`; ValueError where it does not fit."""
+        for part, state in zip(self.parts, saved["parts"], strict=True):
+            part.load_state_dict(state)
+
+
+def build_optimizer(model: nn.Module, config: Config) -> LocalOptimizer:
+    """Return the inner optimizer: sgd, momentum (SGD with momentum 0.9), adamw, or muon.
+
+    "muon" is Muon (Jordan et al. 2024, torch.optim.Muon) for the `hidden_matrices` and AdamW for the rest. Muon's
+    steps have the size of AdamW's (Liu et al., arXiv 2502.16982), so that one learning rate and one weight decay
+    serve both. The weight decay of AdamW is for tensors of two and more dimensions: not for biases and norms.
+
+    Raises:
+        UsageError: the model has nothing to train, or for muon no hidden matrix, or this torch has no Muon.
+    """
+    settings = config.training
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise UsageError("the model has no trainable parameter: expected one with requires_grad=True")
+    if settings.optimizer == "adamw":
+        return LocalOptimizer([_adamw(parameters, settings)])
+    if settings.optimizer == "muon":
+        return LocalOptimizer(_muon(model, parameters, config))
+    momentum = 0.9 if settings.optimizer == "momentum" else 0.0
+    return LocalOptimizer([torch.optim.SGD(parameters, settings.lr, momentum, weight_decay=settings.weight_decay)])
+
+
+def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """Return the trainable parameters of two dimensions, without embeddings and the last nn.Linear's weight.
+
+    The last in the order of `model.modules()`, which is that in which modules were made part of the model.
+    """
+    embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)]
+    last = [m for m in model.modules() if isinstance(m, nn.Linear)][-1:]
+    outer = {id(module.weight) for module in (*embeddings, *last)}
+    return [p for p in model.parameters() if p.requires_grad and p.ndim == 2 and id(p) not in outer]
+
+
+def _adamw(parameters: Sequence[nn.Parameter], settings: Defaults) -> torch.optim.Optimizer:
+    decayed = [p for p in parameters if p.ndim >= 2]
+    others = [p for p in parameters if p.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=settings.lr)
+
+
+def _muon(model: nn.Module, parameters: Sequence[nn.Parameter], config: Config) -> list[torch.optim.Optimizer]:
+    muon = getattr(torch.optim, "Muon", None)
+    if muon is None:
+        raise UsageError(f"optimizer muon: expected torch 2.9 or newer, found {torch.__version__}; take adamw")
+    settings, hidden = config.training, hidden_matrices(model)
+    if not hidden:
+        raise UsageError(
+            f"optimizer muon: model {config.model!r} has no hidden matrix, only embeddings, a last linear layer "
+            "and the like; expected another model, or --optimizer adamw"
+        )
+    matched = {"adjust_lr_fn": "match_rms_adamw", "weight_decay": settings.weight_decay}
+    parts = [muon(hidden, lr=settings.lr, **matched)]
+    known = {id(p) for p in hidden}
+    rest = [p for p in parameters if id(p) not in known]
+    return [*parts, _adamw(rest, settings)] if rest else parts
