@@ -28,6 +28,10 @@ class InformedSwarmState(NamedTuple):
     velocity: Shared  # u [P]
     effect: PerWorker  # e [W] float64: what the swarm gains by each worker, in typical gains
     variance: PerWorker  # [W] float64: of the outcome of one test
+    groups: (
+        PerWorker  # h [W, trust.GROUPS] float64: how the probe's examples differ in what they say of each worker
+    )
+    lowers: PerWorker  # [W] float64: by what fraction leaving the worker out lowers the probe's loss
     standing: PerWorker  # [W] int64: the verdict of the tests, an index of trust.REASONS
     since: PerWorker  # [W] int64: the step of the present standing
     passing: PerWorker  # [W] int64: why the last round alone left a worker out, an index of trust.REASONS
@@ -44,6 +48,8 @@ class InformedSwarmMessage(NamedTuple):
     consensus: Tensor  # c [P]
     effect: Tensor
     variance: Tensor
+    groups: Tensor
+    lowers: Tensor
     standing: Tensor
     since: Tensor
     passing: Tensor
@@ -99,7 +105,7 @@ class InformedSwarm(Strategy[InformedSwarmState, InformedSwarmMessage]):
         UsageError: an argument is out of its range.
 
     Cost: one all-reduce of P a round, 2 (W-1)/W P sent by each worker; a second one in a round that changes a
-    standing. A test costs two probes and a gather of two numbers. Memory: x and u, 2 P.
+    standing. A test costs two probes and a gather of 19 numbers. Memory: x and u, 2 P.
 
     Source: Mendes, Kennedy, Neves, The Fully Informed Particle Swarm, IEEE Transactions on Evolutionary
     Computation 8(3), 2004; the round's step as velocity, leave-one-out trust and the defaults are ours.
@@ -146,6 +152,8 @@ class InformedSwarm(Strategy[InformedSwarmState, InformedSwarmMessage]):
             velocity=torch.zeros_like(x),
             effect=each.clone(),
             variance=each.clone(),
+            groups=each.new_zeros(comm.size, trust.GROUPS),
+            lowers=each.clone(),
             standing=whole.clone(),
             since=whole.clone(),
             passing=whole.clone(),
@@ -178,14 +186,16 @@ class InformedSwarm(Strategy[InformedSwarmState, InformedSwarmMessage]):
         passing = trust.glance(roll, torch.where(doubtful, self.gate / 10, self.gate))
         included = _included(state.standing, passing, roll)
         mean, _ = comm.mean(x, self._weight(included, roll, comm.rank))
-        verdict = trust.Verdict(state.effect, state.variance, state.standing, int(state.tests))
+        verdict = trust.Verdict(
+            state.effect, state.variance, state.groups, state.lowers, state.standing, int(state.tests)
+        )
         spent, cost, usual = float(state.spent), float(state.cost), float(state.usual)
         if probe and cost < 0:  # not known yet
             cost = slowest(signal.probe_cost, comm)
         if probe and (first or spent <= self.budget * signal.step):
-            q, loss = leave_one_out(x, mean, included, roll, probe, comm, audit=self.audit)
-            verdict = trust.judge(verdict, q, roll.present, self.memory, self.margin)
-            suspected, probes = suspects(q, usual, loss, state.anchor, probe, comm)
+            measured = leave_one_out(x, mean, included, roll, probe, comm, audit=self.audit)
+            verdict, q = trust.judge(verdict, measured, roll.present, self.memory, self.margin), measured.q
+            suspected, probes = suspects(q, usual, measured.loss, state.anchor, probe, comm)
             spent += 0.0 if first else (2 + probes) * cost
             passing = trust.veto(verdict.standing, passing, suspected)
             usual = usual if suspected.any() or q.isnan().any() else trust.typical(q)
@@ -196,6 +206,8 @@ class InformedSwarm(Strategy[InformedSwarmState, InformedSwarmMessage]):
             consensus=mean,
             effect=verdict.effect,
             variance=verdict.variance,
+            groups=verdict.groups,
+            lowers=verdict.lowers,
             standing=verdict.standing,
             since=torch.where(verdict.standing == state.standing, state.since, signal.step),
             passing=passing,
@@ -237,7 +249,7 @@ class InformedSwarm(Strategy[InformedSwarmState, InformedSwarmMessage]):
             lasting, passing = int(state.standing[rank]), int(state.passing[rank])
             if lasting or passing:
                 since = int(state.since[rank]) if lasting else int(state.step)
-                why = trust.explain(lasting or passing, float(state.effect[rank]))
+                why = trust.explain(lasting or passing, float(state.lowers[rank]))
                 distrusted.append(Distrust(rank, since, why))
         return tuple(distrusted)
 

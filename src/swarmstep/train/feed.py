@@ -20,6 +20,7 @@ from swarmstep.train.local_step import measure_loss
 from swarmstep.workloads import Workload
 
 PROBE = 128  # examples of one probe; a forward pass of two is taken to cost as much as a step with one
+GROUPS = 16  # of a probe's examples, for each of which the workload's loss is asked
 
 
 class Feed:
@@ -109,8 +110,17 @@ class Feed:
             self.deal(change)
 
     def probe(self, module: nn.Module, step: int) -> Tensor:
-        """Return the loss on as many as PROBE of the examples held out for it, others at each step."""
-        order = torch.randperm(len(self._probed), generator=generator(self._seed, step, "probe"))
-        part = self._probed.take(order[:PROBE])
+        """Return the losses [n] of as many as PROBE of the examples held out for it, others at each step.
+
+        All are cut into n stretches, and the i-th example is one of the i-th stretch. The workload's loss is a
+        mean: the mean of its group stands for each example, with groups as `Tensor.tensor_split` cuts them.
+        """
+        n = min(PROBE, len(self._probed))
+        ends = torch.arange(n + 1) * len(self._probed) // n
+        drawn = torch.rand(n, generator=generator(self._seed, step, "probe"))
+        part = self._probed.take(ends[:-1] + (drawn * ends.diff()).long())
         inputs, targets = self._workload.prepare(part.inputs).to(self._device), part.targets.to(self._device)
-        return measure_loss(self._workload, module(inputs), targets)
+        groups = zip(module(inputs).tensor_split(GROUPS), targets.tensor_split(GROUPS), strict=True)
+        return torch.cat(
+            [measure_loss(self._workload, outputs, of).expand(len(of)) for outputs, of in groups if len(of)]
+        )
