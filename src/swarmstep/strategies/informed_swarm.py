@@ -82,8 +82,9 @@ class InformedSwarm(Strategy[InformedSwarmState, InformedSwarmMessage]):
     cost the fraction `budget` of the local steps. At least half of the workers stay trusted. A worker judges
     itself, which protects from faulty workers but not from lying ones, unless `audit` is set.
 
-    Whatever the trust, a worker whose weights are not finite, or whose step is more than `gate` times as long as
-    the median, has weight 0 in that round and takes the swarm's weights.
+    Whatever the trust, a worker whose weights are not finite has weight 0 in that round and takes the swarm's
+    weights. With a probe so does one whose step is more than `gate` times as long as the median. Without one such
+    a step counts, shortened to `clip` medians: nothing else tells whether it is wild or does most of the work.
 
     Args:
         trust: "uniform", a_i is the worker's weight; "loss", it is multiplied by exp(-f_i / temperature) of the
@@ -95,8 +96,8 @@ class InformedSwarm(Strategy[InformedSwarmState, InformedSwarmMessage]):
         temperature: of trust="loss", in units of the loss, above 0.
         margin: k, 0 to 100: a worker loses trust when its effect is k standard errors below 0.
         memory: beta, 0 to 0.9999: of the running mean of the effects.
-        gate: the longest step allowed, in medians, above 10. A tenth of it until the third test, and for a worker
-            whose effect is negative, so that no wild step enters weights and velocity untested.
+        gate: the longest step allowed with a probe, in medians, above 1.
+        clip: the longest step that counts in full without a probe, in medians, above 1.
         budget: what probing may cost, as a fraction of the local steps, above 0 and at most 1.
         audit: the next rank judges each worker: one more vector of P in a round with a test.
         when: the trigger; by default every 16th step.
@@ -121,7 +122,8 @@ class InformedSwarm(Strategy[InformedSwarmState, InformedSwarmMessage]):
     temperature: float = 0.1
     margin: float = 4.0
     memory: float = 0.9
-    gate: float = 50.0
+    gate: float = 20.0
+    clip: float = 10.0
     budget: float = 0.04
     audit: bool = False
 
@@ -133,8 +135,9 @@ class InformedSwarm(Strategy[InformedSwarmState, InformedSwarmMessage]):
         check_range("social", self.social, 1e-9, 2.0)
         check_range("temperature", self.temperature, 1e-9, 1e9)
         check_range("budget", self.budget, 1e-9, 1.0)
-        if not self.gate > 10:
-            raise UsageError(f"gate: expected a number above 10, found {self.gate!r}")
+        for name in ("gate", "clip"):
+            if not getattr(self, name) > 1:
+                raise UsageError(f"{name}: expected a number above 1, found {getattr(self, name)!r}")
 
     @property
     def needs_probe(self) -> bool:
@@ -182,8 +185,11 @@ class InformedSwarm(Strategy[InformedSwarmState, InformedSwarmMessage]):
     ) -> InformedSwarmMessage:
         probe = signal.probe if self.trust in ("auto", "leave_one_out") and comm.size > 1 else None
         first = probe is not None and int(state.tests) < trust.FIRST  # one of the first tests
-        doubtful = (state.effect < 0) | first if probe else torch.zeros_like(state.standing, dtype=torch.bool)
-        passing = trust.glance(roll, torch.where(doubtful, self.gate / 10, self.gate))
+        passing = trust.glance(roll, self.gate if probe else math.inf)
+        if not probe:
+            x = _shortened(
+                x, state.anchor, self.clip / max(1.0, float(trust.stretch(roll)[comm.rank])), signal.layout
+            )
         included = _included(state.standing, passing, roll)
         mean, _ = comm.mean(x, self._weight(included, roll, comm.rank))
         verdict = trust.Verdict(
@@ -195,7 +201,7 @@ class InformedSwarm(Strategy[InformedSwarmState, InformedSwarmMessage]):
         if probe and (first or spent <= self.budget * signal.step):
             measured = leave_one_out(x, mean, included, roll, probe, comm, audit=self.audit)
             verdict, q = trust.judge(verdict, measured, roll.present, self.memory, self.margin), measured.q
-            suspected, probes = suspects(q, usual, measured.loss, state.anchor, probe, comm)
+            suspected, probes = suspects(measured, usual, self.margin, state.anchor, probe, comm)
             spent += 0.0 if first else (2 + probes) * cost
             passing = trust.veto(verdict.standing, passing, suspected)
             usual = usual if suspected.any() or q.isnan().any() else trust.typical(q)
@@ -255,6 +261,14 @@ class InformedSwarm(Strategy[InformedSwarmState, InformedSwarmMessage]):
 
     def result(self, x: Tensor, state: InformedSwarmState, comm: Comm) -> Tensor:
         return state.anchor.clone()
+
+
+def _shortened(x: Tensor, anchor: Tensor, share: float, layout: Layout) -> Tensor:
+    """Return x with `share` of its step from the anchor, where that is below 1; buffers stay."""
+    n = layout.parameters
+    if share >= 1:
+        return x
+    return torch.cat([anchor[:n].lerp(x[:n], share), x[n:]])
 
 
 def _included(standing: Tensor, passing: Tensor, roll: Roll) -> Tensor:

@@ -70,25 +70,28 @@ def leave_one_out(
     return trust.Outcomes(trust.checked(q, base), groups, lowers, float(base.median()))
 
 
-def suspects(q: Tensor, usual: float, loss: float, anchor: Tensor, probe: Probe, comm: Comm) -> tuple[Tensor, int]:
+def suspects(
+    measured: trust.Outcomes, usual: float, margin: float, anchor: Tensor, probe: Probe, comm: Comm
+) -> tuple[Tensor, int]:
     """Return who may have made this round a step back, bool [W], and how many probes it took to find out.
 
-    A worker whose harm is far beyond what is usual, and as large as the whole step back. Nothing is measured
-    where nobody's is. Collective.
+    A worker whose harm is far beyond what is usual and beyond the probe's noise, and as large as the whole step
+    back. Nothing is measured where nobody's is. Collective.
 
     Args:
-        q: [W], what `leave_one_out` returned.
+        measured: what `leave_one_out` returned.
         usual: a typical outcome of the last test of a round that was no step back; 0 if there was none.
-        loss: of the mean.
+        margin: in standard errors of q.
         anchor: the weights before the round, common to all ranks.
         probe: of a vector [P].
         comm: the group.
     """
-    suspected = (q < 0) & (q <= -ALARM * usual)
+    q, noise = measured.q, measured.groups.square().sum(1).sqrt().nan_to_num(0.0, 0.0)
+    suspected = (q < 0) & (q <= -ALARM * usual) & (q <= -margin * noise)
     if not suspected.any():
         return suspected, 0
     before = comm.gather(probe(anchor).mean()).median()
-    back = loss - float(before)
+    back = measured.loss - float(before)
     return suspected & (back > 0) & (q <= -back), 1
 
 

@@ -50,15 +50,16 @@ class Verdict(NamedTuple):
     tests: int  # t
 
 
-def glance(roll: Roll, gate: Tensor) -> Tensor:
-    """Return who is left out of this round alone, [W]: NOT_FINITE, WILD, or TRUSTED.
-
-    A step is wild if it is more than `gate` [W] times as long as the lower median of those present.
-    """
+def stretch(roll: Roll) -> Tensor:
+    """Return how long each worker's step is, [W] in lower medians of those present; 0 where that is 0."""
     lengths = roll.reports[:, 0].sqrt()
-    now = torch.full_like(lengths, TRUSTED, dtype=torch.int64)
-    if roll.present.any():
-        now[roll.present & (lengths > gate * lengths[roll.present].median())] = WILD
+    middle = float(lengths[roll.present].median()) if roll.present.any() else 0.0
+    return torch.where(roll.present, lengths / middle, 0.0) if middle else torch.zeros_like(lengths)
+
+
+def glance(roll: Roll, gate: float) -> Tensor:
+    """Return who is left out of this round alone, [W]: NOT_FINITE, WILD (longer than `gate`), or TRUSTED."""
+    now = torch.where(stretch(roll) > gate, WILD, TRUSTED)
     now[roll.losses.isnan()] = NOT_FINITE
     return now
 
