@@ -39,7 +39,7 @@ class InformedSwarmState(NamedTuple):
     tests: Shared  # int64 []: t
     spent: Shared  # float64 []: what the probes after the first tests have cost, in local steps
     cost: Shared  # float64 []: of one probe, in local steps; -1 before the first round
-    usual: Shared  # float64 []: a typical outcome of the last test whose round was no step back; 0 before
+    usual: Shared  # float64 []: a typical outcome of the last test without a step back; inf before the third
 
 
 class InformedSwarmMessage(NamedTuple):
@@ -164,7 +164,7 @@ class InformedSwarm(Strategy[InformedSwarmState, InformedSwarmMessage]):
             tests=torch.tensor(0),
             spent=torch.tensor(0.0, dtype=torch.float64),
             cost=torch.tensor(-1.0, dtype=torch.float64),
-            usual=torch.tensor(0.0, dtype=torch.float64),
+            usual=torch.tensor(math.inf, dtype=torch.float64),
         )
 
     def carry(
@@ -204,7 +204,8 @@ class InformedSwarm(Strategy[InformedSwarmState, InformedSwarmMessage]):
             suspected, probes = suspects(measured, usual, self.margin, state.anchor, probe, comm)
             spent += 0.0 if first else (2 + probes) * cost
             passing = trust.veto(verdict.standing, passing, suspected)
-            usual = usual if suspected.any() or q.isnan().any() else trust.typical(q)
+            if verdict.tests >= trust.FIRST and not (suspected.any() or q.isnan().any()):
+                usual = trust.typical(q)
             still = _included(verdict.standing, passing, roll)
             if not torch.equal(still, included):
                 mean, _ = comm.mean(x, self._weight(still, roll, comm.rank))

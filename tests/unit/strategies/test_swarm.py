@@ -79,7 +79,7 @@ def oracle(
 ) -> Array:
     """`known`: the probe says what each example has lost."""
     x, u, history, trust = g.start.copy(), np.zeros(len(g.start)), [], Trust(g.workers)
-    usual = 0.0
+    usual = math.inf
     for r, drift in enumerate(g.drift):
         here = np.array([not g.absent(r, i) for i in range(g.workers)])
         positions = x + np.where(here[:, None], drift, 0.0)
@@ -102,7 +102,8 @@ def oracle(
                 suspects &= q <= -4 * np.sqrt(np.square(groups).sum(axis=1)) / examples.shape[1]
             if (~(out | suspects)).sum() >= math.ceil(g.workers / 2):
                 out = out | suspects
-            usual = usual if suspects.any() else np.sort(np.abs(q))[(g.workers - 1) // 2]
+            if trust.t >= 3 and not suspects.any():
+                usual = np.sort(np.abs(q))[(g.workers - 1) // 2]
             included = here & ~out
         agreed = g.mean(r, positions, included)
         d = agreed - x
@@ -191,7 +192,7 @@ def test_one_vector_a_round_while_no_standing_changes() -> None:
     size, W = g.drift.shape[2], g.workers
     vector = 2 * (W - 1) * (size + 1) * 8  # over all workers
     tests = W * (W - 1) * (3 + 16) * 8  # numbers of each
-    cost = 2 * W * (W - 1) * 8  # of a probe, and the loss before the first round, once each
+    cost = W * (W - 1) * 8  # of a probe
     assert played.sent.sum(axis=1).tolist() == [vector + tests + cost] + [vector + tests] * (len(g.drift) - 1)
     bad = play(CALM(), bad_game("sign", 0)).sent.sum(axis=1)
     assert (bad[1:] == vector + tests).sum() == len(g.drift) - 2
@@ -288,3 +289,36 @@ def test_alone_it_is_its_own_momentum() -> None:
 def test_ranges(fields: dict[str, object]) -> None:
     with pytest.raises(UsageError, match=next(iter(fields))):
         InformedSwarm(**fields)
+
+
+def judged(noise: float, fixed: bool, tests: int = 8) -> trust.Verdict:
+    """Test four workers, of whom the last does harm; the probe's examples differ by `noise` standard errors."""
+    g, q = np.random.default_rng(0), torch.tensor([1.0, 1.1, 0.9, -3.0]).double()
+    zero, same = torch.zeros(4).double(), torch.tensor(g.normal(size=(4, trust.GROUPS)))
+    verdict = trust.Verdict(zero, zero, torch.zeros_like(same), zero, torch.zeros(4, dtype=torch.int64), 0)
+    for _ in range(tests):
+        groups = same if fixed else torch.tensor(g.normal(size=same.shape))
+        groups = groups - groups.mean(1, keepdim=True)
+        groups = noise * groups / groups.square().sum(1, keepdim=True).sqrt()
+        here = torch.ones(4, dtype=torch.bool)
+        verdict = trust.judge(verdict, trust.Outcomes(q, groups, -q, 10.0), here, 0.9, 4.0)
+    return verdict
+
+
+@pytest.mark.parametrize(
+    ("noise", "fixed", "found"),
+    [(0.0, True, True), (0.6, True, True), (1.2, True, False), (1.2, False, True), (9.0, False, False)],
+)
+def test_the_noise_of_the_probe_averages_out_only_over_other_examples(
+    noise: float, fixed: bool, found: bool
+) -> None:
+    verdict = judged(noise, fixed)
+    assert verdict.standing.tolist() == [0, 0, 0, int(found)]
+    if fixed:
+        assert verdict.groups.square().sum(1).sqrt().tolist() == pytest.approx([noise] * 4)
+
+
+def test_the_words_say_what_was_measured() -> None:
+    lowers = judged(0.0, fixed=True).lowers
+    assert trust.explain(trust.HARMFUL, float(lowers[3])) == "leaving it out lowers the probe's loss by 30 %"
+    assert trust.explain(trust.HARMFUL, float(lowers[0])) == "leaving it out now raises the probe's loss by 10 %"

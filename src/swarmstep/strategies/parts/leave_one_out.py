@@ -80,7 +80,7 @@ def suspects(
 
     Args:
         measured: what `leave_one_out` returned.
-        usual: a typical outcome of the last test of a round that was no step back; 0 if there was none.
+        usual: a typical outcome of the last test of a round that was no step back; inf if there was none.
         margin: in standard errors of q.
         anchor: the weights before the round, common to all ranks.
         probe: of a vector [P].

@@ -17,7 +17,7 @@ from swarmstep.signal import Roll
 TRUSTED, HARMFUL, CONTRADICTING, NOT_FINITE, WILD, VETOED = range(6)
 REASONS = (
     "trusted",
-    "leaving it out lowers the probe's loss",
+    "the probe's loss is lower without it",
     "its probe contradicts the others'",
     "its weights are not finite",
     "its step is far longer than the others'",
@@ -146,5 +146,8 @@ def veto(standing: Tensor, passing: Tensor, suspected: Tensor) -> Tensor:
 
 
 def explain(standing: int, lowers: float) -> str:
-    """Return why a worker is left out, in words; `lowers` is the fraction of the probe's loss."""
-    return f"{REASONS[standing]} by {lowers:.2g}" if standing == HARMFUL else REASONS[standing]
+    """Return why a worker is left out, in words; `lowers` as in `Verdict`."""
+    if standing != HARMFUL:
+        return REASONS[standing]
+    verb = "lowers" if lowers > 0 else "now raises"
+    return f"leaving it out {verb} the probe's loss by {100.0 * abs(lowers):.2g} %"
