@@ -83,8 +83,8 @@ class InformedSwarm(Strategy[InformedSwarmState, InformedSwarmMessage]):
     itself, which protects from faulty workers but not from lying ones, unless `audit` is set.
 
     Whatever the trust, a worker whose weights are not finite has weight 0 in that round and takes the swarm's
-    weights. With a probe so does one whose step is more than `gate` times as long as the median. Without one such
-    a step counts, shortened to `clip` medians: nothing else tells whether it is wild or does most of the work.
+    weights, and a step longer than `clip` medians counts shortened to that. With a probe one longer than `gate`
+    medians is left out; without one nothing tells whether it is wild or does most of the work.
 
     Args:
         trust: "uniform", a_i is the worker's weight; "loss", it is multiplied by exp(-f_i / temperature) of the
@@ -96,8 +96,8 @@ class InformedSwarm(Strategy[InformedSwarmState, InformedSwarmMessage]):
         temperature: of trust="loss", in units of the loss, above 0.
         margin: k, 0 to 100: a worker loses trust when its effect is k standard errors below 0.
         memory: beta, 0 to 0.9999: of the running mean of the effects.
-        gate: the longest step allowed with a probe, in medians, above 1.
-        clip: the longest step that counts in full without a probe, in medians, above 1.
+        gate: the longest step allowed where there is a probe, in medians, above 1.
+        clip: the longest step that counts in full, in medians, above 1.
         budget: what probing may cost, as a fraction of the local steps, above 0 and at most 1.
         audit: the next rank judges each worker: one more vector of P in a round with a test.
         when: the trigger; by default every 16th step.
@@ -186,10 +186,7 @@ class InformedSwarm(Strategy[InformedSwarmState, InformedSwarmMessage]):
         probe = signal.probe if self.trust in ("auto", "leave_one_out") and comm.size > 1 else None
         first = probe is not None and int(state.tests) < trust.FIRST  # one of the first tests
         passing = trust.glance(roll, self.gate if probe else math.inf)
-        if not probe:
-            x = _shortened(
-                x, state.anchor, self.clip / max(1.0, float(trust.stretch(roll)[comm.rank])), signal.layout
-            )
+        x = _shortened(x, state.anchor, self.clip / max(1.0, float(trust.stretch(roll)[comm.rank])), signal.layout)
         included = _included(state.standing, passing, roll)
         mean, _ = comm.mean(x, self._weight(included, roll, comm.rank))
         verdict = trust.Verdict(
