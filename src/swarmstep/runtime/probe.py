@@ -70,7 +70,7 @@ def _losses(given: Tensor | float) -> Tensor:
     loss = number(given)
     if loss is None:
         raise UsageError(
-            "probe: expected one real number, or a tensor [n] of the losses of n examples, found "
+            "probe: expected one real number or a tensor [n] of the losses of n examples, found "
             f"{_described(given)}"
         )
     return torch.tensor([loss], dtype=torch.float64)

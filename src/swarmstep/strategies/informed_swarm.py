@@ -135,9 +135,9 @@ class InformedSwarm(Strategy[InformedSwarmState, InformedSwarmMessage]):
         check_range("social", self.social, 1e-9, 2.0)
         check_range("temperature", self.temperature, 1e-9, 1e9)
         check_range("budget", self.budget, 1e-9, 1.0)
-        for name in ("gate", "clip"):
-            if not getattr(self, name) > 1:
-                raise UsageError(f"{name}: expected a number above 1, found {getattr(self, name)!r}")
+        for name, medians in (("gate", self.gate), ("clip", self.clip)):
+            if not medians > 1:
+                raise UsageError(f"{name}: expected a number above 1, found {medians!r}")
 
     @property
     def needs_probe(self) -> bool:
