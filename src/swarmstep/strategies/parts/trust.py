@@ -45,7 +45,9 @@ class Verdict(NamedTuple):
     effect: Tensor  # e: the mean outcome, in typical outcomes; below 0 the swarm is better without the worker
     variance: Tensor  # of an outcome
     groups: Tensor  # h [W, GROUPS]: the mean of g, in typical outcomes
-    lowers: Tensor  # the mean of what leaving the worker out lowers the loss by, as a fraction of it
+    lowers: (
+        Tensor  # what leaving the worker out lowers the loss by, a fraction of it; the mean while it was trusted
+    )
     standing: Tensor  # TRUSTED, HARMFUL or CONTRADICTING
     tests: int  # t
 
@@ -123,7 +125,8 @@ def judge(before: Verdict, measured: Outcomes, present: Tensor, memory: float, m
     effect = before.effect + (1.0 - b) * d
     variance = b * (before.variance + (1.0 - b) * d * d)
     lowered = (measured.lowers / max(abs(measured.loss), tiny)).nan_to_num()
-    lowers = before.lowers + (1.0 - b) * torch.where(present, lowered - before.lowers, 0.0)
+    counts = present & (before.standing == TRUSTED)
+    lowers = before.lowers + (1.0 - b) * torch.where(counts, lowered - before.lowers, 0.0)
     beyond = (share[:, None] * measured.groups).nan_to_num(0.0).clamp(-MOST, MOST) - before.groups
     groups = before.groups + (1.0 - b) * torch.where(present[:, None], beyond, 0.0)
     among = (float(variance.median()) + PRIOR**2 / t) / min(t, (1.0 + memory) / (1.0 - memory))
@@ -149,5 +152,4 @@ def explain(standing: int, lowers: float) -> str:
     """Return why a worker is left out, in words; `lowers` as in `Verdict`."""
     if standing != HARMFUL:
         return REASONS[standing]
-    verb = "lowers" if lowers > 0 else "now raises"
-    return f"leaving it out {verb} the probe's loss by {100.0 * abs(lowers):.2g} %"
+    return f"leaving it out lowers the probe's loss by {100.0 * lowers:.2g} %"
