@@ -43,8 +43,9 @@ class Signal:
 
     What is costly is a call, made only if asked for: `loss` (the mean training loss since the last round, in
     the loss's own unit) waits for the device, `gradient` builds a flat vector [P], `probe` runs the model
-    with any flat vector [P] on the shared probe batch (None where no probe was given). `total` adds up a tensor
-    over the shards of this worker's model; where the model is whole it returns its argument.
+    with any flat vector [P] on the shared probe batch (None where no probe was given). It returns the losses
+    of the n examples, [n] float64 on the CPU; [1], their mean, where the user's function gives no more. `total`
+    adds up a tensor over the shards of this worker's model; where the model is whole it returns its argument.
     """
 
     step: int  # 1-based count of local steps
@@ -52,7 +53,7 @@ class Signal:
     lr: float | None  # of the inner optimizer, where the caller told; the highest of its parameter groups
     loss: Callable[[], float]
     gradient: Callable[[], Tensor]
-    probe: Callable[[Tensor], float] | None
+    probe: Callable[[Tensor], Tensor] | None
     layout: Layout
     probe_cost: float = 0.0  # of one call of `probe`, in local steps
     rank: int = 0  # of this worker, for triggers that differ from rank to rank

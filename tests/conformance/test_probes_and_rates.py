@@ -42,11 +42,15 @@ RETURNS: dict[str, Callable[[nn.Module], Any]] = {
     "integer tensor": lambda m: torch.tensor(7),
     "bfloat16 tensor": lambda m: torch.tensor(0.5, dtype=torch.bfloat16),
     "own graph": lambda m: graph(m),
+    "losses": lambda m: torch.arange(5.0),
+    "bfloat16 losses": lambda m: torch.ones(2, dtype=torch.bfloat16),
+    "losses with a graph": lambda m: torch.stack([graph(m)] * 20),
 }
 REFUSED: dict[str, tuple[Callable[[nn.Module], Any], str]] = {
     "None": (lambda m: None, "found None"),
     "text": (lambda m: "0.5", "found '0.5'"),
-    "vector": (lambda m: torch.zeros(3), r"found a tensor of shape \[3\]"),
+    "matrix": (lambda m: torch.zeros(3, 1, 2), r"found a tensor of shape \[3, 1, 2\]"),
+    "no examples": (lambda m: torch.zeros(0), r"found a tensor of shape \[0\]"),
     "NumPy vector": (lambda m: np.zeros(2), r"found array"),
     "complex": (lambda m: torch.tensor(1j), "complex64"),
     "complex number": (lambda m: 1j, "found 1j"),
@@ -62,7 +66,7 @@ def graph(model: nn.Module) -> Tensor:
 
 @pytest.mark.parametrize("what", RETURNS)
 @pytest.mark.parametrize("kind", [InformedSwarm, PSOPS])
-def test_a_probe_may_return_any_one_number(what: str, kind: type[Any]) -> None:
+def test_a_probe_may_return_any_one_number_or_a_vector_of_losses(what: str, kind: type[Any]) -> None:
     def train(comm: Comm) -> Any:
         options = Options(probe=lambda m, step: RETURNS[what](m), probe_cost=0.01)
         strategy = kind(when=Every(1), **({"fitness": "probe"} if kind is PSOPS else {}))

@@ -137,7 +137,8 @@ def test_memory_is_what_the_card_says(variant: str, workers: int) -> None:
     found = simulate(lambda comm: rounds_of(comm, chosen(variant), 3), workers)
     for _, _, P, state in found:
         assert sum(tensor.numel() == P for tensor in state.values()) == float(VARIANTS[variant].card.memory)
-        assert sum(tensor.numel() for tensor in state.values() if tensor.numel() != P) < P
+        small = 16 * workers  # numbers that leave-one-out trust keeps of its probe
+        assert sum(tensor.numel() for tensor in state.values() if tensor.numel() != P) < P + small
 
 
 @every_variant

@@ -28,15 +28,15 @@ MOVES = torch.randn(STEPS, WORKERS, 8, generator=torch.Generator().manual_seed(0
 LOSSES = torch.randint(1, 64, (STEPS, WORKERS), generator=torch.Generator().manual_seed(1)) / 16
 
 
-def square(model: nn.Module) -> float:
-    """The probe in steps of 1/1024, so that sums with a constant are exact."""
-    return round(sum(float(p.square().sum()) for p in model.parameters()) * 1024) / 1024
+def squares(model: nn.Module) -> Tensor:
+    """The probe, one of 8 losses for each weight, in steps of 1/1024, so that sums with a constant are exact."""
+    return torch.cat([p.square().flatten() for p in model.parameters()]).mul(1024).round().div(1024)
 
 
 def walk(strategy: Strategy, comm: Comm, shift: float = 0.0, scale: float = 1.0, bad: float | None = None) -> Any:
     """Move the weights by given steps; return them after each, what each round said, and the last state."""
     model = nn.Linear(3, 2).double()
-    options = Options(probe=lambda m, step: (square(m) + shift) * scale, probe_cost=0.01)
+    options = Options(probe=lambda m, step: (squares(m) + shift) * scale, probe_cost=0.01)
     sync = Synchronizer(model, dataclasses.replace(strategy, when=Every(1)), comm, options)
     seen: list[Any] = []
     for move, losses in zip(MOVES, LOSSES, strict=True):

@@ -89,7 +89,8 @@ def test_the_fast_path_is_within_rounding_after_a_round(pool: Pool, variant: str
     for (weights, state), (expected, expected_state) in zip(fast, exact, strict=True):
         assert relative(torch.cat(weights), torch.cat(expected)) <= 1e-6
         for name, tensor in state.items():
-            assert relative(tensor, expected_state[name]) <= 1e-6
+            rounding = 1e-5 if name in ("groups", "lowers") else 1e-6  # these are differences of float32 losses
+            assert relative(tensor, expected_state[name]) <= rounding
 
 
 def relative(a: Tensor, b: Tensor) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from swarmstep import Comm, Metered, Strategy, simulate
 from swarmstep.signal import Layout, Roll, Signal
 
 Array = NDArray[np.float64]
+Probe = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Played(NamedTuple):
@@ -74,16 +76,21 @@ def weighted(played: Game) -> Game:
     return played._replace(weights=rng.integers(1, 21, played.weights.shape).astype(float))
 
 
-def mean_square(v: torch.Tensor) -> float:
-    """The probe."""
-    return float((v**2).mean())
+def mean_square(v: torch.Tensor) -> torch.Tensor:
+    """The probe: one number."""
+    return (v**2).double().mean().reshape(1)
+
+
+def squares(v: torch.Tensor) -> torch.Tensor:
+    """A probe of the same mean that says what each example has lost."""
+    return (v**2).double()
 
 
 def no_gradient() -> torch.Tensor:
     raise AssertionError("no strategy asks for the gradient")
 
 
-def play(strategy: Strategy, game: Game, seed: int = 0, double: bool = True) -> Played:
+def play(strategy: Strategy, game: Game, seed: int = 0, double: bool = True, probe: Probe = mean_square) -> Played:
     """Run the rounds; each checks that `exchange` changes nothing."""
     dtype = torch.float64 if double else torch.float32
 
@@ -104,7 +111,7 @@ def play(strategy: Strategy, game: Game, seed: int = 0, double: bool = True) -> 
             seconds = torch.zeros(comm.size, 3, dtype=torch.float64)
             roll = Roll(steps, steps, losses, torch.tensor(game.weights[r]), seconds, reports)
             rate = None if gone[comm.rank] else game.rates[r]
-            signal = Signal(r + 1, seed, rate, lambda: 0.0, no_gradient, mean_square, layout)
+            signal = Signal(r + 1, seed, rate, lambda: 0.0, no_gradient, probe, layout)
             before = [x.clone(), *(t.clone() for t in state)]
             traffic = comm.traffic.sent
             message = strategy.exchange(x, state, signal, roll, comm)

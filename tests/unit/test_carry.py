@@ -460,8 +460,10 @@ def test_one_test_does_not_cost_a_new_worker_its_trust() -> None:
     old.variance.fill_(0.5)
     old.tests.fill_(100)
     found = swarm.carry(old, fresh, sources, 3)
-    verdict = trust.Verdict(found.effect, found.variance, found.standing, int(found.tests))
-    q = torch.tensor([0.1, 0.1, 0.1, -0.5], dtype=torch.float64)
+    verdict = trust.Verdict(
+        found.effect, found.variance, found.groups, found.lowers, found.standing, int(found.tests)
+    )
+    q = trust.Outcomes(torch.tensor([0.1, 0.1, 0.1, -0.5]).double(), found.groups, found.lowers, 1.0)
     everybody = torch.ones(4, dtype=torch.bool)
     one = trust.judge(verdict, q, everybody, swarm.memory, swarm.margin)
     assert one.standing.tolist() == [trust.TRUSTED] * 4

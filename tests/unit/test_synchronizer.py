@@ -183,7 +183,7 @@ def test_the_probe_leaves_everything_alone_but_its_own_copy() -> None:
         probe = seen.signals[0].probe
         assert probe is not None
         x = Flat(model).read()
-        losses = [probe(x), probe(2 * x), probe(x)]
+        losses = [probe(vector).item() for vector in (x, 2 * x, x)]
         assert losses[0] == losses[2] != losses[1]
         assert torch.equal(torch.get_rng_state(), random)
         assert same(dict(model.state_dict()), state)
@@ -201,7 +201,7 @@ def test_the_probe_measures_the_vector_it_is_given() -> None:
         other = network(3).eval()
         probed = seen.signals[0].probe
         assert probed is not None
-        assert probed(Flat(other).read()) == pytest.approx(probe(other, 1).item(), rel=1e-6)
+        torch.testing.assert_close(probed(Flat(other).read()), probe(other, 1).double(), rtol=1e-6, atol=0.0)
 
     simulate(train, 1)
 

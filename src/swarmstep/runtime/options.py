@@ -32,10 +32,12 @@ class Options(Checked):
             rank that takes part. None:
             the strategy's default.
         probe: probe(module, step) is the mean loss of a module (in eval mode) on a batch that is the same on
-            all ranks and apart from training data. It may differ from step to step, so that a round looks at
-            a part of a larger set. Strategies that measure fitness on a probe need it. Any constant may be added
-            to it. It runs in the autocast of the step, if any; with `delay` beside the training, without that, and
-            must not draw from torch's global generator.
+            all ranks and apart from training data; better, a tensor [n] of the losses of its n examples, which
+            tell the informed swarm how noisy their mean is. It may differ from step to step, so that a round
+            looks at a part of a larger set; then let the i-th example be one of the i-th part of the set.
+            Strategies that measure fitness on a probe need it. Any constant may be added to it. It runs in the
+            autocast of the step, if any; with `delay` beside the training, without that, and must not draw from
+            torch's global generator.
         probe_cost: of one probe, in local steps; strategies keep its share of the time small by it. None:
             measured, and then which rounds probe depends on the machine.
         delay: local steps that are computed while a round travels, at least 0. A round lands this many steps

@@ -103,7 +103,7 @@ def _load_message(saved: Mapping[str, Any], strategy: Strategy, like: Tensor, si
     kind = get_type_hints(type(strategy).exchange)["return"]
     fields.same("fields of pending.message", sorted(kind._fields), sorted(saved))
     message = kind(**{name: tensor.clone() for name, tensor in saved.items()})
-    for name, tensor in message._asdict().items():  # vectors [P], a number for each worker [W], or one number
-        if tensor.dim() and tensor.shape != (size,):
+    for name, tensor in message._asdict().items():  # vectors [P], numbers for each worker [W, ...], or one number
+        if tensor.dim() and tensor.shape[:1] != (size,):
             fields.same(f"pending.message.{name}", (like.dtype, like.shape), (tensor.dtype, tensor.shape))
     return message

@@ -15,11 +15,14 @@ from swarmstep.runtime.number import number
 
 
 class Probe:
-    """The loss of any flat vector on the probe batch, measured on a private copy of the module.
+    """The losses of any flat vector on the probe batch, measured on a private copy of the module.
+
+    They come as a tensor [n] float64 on the CPU, one for each example of the batch; [1] where the user's function
+    gives only their mean.
 
     Args:
         model: is copied.
-        loss: loss(module, step), one number or a tensor of one element.
+        loss: loss(module, step), one real number or a tensor [n] of the examples' losses, n >= 1.
         clock: for its cost.
         guarded: keep what the loss draws from torch's global generator apart from the training. Not possible
             beside the training.
@@ -39,7 +42,7 @@ class Probe:
         self._clock = clock
         self._guarded = guarded
         self.last = 0.0  # seconds of the last call
-        self.last_loss = 0.0
+        self.last_loss = 0.0  # the mean
         self.seconds = 0.0  # of all calls
 
     def follow(self) -> None:
@@ -47,21 +50,30 @@ class Probe:
         self._copy.follow()
 
     @torch.no_grad()
-    def __call__(self, x: Tensor, step: int) -> float:
+    def __call__(self, x: Tensor, step: int) -> Tensor:
         started = self._clock()
         self._flat.write(x)
         devices = [x.device] if x.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices, enabled=self._guarded), _uncached_autocast():
             given = self._loss(self._copy.module, step)
-        loss = number(given)
-        if loss is None:
-            raise UsageError(
-                f"probe: expected one real number or a tensor of one element, found {_described(given)}"
-            )
+        losses = _losses(given)
         self.last = self._clock() - started
         self.seconds += self.last
-        self.last_loss = loss
-        return loss
+        self.last_loss = float(losses.mean())
+        return losses
+
+
+def _losses(given: Tensor | float) -> Tensor:
+    """Return what the user's function gave as a tensor [n] float64 on the CPU; UsageError if it is none."""
+    if isinstance(given, Tensor) and given.ndim == 1 and len(given) and not given.is_complex():
+        return given.detach().cpu().double()
+    loss = number(given)
+    if loss is None:
+        raise UsageError(
+            "probe: expected one real number or a tensor [n] of the losses of n examples, found "
+            f"{_described(given)}"
+        )
+    return torch.tensor([loss], dtype=torch.float64)
 
 
 @contextlib.contextmanager

@@ -30,6 +30,10 @@ class InformedSwarmState(NamedTuple):
     radius: Shared  # float64 []: r, of a measured reach
     effect: PerWorker  # e [W] float64: what the swarm gains by each worker, in typical gains
     variance: PerWorker  # [W] float64: of the outcome of one test
+    groups: (
+        PerWorker  # h [W, trust.GROUPS] float64: how the probe's examples differ in what they say of each worker
+    )
+    lowers: PerWorker  # [W] float64: by what fraction leaving the worker out lowers the probe's loss
     standing: PerWorker  # [W] int64: the verdict of the tests, an index of trust.REASONS
     since: PerWorker  # [W] int64: the step of the present standing
     passing: PerWorker  # [W] int64: why the last round alone left a worker out, an index of trust.REASONS
@@ -37,7 +41,7 @@ class InformedSwarmState(NamedTuple):
     tests: Shared  # int64 []: t
     spent: Shared  # float64 []: what the probes after the first tests have cost, in local steps
     cost: Shared  # float64 []: of one probe, in local steps; -1 before the first round
-    usual: Shared  # float64 []: a typical outcome of the last test whose round was no step back; 0 before
+    usual: Shared  # float64 []: a typical outcome of the last test without a step back; inf before the third
 
 
 class InformedSwarmMessage(NamedTuple):
@@ -48,6 +52,8 @@ class InformedSwarmMessage(NamedTuple):
     radius: Tensor
     effect: Tensor
     variance: Tensor
+    groups: Tensor
+    lowers: Tensor
     standing: Tensor
     since: Tensor
     passing: Tensor
@@ -83,8 +89,9 @@ class InformedSwarm(Strategy[InformedSwarmState, InformedSwarmMessage]):
     cost the fraction `budget` of the local steps. At least half of the workers stay trusted. A worker judges
     itself, which protects from faulty workers but not from lying ones, unless `audit` is set.
 
-    Whatever the trust, a worker whose weights are not finite, or whose step is more than `gate` times as long as
-    the median, has weight 0 in that round and takes the swarm's weights.
+    Whatever the trust, a worker whose weights are not finite has weight 0 in that round and takes the swarm's
+    weights, and a step longer than `clip` medians counts shortened to that. With a probe one longer than `gate`
+    medians is left out; without one nothing tells whether it is wild or does most of the work.
 
     Args:
         trust: "uniform", a_i is the worker's weight; "loss", it is multiplied by exp(-f_i / temperature) of the
@@ -97,8 +104,8 @@ class InformedSwarm(Strategy[InformedSwarmState, InformedSwarmMessage]):
         temperature: of trust="loss", in units of the loss, above 0.
         margin: k, 0 to 100: a worker loses trust when its effect is k standard errors below 0.
         memory: beta, 0 to 0.9999: of the running mean of the effects.
-        gate: the longest step allowed, in medians, above 10. A tenth of it until the third test, and for a worker
-            whose effect is negative, so that no wild step enters weights and velocity untested.
+        gate: the longest step allowed where there is a probe, in medians, above 1.
+        clip: the longest step that counts in full, in medians, above 1.
         budget: what probing may cost, as a fraction of the local steps, above 0 and at most 1.
         audit: the next rank judges each worker: one more vector of P in a round with a test.
         when: the trigger; by default every 16th step.
@@ -107,7 +114,7 @@ class InformedSwarm(Strategy[InformedSwarmState, InformedSwarmMessage]):
         UsageError: an argument is out of its range.
 
     Cost: one all-reduce of P a round, 2 (W-1)/W P sent by each worker; a second one in a round that changes a
-    standing. A test costs two probes and a gather of two numbers. Memory: x and u, 2 P.
+    standing. A test costs two probes and a gather of 19 numbers. Memory: x and u, 2 P.
 
     Source: Mendes, Kennedy, Neves, The Fully Informed Particle Swarm, IEEE Transactions on Evolutionary
     Computation 8(3), 2004; the round's step as velocity, the measured reach, leave-one-out trust and the
@@ -125,7 +132,8 @@ class InformedSwarm(Strategy[InformedSwarmState, InformedSwarmMessage]):
     temperature: float = 0.1
     margin: float = 4.0
     memory: float = 0.9
-    gate: float = 50.0
+    gate: float = 20.0
+    clip: float = 10.0
     budget: float = 0.04
     audit: bool = False
 
@@ -138,8 +146,9 @@ class InformedSwarm(Strategy[InformedSwarmState, InformedSwarmMessage]):
         check_range("social", self.social, 1e-9, 2.0)
         check_range("temperature", self.temperature, 1e-9, 1e9)
         check_range("budget", self.budget, 1e-9, 1.0)
-        if not self.gate > 10:
-            raise UsageError(f"gate: expected a number above 10, found {self.gate!r}")
+        for name, medians in (("gate", self.gate), ("clip", self.clip)):
+            if not medians > 1:
+                raise UsageError(f"{name}: expected a number above 1, found {medians!r}")
 
     @property
     def needs_probe(self) -> bool:
@@ -158,6 +167,8 @@ class InformedSwarm(Strategy[InformedSwarmState, InformedSwarmMessage]):
             radius=torch.tensor(1.0, dtype=torch.float64),
             effect=each.clone(),
             variance=each.clone(),
+            groups=each.new_zeros(comm.size, trust.GROUPS),
+            lowers=each.clone(),
             standing=whole.clone(),
             since=whole.clone(),
             passing=whole.clone(),
@@ -165,7 +176,7 @@ class InformedSwarm(Strategy[InformedSwarmState, InformedSwarmMessage]):
             tests=torch.tensor(0),
             spent=torch.tensor(0.0, dtype=torch.float64),
             cost=torch.tensor(-1.0, dtype=torch.float64),
-            usual=torch.tensor(0.0, dtype=torch.float64),
+            usual=torch.tensor(math.inf, dtype=torch.float64),
         )
 
     def carry(
@@ -186,21 +197,24 @@ class InformedSwarm(Strategy[InformedSwarmState, InformedSwarmMessage]):
     ) -> InformedSwarmMessage:
         probe = signal.probe if self.trust in ("auto", "leave_one_out") and comm.size > 1 else None
         first = probe is not None and int(state.tests) < trust.FIRST  # one of the first tests
-        doubtful = (state.effect < 0) | first if probe else torch.zeros_like(state.standing, dtype=torch.bool)
-        passing = trust.glance(roll, torch.where(doubtful, self.gate / 10, self.gate))
+        passing = trust.glance(roll, self.gate if probe else math.inf)
+        x = _shortened(x, state.anchor, self.clip / max(1.0, float(trust.stretch(roll)[comm.rank])), signal.layout)
         included = _included(state.standing, passing, roll)
         mean, _ = comm.mean(x, self._weight(included, roll, comm.rank))
-        verdict = trust.Verdict(state.effect, state.variance, state.standing, int(state.tests))
+        verdict = trust.Verdict(
+            state.effect, state.variance, state.groups, state.lowers, state.standing, int(state.tests)
+        )
         spent, cost, usual = float(state.spent), float(state.cost), float(state.usual)
         if probe and cost < 0:  # not known yet
             cost = slowest(signal.probe_cost, comm)
         if probe and (first or spent <= self.budget * signal.step):
-            q, loss = leave_one_out(x, mean, included, roll, probe, comm, audit=self.audit)
-            verdict = trust.judge(verdict, q, roll.present, self.memory, self.margin)
-            suspected, probes = suspects(q, usual, loss, state.anchor, probe, comm)
+            measured = leave_one_out(x, mean, included, roll, probe, comm, audit=self.audit)
+            verdict, q = trust.judge(verdict, measured, roll.present, self.memory, self.margin), measured.q
+            suspected, probes = suspects(measured, usual, self.margin, state.anchor, probe, comm)
             spent += 0.0 if first else (2 + probes) * cost
             passing = trust.veto(verdict.standing, passing, suspected)
-            usual = usual if suspected.any() or q.isnan().any() else trust.typical(q)
+            if verdict.tests >= trust.FIRST and not (suspected.any() or q.isnan().any()):
+                usual = trust.typical(q)
             still = _included(verdict.standing, passing, roll)
             if not torch.equal(still, included):
                 included = still
@@ -212,6 +226,8 @@ class InformedSwarm(Strategy[InformedSwarmState, InformedSwarmMessage]):
             radius=torch.tensor(reach.radius, dtype=torch.float64),
             effect=verdict.effect,
             variance=verdict.variance,
+            groups=verdict.groups,
+            lowers=verdict.lowers,
             standing=verdict.standing,
             since=torch.where(verdict.standing == state.standing, state.since, signal.step),
             passing=passing,
@@ -263,12 +279,20 @@ class InformedSwarm(Strategy[InformedSwarmState, InformedSwarmMessage]):
             lasting, passing = int(state.standing[rank]), int(state.passing[rank])
             if lasting or passing:
                 since = int(state.since[rank]) if lasting else int(state.step)
-                why = trust.explain(lasting or passing, float(state.effect[rank]))
+                why = trust.explain(lasting or passing, float(state.lowers[rank]))
                 distrusted.append(Distrust(rank, since, why))
         return tuple(distrusted)
 
     def result(self, x: Tensor, state: InformedSwarmState, comm: Comm) -> Tensor:
         return state.anchor.clone()
+
+
+def _shortened(x: Tensor, anchor: Tensor, share: float, layout: Layout) -> Tensor:
+    """Return x with `share` of its step from the anchor, where that is below 1; buffers stay."""
+    n = layout.parameters
+    if share >= 1:
+        return x
+    return torch.cat([anchor[:n].lerp(x[:n], share), x[n:]])
 
 
 def _included(standing: Tensor, passing: Tensor, roll: Roll) -> Tensor:

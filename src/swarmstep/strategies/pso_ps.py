@@ -204,7 +204,7 @@ class PSOPS(Strategy[PSOPSState, PSOPSMessage]):
         if self.fitness == "training":
             return roll.losses
         assert signal.probe is not None
-        own = signal.probe(x) if roll.present[comm.rank] else math.inf
+        own = float(signal.probe(x).mean()) if roll.present[comm.rank] else math.inf
         losses = comm.gather(torch.tensor(own, dtype=torch.float64))
         return losses.where(losses.isfinite(), math.inf)
 

@@ -22,6 +22,7 @@ from swarmstep.workloads import Workload
 # Examples of one probe: four times the batch, within these bounds. A forward pass of two is taken to cost as much
 # as a step with one, so that a probe costs two local steps, and more only where the batch is below 8.
 PROBE = (32, 128)
+GROUPS = 16  # of a probe's examples, for each of which the workload's loss is asked
 
 
 class Feed:
@@ -114,8 +115,17 @@ class Feed:
             self.deal(change)
 
     def probe(self, module: nn.Module, step: int) -> Tensor:
-        """Return the loss on some of the examples held out for it, others at each step."""
-        order = torch.randperm(len(self._probed), generator=generator(self._seed, step, "probe"))
-        part = self._probed.take(order[: self._probes])
+        """Return the losses [n] of some of the examples held out for it, others at each step.
+
+        All are cut into n stretches, and the i-th example is one of the i-th stretch. The workload's loss is a
+        mean: the mean of its group stands for each example, with groups as `Tensor.tensor_split` cuts them.
+        """
+        n = self._probes
+        ends = torch.arange(n + 1) * len(self._probed) // n
+        drawn = torch.rand(n, generator=generator(self._seed, step, "probe"))
+        part = self._probed.take(ends[:-1] + (drawn * ends.diff()).long())
         inputs, targets = self._workload.prepare(part.inputs).to(self._device), part.targets.to(self._device)
-        return measure_loss(self._workload, module(inputs), targets)
+        groups = zip(module(inputs).tensor_split(GROUPS), targets.tensor_split(GROUPS), strict=True)
+        return torch.cat(
+            [measure_loss(self._workload, outputs, of).expand(len(of)) for outputs, of in groups if len(of)]
+        )

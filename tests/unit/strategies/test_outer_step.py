@@ -87,6 +87,8 @@ def test_the_spread_counts_who_is_in_the_consensus() -> None:
     lengths = torch.tensor([1.0, 4.0, math.nan, math.inf]).double()
     assert spread(lengths, [1.0, 0.5, 0.0, 0.0]) == pytest.approx((1 + 2) / 1.5)
     assert spread(lengths, [0.0] * 4) == 0
+    wild = torch.tensor([1.0, 1.1, 0.9, 100.0]).double()
+    assert spread(wild, [1.0] * 4) == pytest.approx((1 + 1.1 + 0.9 + 4) / 4)  # cut to 2 medians
 
 
 def same_drift(workers: int) -> Game:

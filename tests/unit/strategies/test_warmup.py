@@ -264,7 +264,7 @@ def test_a_changed_group_goes_on_where_the_warm_up_was(steps: int, sources: list
         return before, after, trainer.weights()
 
     found = simulate(go_on, len(sources))
-    assert all(before == (["anchor", "velocity"] if steps < 5 else ["centre"]) for before, _, _ in found)
+    assert all(before == (["anchor", "velocity", "radius"] if steps < 5 else ["centre"]) for before, _, _ in found)
     assert all(after == ["centre"] for _, after, _ in found)
     assert all(same(weights, found[0][2]) for _, _, weights in found)
 

@@ -1,6 +1,6 @@
 """What the swarm loses without each worker, measured on a probe batch that is the same for all.
 
-A probe is a function of a vector [P]; its value, the loss, may differ between ranks by rounding.
+A probe is a function of a vector [P]. Its value, the losses [n] of n examples, may differ by rounding.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from swarmstep.comm.base import Comm
 from swarmstep.signal import Roll
 from swarmstep.strategies.parts import trust
 
-Probe = Callable[[Tensor], float]
+Probe = Callable[[Tensor], Tensor]
 ALARM = 10.0  # usual outcomes: a harm that may have made a round a step back
 
 
 def leave_one_out(
     x: Tensor, mean: Tensor, included: Tensor, roll: Roll, probe: Probe, comm: Comm, *, audit: bool
-) -> tuple[Tensor, float]:
-    """Return (q [W] float64, the loss of the mean), the same on all ranks.
+) -> trust.Outcomes:
+    """Return what the swarm loses without each worker.
 
     ::
 
@@ -31,8 +31,12 @@ def leave_one_out(
 
     Without worker i the mean moves by the fraction a_i / (S - a_i) of its distance from x_i. The last factor makes
     workers of different weights comparable: q is what the loss would gain by the whole distance. Only differences
-    of losses enter, so that a constant added to the loss changes nothing. Collective: a gather of two numbers and,
-    with `audit`, a permute of P.
+    of losses enter, each of the same example, so that a constant added to the loss changes nothing. The loss is
+    the mean over the examples; for its noise the examples come in groups, with q_in of example n::
+
+        g_ij = sum_n (q_in - q_i) / N          over the examples n of group j, of N in all
+
+    Collective: a gather of 3 + GROUPS numbers and, with `audit`, a permute of P.
 
     Args:
         x: this worker's vector.
@@ -48,38 +52,46 @@ def leave_one_out(
     if audit:
         x = comm.permute(x, [(rank + 1) % comm.size for rank in range(comm.size)])
     total = sum(roll.weight(rank) for rank in range(comm.size) if included[rank])
-    weight, q, loss = roll.weight(judged), 0.0, probe(mean)
+    weight, losses, factor = roll.weight(judged), probe(mean), 1.0
+    change = torch.zeros_like(losses)  # of each example's loss, without the judged worker
     if included[judged] and 0 < weight < total:
         rest = total - weight
-        q = (probe((total * mean - weight * x) / rest) - loss) * (rest / weight)
+        change, factor = probe((total * mean - weight * x) / rest) - losses, rest / weight
     elif weight and not included[judged]:
         more = total + weight
-        q = (loss - probe((total * mean + weight * x) / more)) * (more / weight)
-    rows = comm.gather(torch.tensor([q, loss], dtype=torch.float64))
+        change, factor = losses - probe((total * mean + weight * x) / more), more / weight
+    lowers = -change.mean()
+    apart = (change + lowers).div_(len(change)).tensor_split(trust.GROUPS)
+    groups = torch.stack([group.sum() for group in apart])
+    rows = comm.gather(torch.cat([torch.stack([-lowers * factor, losses.mean(), lowers]), groups * factor]))
     if audit:
         rows = rows.roll(1, 0)
-    return trust.checked(rows[:, 0], rows[:, 1]), float(rows[:, 1].median())
+    q, base, lowers, groups = rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 3:]
+    return trust.Outcomes(trust.checked(q, base), groups, lowers, float(base.median()))
 
 
-def suspects(q: Tensor, usual: float, loss: float, anchor: Tensor, probe: Probe, comm: Comm) -> tuple[Tensor, int]:
+def suspects(
+    measured: trust.Outcomes, usual: float, margin: float, anchor: Tensor, probe: Probe, comm: Comm
+) -> tuple[Tensor, int]:
     """Return who may have made this round a step back, bool [W], and how many probes it took to find out.
 
-    A worker whose harm is far beyond what is usual, and as large as the whole step back. Nothing is measured
-    where nobody's is. Collective.
+    A worker whose harm is far beyond what is usual and beyond the probe's noise, and as large as the whole step
+    back. Nothing is measured where nobody's is. Collective.
 
     Args:
-        q: [W], what `leave_one_out` returned.
-        usual: a typical outcome of the last test of a round that was no step back; 0 if there was none.
-        loss: of the mean.
+        measured: what `leave_one_out` returned.
+        usual: a typical outcome of the last test of a round that was no step back; inf if there was none.
+        margin: in standard errors of q.
         anchor: the weights before the round, common to all ranks.
         probe: of a vector [P].
         comm: the group.
     """
-    suspected = (q < 0) & (q <= -ALARM * usual)
+    q, noise = measured.q, measured.groups.square().sum(1).sqrt().nan_to_num(0.0, 0.0)
+    suspected = (q < 0) & (q <= -ALARM * usual) & (q <= -margin * noise)
     if not suspected.any():
         return suspected, 0
-    before = comm.gather(torch.tensor(probe(anchor), dtype=torch.float64)).median()
-    back = loss - float(before)
+    before = comm.gather(probe(anchor).mean()).median()
+    back = measured.loss - float(before)
     return suspected & (back > 0) & (q <= -back), 1
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -26,7 +25,7 @@ from swarmstep.strategies.parts.blocks import blocks
 
 AGREEMENT = 0.95  # cosine of successive steps above which the radius grows
 MOST = 10.0  # the largest radius
-TINY = sys.float_info.min
+LONGEST = 2.0  # medians: the longest step of a worker that widens the radius
 KINDS = ("measured", "fixed")
 
 
@@ -81,12 +80,12 @@ class OuterStep:
             g = cos(d, u)                        0 where u = 0
             r = clip(r exp(g - 0.95), 1, 10)
             k = x' - c                           what the momentum adds to the mean
-            t = the largest t in [0, 1] with |d + t k|^2 <= r^2 D2
+            t = the largest t in [0, 1] with |d + t k|^2 <= max(r^2 D2, d.d)
 
-        D2 is the mean square length of the workers' own steps: a radius that they have just tried, in the task's
-        own units, which follows learning rate, model and schedule. Where they agree, as in the first rounds, it is
-        |d|, and the step is the mean's; where they differ it is up to sqrt(W) |d|. What is not moved is forgotten:
-        u = t v. If one step after another goes the same way, r grows, by 5 % a round at most.
+        D2 is the mean square length of the workers' own steps (`spread`): a radius that they have just tried, in
+        the task's own units, which follows learning rate, model and schedule. Where they agree, as in the first
+        rounds, it is |d|, and the step is the mean's; where they differ it is up to sqrt(W) |d|. What is not moved
+        is forgotten: u = t v. If one step after another goes the same way, r grows, by 5 % a round at most.
 
         Args:
             anchor: x [P], the parameters before the round.
@@ -124,11 +123,16 @@ def _share(kk: float, dk: float, slack: float) -> float:
 
 
 def spread(lengths: Tensor, weights: Sequence[float]) -> float:
-    """Return D2, the mean of the squared lengths of the workers' steps; 0 where no worker has weight.
+    """Return D2, the mean of the squared lengths of the workers' steps, each cut to 2 medians.
+
+    0 if no worker has weight. Cut, so that one wild worker does not give the swarm room.
 
     Args:
         lengths: the squares, float64 [W]; those of weight 0 do not count, whatever they are.
         weights: of the W workers in the consensus.
     """
-    pairs = [(weight, length) for weight, length in zip(weights, lengths.tolist(), strict=True) if weight > 0]
-    return sum(weight * length for weight, length in pairs) / max(sum(weight for weight, _ in pairs), TINY)
+    pairs = [(length, weight) for length, weight in zip(lengths.tolist(), weights, strict=True) if weight > 0]
+    if not pairs:
+        return 0.0
+    most = LONGEST**2 * sorted(pairs)[(len(pairs) - 1) // 2][0]
+    return sum(weight * min(length, most) for length, weight in pairs) / sum(weight for _, weight in pairs)
