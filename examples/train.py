@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from swarmstep import PSOPS, DistComm, Every, Group, Synchronizer, simulate
+from swarmstep import DistComm, Every, Group, InformedSwarm, Options, Synchronizer, simulate
 
 
 def batches(rank: int, size: int, steps: int):
@@ -24,18 +24,29 @@ def batches(rank: int, size: int, steps: int):
         yield torch.stack([radius * angle.cos(), radius * angle.sin()], dim=1), ring
 
 
+def held_out():
+    """Return examples that nobody trains on, the same for all workers."""
+    return next(batches(rank=-2, size=1, steps=1))
+
+
+def probe(module: nn.Module, step: int) -> torch.Tensor:
+    """Return the loss of each held-out example: by it the swarm finds out whom to trust."""
+    inputs, targets = held_out()
+    return cross_entropy(module(inputs), targets, reduction="none")
+
+
 def train(comm: Group) -> float:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(2, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 3))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    sync = Synchronizer(model, PSOPS(when=Every(16)), comm)
+    sync = Synchronizer(model, InformedSwarm(when=Every(16)), comm, Options(probe=probe))
     for inputs, targets in batches(comm.rank, comm.size, steps=320):
         loss = cross_entropy(model(inputs), targets)
         loss.backward()
         optimizer.step()
         sync.step(loss)  # the one added line, before zero_grad
         optimizer.zero_grad()
-    sync.finish()  # loads the result: under PSO-PS the best worker's weights
+    sync.finish()  # loads the result
     inputs, targets = next(batches(-1, comm.size, steps=1))
     return float((model(inputs).argmax(1) == targets).float().mean())
 

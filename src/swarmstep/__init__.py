@@ -2,7 +2,10 @@
 
 Each worker takes some local optimizer steps, then the workers take one swarm step together::
 
-    sync = Synchronizer(model, PSOPS(when=Every(64)), comm)
+    def probe(module, step):  # on examples held out from training, the same on all workers
+        return cross_entropy(module(held_inputs), held_targets, reduction="none")
+
+    sync = Synchronizer(model, InformedSwarm(when=Every(64)), comm, Options(probe=probe))
     for batch in batches:
         loss = loss_fn(model, batch)
         loss.backward()

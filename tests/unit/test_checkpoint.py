@@ -212,10 +212,10 @@ def test_a_foreign_pickle_is_refused_and_not_run(kind: str, seal: bool, tmp_path
         (torch.zeros(3), "expected a dictionary"),
         ({"format": None}, r"not a swarmstep checkpoint \(format: None\)"),
         (
-            {"format": "swarmstep checkpoint 1"},
-            "of an older layout: expected 2, found 1; resume with the version of",
+            {"format": "swarmstep checkpoint 2"},
+            "of an older layout: expected 3, found 2; resume with the version of",
         ),
-        ({"format": "swarmstep checkpoint 3"}, "of another layout: expected 2, found 3"),
+        ({"format": "swarmstep checkpoint 4"}, "of another layout: expected 3, found 4"),
         ({"step": 11}, "step: expected 10, found 11"),
         ({"step": torch.tensor([10, 10])}, r"step: expected 10, found tensor\(\[10, 10\]\)"),
         ({"rank": 1}, "rank: expected 0, found 1"),

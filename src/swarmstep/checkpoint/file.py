@@ -18,7 +18,7 @@ import torch
 
 from swarmstep.errors import CheckpointError
 
-LAYOUT = 2  # of the content; raised with each change that older versions, or newer ones, cannot read
+LAYOUT = 3  # of the content; raised with each change that older versions, or newer ones, cannot read
 _FORMAT = "swarmstep checkpoint "
 _DIGEST = 32  # bytes of a SHA-256
 _LABEL = struct.Struct(">8sQ16s")  # a magic word, the size of the group, and a digest of its mark
