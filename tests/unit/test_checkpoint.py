@@ -226,7 +226,7 @@ def test_a_foreign_pickle_is_refused_and_not_run(kind: str, seal: bool, tmp_path
 )
 def test_a_field_that_differs_is_named(content: Any, said: str, tmp_path: Path) -> None:
     file = tmp_path / "file"
-    good = {"format": "swarmstep checkpoint 2", "step": 10, "rank": 0, "size": 1, "mark": "", "state": {}}
+    good = {"format": "swarmstep checkpoint 3", "step": 10, "rank": 0, "size": 1, "mark": "", "state": {}}
     buffer = io.BytesIO()
     torch.save(good | content if isinstance(content, dict) else content, buffer)
     file.write_bytes(sealed(buffer.getvalue()))

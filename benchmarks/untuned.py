@@ -1,0 +1,117 @@
+"""The methods as they come, with each workload's own settings: who loses, and by how much?
+
+    python benchmarks/untuned.py digits mnist:mlp cifar10:cnn text --seeds 5 --every 16,64
+    python benchmarks/untuned.py                      # prints what has been measured
+
+Runs are kept in benchmarks/results/untuned.json and never repeated. Data come from SWARMSTEP_DATA.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from paired import interval
+
+from swarmstep.train.build import resolve
+from swarmstep.train.config import Config
+from swarmstep.train.job import Job
+from swarmstep.train.lockstep_coordinator import simulated
+from swarmstep.workloads import BUILT_IN, load
+
+FILE = Path(__file__).parent / "results" / "untuned.json"
+METHODS = ("swarm", "local-sgd", "diloco")
+KEY = ("workload", "model", "every", "shards", "method", "seed")
+
+
+def run(workload: str, model: str | None, every: int, shards: str, method: str, seed: int) -> dict[str, Any]:
+    """Train once in this process; return what is kept of it."""
+    torch.set_num_threads(1)
+    data = load(workload)
+    config = Config(
+        workload, strategy=method, model=model, every=every, shards=shards, seed=seed, eval_every=10**9
+    )
+    summary = simulated(resolve(config, data), data, Job(quiet=True, keep=False))
+    kept = ("steps", "test_loss", "test_accuracy", "distrusted")
+    given = dict(zip(KEY, (workload, summary["model"], every, shards, method, seed), strict=True))
+    return given | {name: summary[name] for name in kept}
+
+
+def read() -> list[dict[str, Any]]:
+    """Return the rows so far."""
+    return json.loads(FILE.read_text())["rows"] if FILE.exists() else []
+
+
+def keep(rows: list[dict[str, Any]]) -> None:
+    """Write the rows, in order."""
+    rows.sort(key=lambda row: [str(row[name]) for name in KEY])
+    command = "python benchmarks/untuned.py"
+    FILE.write_text(json.dumps({"command": command, "rows": rows}, indent=0) + "\n")
+
+
+def measure(tasks: list[tuple[Any, ...]], jobs: int) -> None:
+    """Run what is not there yet."""
+    rows = read()
+    done = {tuple(row[name] for name in KEY) for row in rows}
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        for future in as_completed([pool.submit(run, *task) for task in tasks if task not in done]):
+            rows = read()  # another call may have added to it
+            keep([*rows, future.result()])
+            print(*future.result().values(), flush=True)
+
+
+def ratio(rows: list[dict[str, Any]], method: str, other: str) -> tuple[float, float, float, int]:
+    """Return the ratio of the test losses over common seeds, its interval, and how many; means of logarithms."""
+    losses = [{row["seed"]: row["test_loss"] for row in rows if row["method"] == m} for m in (method, other)]
+    seeds = sorted(losses[0].keys() & losses[1].keys())
+    middle, half = interval([math.log(losses[0][seed] / losses[1][seed]) for seed in seeds])
+    return math.exp(middle), math.exp(middle - half), math.exp(middle + half), len(seeds)
+
+
+def groups(rows: list[dict[str, Any]]) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
+    """Return the rows of each condition."""
+    found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[name] for name in KEY[:4]), []).append(row)
+    return found
+
+
+def show() -> None:
+    """Print a line for each condition: the mean losses, and the swarm's ratio to each other method."""
+    for condition, rows in groups(read()).items():
+        means = {m: [row["test_loss"] for row in rows if row["method"] == m] for m in METHODS}
+        losses = ", ".join(f"{m} {np.mean(of):.4f}" for m, of in means.items() if of)
+        ratios = [
+            f"{other} {mean:.3f} ({low:.3f} to {high:.3f}, {count} seeds)"
+            for other in METHODS[1:]
+            if means["swarm"] and means[other]
+            for mean, low, high, count in [ratio(rows, "swarm", other)]
+        ]
+        print(*condition, "|", losses, "| swarm's loss, times that of", "; ".join(ratios))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("workloads", nargs="*", help="NAME or NAME:MODEL")
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--every", default="16")
+    parser.add_argument("--shards", default="iid")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    args = parser.parse_args()
+    pairs: list[tuple[str, str]] = [word.partition(":")[::2] for word in args.workloads]
+    named = [(name, model or BUILT_IN[name].models[0]) for name, model in pairs]
+    combined = itertools.product(
+        named, map(int, args.every.split(",")), args.shards.split(","), range(args.seeds), args.methods.split(",")
+    )
+    measure([(*w, every, shards, method, seed) for w, every, shards, seed, method in combined], args.jobs)
+    show()
