@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import headline
+import untuned
 from paired import interval
 
 from swarmstep.compare import results
@@ -272,7 +273,44 @@ def chaos() -> str:
     return f"{paragraph(about)}\n\n{table(*rows)}"
 
 
+def demo() -> str:
+    file = "untuned.json"
+    rows = [row for row in read(file)["rows"] if (row["workload"], row["every"]) == ("digits", 16)]
+    rows = [row for row in rows if row["seed"] < 3]
+    lines: list[tuple[str, ...]] = [("test loss, accuracy", "all is well", "one of 4 has random labels")]
+    for method in ("swarm", "local-sgd", "diloco", "pso-ps", "independent"):
+        cells: list[str] = []
+        for shards in ("iid", "bad-labels:1"):
+            of = [row for row in rows if (row["shards"], row["method"]) == (shards, method)]
+            figures = (sum(row[name] for row in of) / len(of) for name in ("test_loss", "test_accuracy"))
+            cells.append(", ".join(f"{figure:.3f}" for figure in figures))
+        lines.append((method, *cells))
+    about = f"""The demo ends in two tables: the digits, a round each 16 steps, means of 3 seeds, nothing tuned
+        ({link("runs", file)}):"""
+    return f"{paragraph(about)}\n\n{table(*lines)}"
+
+
+def as_they_come() -> str:
+    file = "untuned.json"
+    about = f"""The methods as they come, with each workload's own settings and 4 workers, all well
+        ({made(file)}): test loss, and the swarm's as a multiple of the others' (mean of the ratios over paired
+        seeds, 95 % interval):"""
+    head = "workload, n, seeds, swarm, local-sgd, diloco, multiple of local-sgd's, of diloco's"
+    lines: list[tuple[str, ...]] = [tuple(head.split(", "))]
+    for (workload, model, every, shards), rows in untuned.groups(read(file)["rows"]).items():
+        if shards != "iid":
+            continue
+        losses = {m: [row["test_loss"] for row in rows if row["method"] == m] for m in untuned.METHODS}
+        means = [f"{sum(of) / len(of):.3f}" for of in losses.values()]
+        ratios = [untuned.ratio(rows, "swarm", other) for other in untuned.METHODS[1:]]
+        spans = [f"{mean:.3f}" + (f" ({low:.3f} to {high:.3f})" if n > 1 else "") for mean, low, high, n in ratios]
+        lines.append((f"{workload}, {model}", str(every), str(ratios[0][-1]), *means, *spans))
+    return f"{paragraph(about)}\n\n{table(*lines)}"
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
+    "demo": demo,
+    "as-they-come": as_they_come,
     "chaos": chaos,
     "overlap": overlap,
     "rounds": rounds,

@@ -1,7 +1,7 @@
 #!/bin/sh
 # The experiments behind the README and docs/evidence.html, each a few commands; finished cells are not run again.
 #
-#     benchmarks/evidence.sh headline | link | mnist | conditions | cifar10 | report ...
+#     benchmarks/evidence.sh untuned | headline | link | mnist | conditions | cifar10 | report ...
 #
 # Data come from SWARMSTEP_DATA (default: ./data). Cells are kept in evidence/. `headline` and `link` create a real slow
 # network and need Linux and root; they measure time, so the machine should be idle otherwise.
@@ -9,6 +9,16 @@ set -eu
 cd "$(dirname "$0")/.."
 swarmstep=$PWD/.venv/bin/swarmstep
 export OMP_NUM_THREADS=1 SWARMSTEP_DATA="$(realpath "${SWARMSTEP_DATA:-data}")"
+
+# The methods as they come: hours.
+untuned() {
+    set -- "$PWD/.venv/bin/python" benchmarks/untuned.py
+    "$@" digits --methods swarm,local-sgd,diloco,pso-ps,independent --shards iid,bad-labels:1 --seeds 3
+    "$@" digits --every 16,64 --seeds 5
+    "$@" mnist:mlp mnist:lenet5 --every 16,64
+    "$@" cifar10:cnn --seeds 1
+    "$@" text:gpt-small --seeds 2
+}
 
 compare() { "$swarmstep" compare "$@" --json; }
 

@@ -9,7 +9,6 @@ Runs are kept in benchmarks/results/untuned.json and never repeated. Data come f
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import math
 import multiprocessing
@@ -54,8 +53,7 @@ def read() -> list[dict[str, Any]]:
 def keep(rows: list[dict[str, Any]]) -> None:
     """Write the rows, in order."""
     rows.sort(key=lambda row: [str(row[name]) for name in KEY])
-    command = "python benchmarks/untuned.py"
-    FILE.write_text(json.dumps({"command": command, "rows": rows}, indent=0) + "\n")
+    FILE.write_text(json.dumps({"command": "benchmarks/evidence.sh untuned", "rows": rows}, indent=0) + "\n")
 
 
 def measure(tasks: list[tuple[Any, ...]], jobs: int) -> None:
@@ -110,8 +108,13 @@ if __name__ == "__main__":
     args = parser.parse_args()
     pairs: list[tuple[str, str]] = [word.partition(":")[::2] for word in args.workloads]
     named = [(name, model or BUILT_IN[name].models[0]) for name, model in pairs]
-    combined = itertools.product(
-        named, map(int, args.every.split(",")), args.shards.split(","), range(args.seeds), args.methods.split(",")
-    )
-    measure([(*w, every, shards, method, seed) for w, every, shards, seed, method in combined], args.jobs)
+    tasks = [
+        (name, model, int(every), shards, method, seed)
+        for name, model in named
+        for every in args.every.split(",")
+        for shards in args.shards.split(",")
+        for seed in range(args.seeds)
+        for method in args.methods.split(",")
+    ]
+    measure(tasks, args.jobs)
     show()
