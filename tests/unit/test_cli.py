@@ -256,7 +256,7 @@ def test_data_that_are_missing_or_damaged(refuse: Refuse, place: Path) -> None:
         ("broken_model", 1, "ZeroDivisionError: division by zero ({file}, line 28;"),
         ("no_module", 2, "expected a function that returns a torch.nn.Module, found that it returns int"),
         ("frozen", 2, "no trainable parameter"),
-        ("vector_loss", 2, "loss must return a tensor of one number, found shape (15,)"),
+        ("vector_loss", 2, "loss must return a tensor of one number, found shape (8,)"),
         ("constant_loss", 2, "the loss does not depend on the model's parameters"),
         ("float_loss", 2, "loss must return a tensor of one number, found float"),
         ("vector_correct", 2, "correct must return a tensor of one number, found shape (15, 2)"),
