@@ -172,7 +172,7 @@ ALL_AT_ONCE = ("--eval-every", "4", "--checkpoint-every", "4")  # whatever is co
 
 @pytest.mark.parametrize("often", [ALL_AT_ONCE, pytest.param((), marks=pytest.mark.slow)])
 def test_each_worker_is_killed_once(often: tuple[str, ...], start: Callable[..., Run]) -> None:
-    run = start(*ELASTIC, "--steps", "120", "--pace", "0.03", *often)
+    run = start(*ELASTIC, "--steps", "120", "--pace", "0.05", *often)
     run.await_round("0.0", "1.0", "2.0")
     for slot in (0, 1, 2):
         run.kill(slot)
