@@ -220,7 +220,7 @@ def test_what_to_know_beside_the_table_is_said_everywhere() -> None:
     at_edge = dataclasses.replace(
         SWARM, edge=Edge(0.03, (0.003, 0.01, 0.03), "upwards"), to_target=SWARM.to_target._replace(interval=20.0)
     )
-    needs = dataclasses.replace(DILOCO, seeds_needed={"0.5 points of accuracy": 1234, "2% of the time": 5})
+    needs = dataclasses.replace(DILOCO, seeds_needed={"0.5 points of accuracy": 1234, "2 % of the time": 5})
     made = section(at_edge, needs, tuned_on="validation accuracy, as the target is one")
     warning = (
         "the best rate of swarm, n = 64 lies at the edge of its grid (0.03 of 0.003, 0.01, 0.03): "
@@ -228,9 +228,9 @@ def test_what_to_know_beside_the_table_is_said_everywhere() -> None:
     )
     expected = [
         warning,
-        "seeds to tell from the best (80 % power at 95 %): 0.5 points of accuracy (diloco, n = 64: 1,234); "
-        "2% of the time (diloco, n = 64: 5)",
-        "the target was looked for every 20 steps, and times to it are known to that",
+        "seeds that tell 0.5 points of accuracy from the best, with 80 % power at 95 %: 1,234 (diloco, n = 64)",
+        "seeds that tell 2 % of the time from the best, with 80 % power at 95 %: 5 (diloco, n = 64)",
+        "the target was looked for every 20 steps: methods closer than that are not told apart by it",
         "tuned on the validation accuracy, as the target is one",
     ]
     assert [line[2:] for line in markdown([made]).splitlines() if line.startswith("- ")] == expected
@@ -252,7 +252,21 @@ def test_what_to_know_beside_the_table_is_said_everywhere() -> None:
     ]
     assert said["seeds_needed"] == [
         {**where, "method": "diloco", "difference": "0.5 points of accuracy", "seeds": 1234},
-        {**where, "method": "diloco", "difference": "2% of the time", "seeds": 5},
+        {**where, "method": "diloco", "difference": "2 % of the time", "seeds": 5},
+    ]
+
+
+def test_of_many_rows_the_notes_are_as_short() -> None:
+    edge = Edge(0.003, (0.003, 0.01), "downwards")
+    rows = [
+        dataclasses.replace(DILOCO, method=method, edge=edge, seeds_needed={"0.5 points of accuracy": seeds})
+        for method, seeds in (("a", 7), ("b", 90), ("c", 5), ("d", 12))
+    ]
+    assert [line for line in markdown([section(SWARM, *rows)]).splitlines() if line.startswith("- ")] == [
+        "- the best rate of a, n = 64, b, n = 64, c, n = 64 and d, n = 64 lies at the edge of the grid of each "
+        "(0.003 of 0.003, 0.01): extend --lr-grid downwards",
+        "- seeds that tell 0.5 points of accuracy from the best, with 80 % power at 95 %: "
+        "5 (c, n = 64) to 90 (b, n = 64)",
     ]
 
 

@@ -131,11 +131,11 @@ def _seeds_needed(
     by_accuracy = has_accuracy and "loss" not in target
     asked: dict[str, tuple[list[Entry], float | None]] = {}
     if not any(_stops(one) for one in series):
-        name = f"{100 * POINTS:g} points of accuracy" if by_accuracy else f"{PART:.0%} of the loss"
+        name = f"{100 * POINTS:g} points of accuracy" if by_accuracy else f"{100 * PART:g} % of the loss"
         asked[name] = _by_quality(series, by_accuracy)[0], POINTS if by_accuracy else None
     if target:
         entries, unit = _by_target(series, target)
-        asked[f"{PART:.0%} of the {'time' if unit == 's' else 'steps'} to the target"] = entries, None
+        asked[f"{100 * PART:g} % of the {'time' if unit == 's' else 'steps'} to the target"] = entries, None
     for name, (entries, fixed) in asked.items():
         counts = seeds_needed(entries, best, lambda mean, fixed=fixed: PART * mean if fixed is None else fixed)
         for i, count in enumerate(counts):

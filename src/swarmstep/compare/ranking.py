@@ -70,7 +70,8 @@ def seeds_needed(entries: Sequence[Entry], best: int, difference: Callable[[floa
     """Return for each entry how many seeds would tell a difference of interest between it and the best.
 
     The spread is that of the differences by seed. On few seeds it is rough itself: that of 3 seeds may be twice
-    the true one, or a sixth of it. None for the best itself, and with fewer than 3 seeds in common.
+    the true one, or a sixth of it. None for the best itself, with fewer than 3 seeds in common, and for a
+    difference within the resolution, which no number of seeds would tell.
 
     Args:
         entries: to compare; the reason why one is not ranked does not matter.
@@ -81,7 +82,8 @@ def seeds_needed(entries: Sequence[Entry], best: int, difference: Callable[[floa
     needed: list[int | None] = []
     for i, entry in enumerate(entries):
         gaps = differences(entries[best].scores, entry.scores)
-        known = i != best and len(gaps) >= MIN_SEEDS and all(map(math.isfinite, gaps)) and wanted > 0
+        known = i != best and len(gaps) >= MIN_SEEDS and all(map(math.isfinite, gaps))
+        known = known and wanted > max(entry.resolution, entries[best].resolution)
         needed.append(max(MIN_SEEDS, seeds_to_tell(wanted, statistics.stdev(gaps))) if known else None)
     return needed
 

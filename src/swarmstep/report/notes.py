@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from swarmstep.compare.sections import Edge, MethodRow, Section
-from swarmstep.report.labels import name
+from swarmstep.compare.sections import Edge, Section
+from swarmstep.report.labels import enumeration, name
 
 
 def notes(section: Section) -> list[str]:
     """Return sentences, the most important first."""
-    edges = [_at_edge(row, row.edge) for row in section.rows if row.edge]
-    return edges + [text for text in (_seeds(section), _resolution(section), _tuned_on(section)) if text]
+    tuned_on = [f"tuned on the {section.tuned_on}"] if section.tuned_on else []
+    return [*_edges(section), *_seeds(section), *_resolution(section), *tuned_on]
 
 
 def advice(sections: Sequence[Section]) -> dict[str, Any]:
@@ -29,7 +29,9 @@ def advice(sections: Sequence[Section]) -> dict[str, Any]:
     return {
         "tuned_on": list(dict.fromkeys(section.tuned_on for section in sections if section.tuned_on)),
         "edges": [
-            {**which, **row.edge._asdict(), "text": _at_edge(row, row.edge)} for row, which in rows if row.edge
+            {**which, **row.edge._asdict(), "text": _at_edge([name(row)], row.edge)}
+            for row, which in rows
+            if row.edge
         ],
         "seeds_needed": [
             {**which, "difference": difference, "seeds": seeds}
@@ -39,31 +41,39 @@ def advice(sections: Sequence[Section]) -> dict[str, Any]:
     }
 
 
-def _at_edge(row: MethodRow, edge: Edge) -> str:
+def _edges(section: Section) -> list[str]:
+    alike: dict[Edge, list[str]] = {}
+    for row in section.rows:
+        if row.edge:
+            alike.setdefault(row.edge, []).append(name(row))
+    return [_at_edge(names, edge) for edge, names in alike.items()]
+
+
+def _at_edge(names: Sequence[str], edge: Edge) -> str:
     grid = ", ".join(f"{rate:g}" for rate in edge.rates)
-    return (
-        f"the best rate of {name(row)} lies at the edge of its grid ({edge.rate:g} of {grid}): "
-        f"extend --lr-grid {edge.direction}"
-    )
+    whose = "its grid" if len(names) == 1 else "the grid of each"
+    lies = f"the best rate of {enumeration(names)} lies at the edge of {whose} ({edge.rate:g} of {grid})"
+    return f"{lies}: extend --lr-grid {edge.direction}"
 
 
-def _seeds(section: Section) -> str:
-    by_difference: dict[str, list[str]] = {}
+def _seeds(section: Section) -> list[str]:
+    """Return a short line for each difference; of many rows, those that need the fewest and the most seeds."""
+    by_difference: dict[str, list[tuple[int, str]]] = {}
     for row in section.rows:
         for difference, seeds in row.seeds_needed.items():
-            by_difference.setdefault(difference, []).append(f"{name(row)}: {seeds:,}")
-    texts = [f"{difference} ({', '.join(counts)})" for difference, counts in by_difference.items()]
-    return f"seeds to tell from the best (80 % power at 95 %): {'; '.join(texts)}" if texts else ""
+            by_difference.setdefault(difference, []).append((seeds, name(row)))
+    lines: list[str] = []
+    for difference, rows in by_difference.items():
+        named = [f"{seeds:,} ({which})" for seeds, which in sorted(rows)]
+        counts = enumeration(named) if len(rows) <= 3 else f"{named[0]} to {named[-1]}"
+        lines.append(f"seeds that tell {difference} from the best, with 80 % power at 95 %: {counts}")
+    return lines
 
 
-def _resolution(section: Section) -> str:
+def _resolution(section: Section) -> list[str]:
     known = {row.to_target.interval for row in section.rows if row.to_target and row.to_target.interval > 0}
     if not known:
-        return ""
+        return []
     least, most = f"{min(known):,.0f}", f"{max(known):,.0f}"
     every = least if least == most else f"{least} to {most}"
-    return f"the target was looked for every {every} steps, and times to it are known to that"
-
-
-def _tuned_on(section: Section) -> str:
-    return f"tuned on the {section.tuned_on}" if section.tuned_on else ""
+    return [f"the target was looked for every {every} steps: methods closer than that are not told apart by it"]
