@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swarmstep.cli import main
-from swarmstep.compare import evaluations, results, run_processes
+from swarmstep.compare import comparison, evaluations, results, run_processes
 from swarmstep.compare.methods import ALTERNATIVES, parse, parse_all
 from swarmstep.compare.plan import WORST, Measure, TaskGroup, Tuning, next_rate, score
 from swarmstep.compare.pool import Pool
@@ -144,6 +144,28 @@ def test_tuning_follows_the_target(
     assert json.loads(capsys.readouterr().out)["tuned_on"] == [expected]
 
 
+def test_a_workload_without_accuracy_is_tuned_on_its_loss() -> None:
+    blind = dataclasses.replace(DIGITS, correct=None)
+    for target in ({}, {"accuracy": 0.9}):
+        assert comparison._measure(target, blind) == ("loss", "as the workload has no accuracy")
+
+
+def test_a_folder_of_an_earlier_version_goes_on(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It did not say what its trials were judged by; its cells hold both metrics."""
+    arguments = f"{SHORT} --strategies local-sgd --every 4 --target-accuracy 0.1"
+    assert compare(arguments) == 0
+    capsys.readouterr()
+    about = json.loads((place / "found" / "compare.json").read_text())
+    del about["tuned_on"]
+    (place / "found" / "compare.json").write_text(json.dumps(about))
+    assert main(["report", "found", "--format", "md"]) == 0
+    assert "tuned on" not in capsys.readouterr().out
+    ages = {file: file.stat().st_mtime_ns for file in (place / "found" / "cells").iterdir()}
+    assert compare(arguments) == 0
+    assert {file: file.stat().st_mtime_ns for file in (place / "found" / "cells").iterdir()} == ages
+    assert "tuned on the validation accuracy" in capsys.readouterr().out
+
+
 def test_the_best_rate_at_the_edge_is_told(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = f"{SHORT} --strategies local-sgd --every 4 --lr-grid 0.00001,0.001 --extra-trials 0"
     assert compare(arguments) == 0
@@ -192,13 +214,15 @@ rates = st.lists(st.sampled_from([0.001 * 2**i for i in range(14)]), min_size=2,
 @given(
     st.sampled_from(sorted({*STRATEGIES} - {"fedpso"})), rates, st.integers(0, 3),
     st.lists(st.one_of(st.floats(0.01, 10), st.just(math.nan)), min_size=8, max_size=8),
+    st.sampled_from(["accuracy", "loss"]),
 )  # fmt: skip
 def test_every_method_gets_the_same_trials_and_the_best_of_them(
-    name: str, rates: list[float], extra: int, losses: list[float]
+    name: str, rates: list[float], extra: int, losses: list[float], measure: Measure
 ) -> None:
+    """The accuracy rises with the loss, so that the best trial by one is the worst by the other."""
     every = 1 if name in BASELINES else 4
     fields = {"workload": "digits", "every": every, "workers": 2, "steps": 12}
-    group = TaskGroup(parse(name), fields, (0, 1, 2), Tuning(tuple(sorted(rates)), extra, 6, "loss"), None)
+    group = TaskGroup(parse(name), fields, (0, 1, 2), Tuning(tuple(sorted(rates)), extra, 6, measure), None)
     work, losses_of = group.work(DIGITS), {}
     tasks, values = next(work), iter(losses)
     while tasks[0].purpose == "tune":
@@ -206,7 +230,7 @@ def test_every_method_gets_the_same_trials_and_the_best_of_them(
         for task in tasks:
             loss = next(values)
             losses_of[task.config.lr, tuple(task.config.settings.items())] = loss
-            points = (Point(6, math.nan, 0.0, loss, 0.5, 0.0, 1.0),)
+            points = (Point(6, math.nan, 0.0, loss, loss / 10, 0.0, 1.0),)
             answers.append(Cell("tune", name, {}, points=points))
         assert {task.config.steps for task in tasks} == {6}
         tasks = work.send(answers)
@@ -215,7 +239,8 @@ def test_every_method_gets_the_same_trials_and_the_best_of_them(
     chosen = {(task.config.lr, tuple(task.config.settings.items())) for task in tasks}
     assert len(chosen) == 1
     finite = {trial: loss for trial, loss in losses_of.items() if math.isfinite(loss)}
-    assert not finite or losses_of[chosen.pop()] == min(finite.values())
+    best = max if measure == "accuracy" else min
+    assert not finite or losses_of[chosen.pop()] == best(finite.values())
 
 
 DIGITS = load("digits", None)
