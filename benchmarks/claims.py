@@ -167,6 +167,12 @@ def within(estimate: Estimate, digits: int = 4) -> str:
     return f"{estimate.mean:.{digits}f}{half}"
 
 
+def between(estimate: Estimate, digits: int = 4) -> str:
+    """Return an accuracy with its interval, whose sides differ."""
+    mean, low, high = (f"{number:.{digits}f}" for number in estimate[:3])
+    return f"{mean} ({low} to {high})" if estimate.count > 1 else mean
+
+
 def timed() -> str:
     file, lines = "evidence-link.json", headline.lines(RESULTS / "evidence-link.json")
     about = results.load(RESULTS / file).about
@@ -209,8 +215,8 @@ def paper() -> str:
         shown = [name for name in ("local-sgd", "pso-ps", "pso-ps+best=historical", "swarm") if name in by_n]
         everies = sorted({n for name in shown for n in by_n[name]})
         rows: list[tuple[str, ...]] = [(what, *(f"n = {n}" for n in everies))]
-        rows.append(("synchronous", within(by_n["synchronous"][1]), *("" for _ in everies[1:])))
-        rows += [(name, *(within(by_n[name][n]) if n in by_n[name] else "" for n in everies)) for name in shown]
+        rows.append(("synchronous", between(by_n["synchronous"][1]), *("" for _ in everies[1:])))
+        rows += [(name, *(between(by_n[name][n]) if n in by_n[name] else "" for n in everies)) for name in shown]
         parts.append(table(*rows))
         below += [accuracy.mean < by_n["local-sgd"][n].mean for n, accuracy in by_n["pso-ps"].items()]
         parts.append(paragraph(f"Test accuracy, 4 workers, tuned, {link('cells and commands', file)}."))
@@ -236,7 +242,7 @@ def conditions() -> str:
     for section in sections(file):
         by_method, condition = {row.method: row for row in section.rows}, section.condition
         deviations = [condition[key] for key in ("shards", "fault") if condition[key] not in ("iid", "none")]
-        accuracies = (within(by_method[method].accuracy, 3) for method in methods)
+        accuracies = (between(by_method[method].accuracy, 3) for method in methods)
         rows.append((CONDITIONS[condition["workers"], " ".join(deviations)], *accuracies))
         ahead.append(by_method["swarm"].accuracy.mean == max(by_method[m].accuracy.mean for m in methods))
     about = f"""LeNet-5 on MNIST with bad workers or uneven shards, n = 16, tuned for each; test accuracy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 import signal
@@ -12,20 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from swarmstep.cli import main
-from swarmstep.compare import results, run_processes
+from swarmstep.compare import comparison, evaluations, results, run_processes
 from swarmstep.compare.methods import ALTERNATIVES, parse, parse_all
-from swarmstep.compare.plan import TaskGroup, Tuning, next_rate
+from swarmstep.compare.plan import WORST, Measure, TaskGroup, Tuning, next_rate, score
 from swarmstep.compare.pool import Pool
 from swarmstep.compare.results import Cell, Point, Results
 from swarmstep.errors import DataError, UsageError
 from swarmstep.strategies import STRATEGIES
 from swarmstep.train.build import build_strategy, resolve
 from swarmstep.train.config import BASELINES, Config
-from swarmstep.workloads import load
+from swarmstep.workloads import Defaults, Examples, Workload, load
 
 pytestmark = pytest.mark.usefixtures("forked")
 
@@ -88,7 +90,122 @@ def test_what_tuning_tries_exists(name: str) -> None:
     ],
 )
 def test_the_next_rate(losses: dict[float, float], expected: float) -> None:
-    assert next_rate(losses) == expected
+    assert next_rate({rate: (loss, loss) for rate, loss in losses.items()}) == expected
+
+
+def trial(loss: float, accuracy: float, **changes: Any) -> Cell:
+    return Cell("tune", "swarm", {}, points=(Point(6, math.nan, 0.0, loss, accuracy, 0.0, 1.0),), **changes)
+
+
+def test_trials_are_judged_by_the_metric_of_the_target() -> None:
+    """Past the best loss the accuracy still rises: each metric prefers another trial."""
+    sure, right = trial(0.1, 0.95), trial(0.2, 0.97)
+    assert score(sure, "loss") < score(right, "loss")
+    assert score(right, "accuracy") < score(sure, "accuracy")
+
+
+def test_equal_accuracies_are_told_apart_by_the_loss() -> None:
+    scores = [score(trial(loss, 0.95), "accuracy") for loss in (0.3, 0.1, 0.2)]
+    assert sorted(range(3), key=scores.__getitem__) == [1, 2, 0]
+
+
+@pytest.mark.parametrize("measure", ["accuracy", "loss"])
+def test_what_failed_or_diverged_is_worse_than_everything(measure: Measure) -> None:
+    gone = [trial(math.nan, 0.99), trial(math.inf, 0.99), trial(0.1, 0.99, failed="the loss is not finite")]
+    assert {score(cell, measure) for cell in [*gone, Cell("tune", "swarm", {})]} == {WORST}
+    assert score(trial(1e9, 0.0), measure) < WORST
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("--target-accuracy 0.9", "validation accuracy, as the target is one"),
+        ("--target-loss 0.5", "validation loss, as the target is a loss"),
+        ("", "validation accuracy, as without a target methods are ranked by accuracy"),
+    ],
+)
+def test_tuning_follows_the_target(
+    target: str, expected: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Which rate wins depends on the metric, and is checked by it."""
+    arguments = f"{SHORT} --strategies local-sgd --every 4 --lr-grid 0.01,0.05,30 --extra-trials 0 --json"
+    assert compare(f"{arguments} {target}") == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["tuned_on"] == [expected]
+    assert printed["seeds_needed"] == []
+    made = cells(place).values()
+    measure: Measure = "accuracy" if "accuracy" in expected else "loss"
+    best = min((cell for cell in made if cell.purpose == "tune"), key=lambda cell: score(cell, measure))
+    (run,) = (cell for cell in made if cell.purpose == "run")
+    assert run.config["lr"] == best.config["lr"]
+    edges = {0.01: ["downwards"], 0.05: [], 30.0: ["upwards"]}[run.config["lr"]]
+    assert [edge["direction"] for edge in printed["edges"]] == edges
+    assert compare(arguments) == 0, "a target of an earlier call stays"
+    assert json.loads(capsys.readouterr().out)["tuned_on"] == [expected]
+
+
+def test_a_workload_without_accuracy_is_tuned_on_its_loss() -> None:
+    blind = dataclasses.replace(DIGITS, correct=None)
+    for target in ({}, {"accuracy": 0.9}):
+        assert comparison._measure(target, blind) == ("loss", "as the workload has no accuracy")
+
+
+def test_a_folder_of_an_earlier_version_goes_on(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It did not say what its trials were judged by; its cells hold both metrics."""
+    arguments = f"{SHORT} --strategies local-sgd --every 4 --target-accuracy 0.1"
+    assert compare(arguments) == 0
+    capsys.readouterr()
+    about = json.loads((place / "found" / "compare.json").read_text())
+    del about["tuned_on"]
+    (place / "found" / "compare.json").write_text(json.dumps(about))
+    assert main(["report", "found", "--format", "md"]) == 0
+    assert "tuned on" not in capsys.readouterr().out
+    ages = {file: file.stat().st_mtime_ns for file in (place / "found" / "cells").iterdir()}
+    assert compare(arguments) == 0
+    assert {file: file.stat().st_mtime_ns for file in (place / "found" / "cells").iterdir()} == ages
+    assert "tuned on the validation accuracy" in capsys.readouterr().out
+
+
+def test_the_best_rate_at_the_edge_is_told(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = f"{SHORT} --strategies local-sgd --every 4 --lr-grid 0.00001,0.001 --extra-trials 0"
+    assert compare(arguments) == 0
+    text = (
+        "the best rate of local-sgd, n = 4 lies at the edge of its grid (0.001 of 1e-05, 0.001): "
+        "extend --lr-grid upwards"
+    )
+    assert text in capsys.readouterr().out
+    assert compare(f"{arguments} --json") == 0
+    assert [edge["text"] for edge in json.loads(capsys.readouterr().out)["edges"]] == [text]
+
+
+# How often runs are evaluated
+
+
+def of_size(train: int, test: int, own: int) -> Workload:
+    data = [Examples(torch.zeros(count, 1), torch.zeros(count, dtype=torch.long)) for count in (train, test)]
+    return dataclasses.replace(DIGITS, train=data[0], test=data[1], defaults=Defaults(eval_every=own))
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "own", "steps", "expected"),
+    [
+        (1000, 92, 250, 400, 20),  # 192 examples an evaluation, 192 a step of 2 workers: cheap
+        (1000, 92, 7, 400, 7),  # the workload's own is finer
+        (1000, 9500, 250, 1000, 100),  # as costly as 50 steps: half the cost of training is 10 evaluations
+        (1000, 9500, 250, 200, 40),  # 5 points at any cost
+        (1000, 92, 250, 3, 1),
+    ],
+)
+def test_as_many_evaluations_as_are_cheap(train: int, test: int, own: int, steps: int, expected: int) -> None:
+    assert evaluations.interval(of_size(train, test, own), steps, batch=32, workers=2) == expected
+
+
+def test_a_compared_run_has_a_curve(place: Path) -> None:
+    arguments = "--steps 160 --workers 2 --seeds 1 --lr-grid 0.02 --strategies local-sgd --every 4"
+    assert compare(arguments) == 0
+    (made,) = cells(place).values()
+    assert len(made.points) >= 20
+    assert resolve(Config("digits"), DIGITS).eval_every == 100, "that of train stays"
 
 
 rates = st.lists(st.sampled_from([0.001 * 2**i for i in range(14)]), min_size=2, max_size=5, unique=True)
@@ -97,13 +214,15 @@ rates = st.lists(st.sampled_from([0.001 * 2**i for i in range(14)]), min_size=2,
 @given(
     st.sampled_from(sorted({*STRATEGIES} - {"fedpso"})), rates, st.integers(0, 3),
     st.lists(st.one_of(st.floats(0.01, 10), st.just(math.nan)), min_size=8, max_size=8),
+    st.sampled_from(["accuracy", "loss"]),
 )  # fmt: skip
 def test_every_method_gets_the_same_trials_and_the_best_of_them(
-    name: str, rates: list[float], extra: int, losses: list[float]
+    name: str, rates: list[float], extra: int, losses: list[float], measure: Measure
 ) -> None:
+    """The accuracy rises with the loss, so that the best trial by one is the worst by the other."""
     every = 1 if name in BASELINES else 4
     fields = {"workload": "digits", "every": every, "workers": 2, "steps": 12}
-    group = TaskGroup(parse(name), fields, (0, 1, 2), Tuning(tuple(sorted(rates)), extra, 6), None)
+    group = TaskGroup(parse(name), fields, (0, 1, 2), Tuning(tuple(sorted(rates)), extra, 6, measure), None)
     work, losses_of = group.work(DIGITS), {}
     tasks, values = next(work), iter(losses)
     while tasks[0].purpose == "tune":
@@ -111,7 +230,7 @@ def test_every_method_gets_the_same_trials_and_the_best_of_them(
         for task in tasks:
             loss = next(values)
             losses_of[task.config.lr, tuple(task.config.settings.items())] = loss
-            points = (Point(6, math.nan, 0.0, loss, 0.5, 0.0, 1.0),)
+            points = (Point(6, math.nan, 0.0, loss, loss / 10, 0.0, 1.0),)
             answers.append(Cell("tune", name, {}, points=points))
         assert {task.config.steps for task in tasks} == {6}
         tasks = work.send(answers)
@@ -120,7 +239,8 @@ def test_every_method_gets_the_same_trials_and_the_best_of_them(
     chosen = {(task.config.lr, tuple(task.config.settings.items())) for task in tasks}
     assert len(chosen) == 1
     finite = {trial: loss for trial, loss in losses_of.items() if math.isfinite(loss)}
-    assert not finite or losses_of[chosen.pop()] == min(finite.values())
+    best = max if measure == "accuracy" else min
+    assert not finite or losses_of[chosen.pop()] == best(finite.values())
 
 
 DIGITS = load("digits", None)
@@ -205,8 +325,10 @@ workload = Workload(name="odd", train=Examples(x, (x.sum(1) > 0).long()), test=E
 
 def test_a_worker_that_is_killed_fails_its_cell_only(place: Path) -> None:
     fields = {"workload": "digits", "every": 2, "workers": 2, "steps": 4000, "eval_every": 4000}
-    group = TaskGroup(parse("local-sgd"), fields, (0,), Tuning((), 0, 1), None)
-    short = TaskGroup(parse("local-sgd"), {**fields, "steps": 4, "eval_every": 4}, (0,), Tuning((), 0, 1), None)
+    group = TaskGroup(parse("local-sgd"), fields, (0,), Tuning((), 0, 1, "loss"), None)
+    short = TaskGroup(
+        parse("local-sgd"), {**fields, "steps": 4, "eval_every": 4}, (0,), Tuning((), 0, 1, "loss"), None
+    )
     with Pool(1) as pool:
         pool.put(next(group.work(DIGITS))[0])
         while not pool._processes:

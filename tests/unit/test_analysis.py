@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import special
 
 from made_results import made_cell, made_results
 from swarmstep.compare.analysis import analyse
 from swarmstep.compare.results import Cell, Point, Results
-from swarmstep.compare.sections import MethodRow, Section
+from swarmstep.compare.sections import Edge, MethodRow, Section
 from swarmstep.errors import UsageError
 from swarmstep.network import link as links
 from swarmstep.network.virtual_clock import VirtualClock
@@ -64,8 +65,10 @@ def test_ranks_by_the_accuracy_at_the_end_in_pairs_of_seeds() -> None:
         ("bmuf", 3, "behind by 0.030 ± 0.025"),
         ("papa", 4, "behind by 0.07 ± 0"),
     ]
+    # 0.92 is odds of 11.5; the standard error 0.02 / sqrt(3) times 4.3027 is 0.049683, and that over 0.92 * 0.08
+    # is 0.675 in the logarithm of the odds: between 11.5 / 1.9642 = 5.855 and 11.5 * 1.9642 = 22.588.
     best = section.rows[0].accuracy
-    assert best == pytest.approx((0.92, 0.92 - 0.049683, 0.92 + 0.049683, 3), abs=1e-5)
+    assert best == pytest.approx((0.92, 5.855 / 6.855, 22.588 / 23.588, 3), abs=1e-4)
 
 
 def test_means_alone_do_not_put_a_method_behind() -> None:
@@ -103,6 +106,86 @@ def test_a_lead_of_one_evaluation_is_none() -> None:
     for later, verdict in ((1, "not distinguishable from the best"), (2, "behind by 20 ± 0 steps")):
         papa = [cell("papa", seed, [*[0.1] * (1 + later), 0.9, 0.9]) for seed in range(3)]
         assert verdicts(only(*swarm, *papa, target=TARGET))[1][2] == verdict
+
+
+NOISY = [0.93, 0.95, 0.94, 0.96]
+STEADY = [0.91, 0.94, 0.92, 0.93]  # 0.02, 0.01, 0.02, 0.03 behind: standard deviation 0.0081650
+
+
+def test_how_many_seeds_a_difference_needs() -> None:
+    section = only(*ending("swarm", NOISY), *ending("papa", STEADY), *ending("bmuf", [0.9, 0.9]))
+    best, papa, bmuf = section.rows
+    # (1.959964 + 0.841621)**2 * (0.0081650 / 0.005)**2 + 1.959964**2 / 2 = 22.85 (Guenther, 1981)
+    assert papa.seeds_needed == {"0.5 points of accuracy": 23}
+    assert (best.seeds_needed, bmuf.seeds_needed) == ({}, {})
+
+
+def test_with_a_target_also_of_what_it_took_to_reach_it() -> None:
+    swarm, papa = ending_fast("swarm", [80, 80, 80]), ending_fast("papa", [110, 130, 130])
+    needed = {"accuracy": 0.8}, {"loss": 0.2}
+    for target, metric in zip(needed, ("0.5 points of accuracy", "2 % of the loss"), strict=True):
+        row = next(row for row in only(*swarm, *papa, target=target).rows if row.method == "papa")
+        assert set(row.seeds_needed) == {metric, "2 % of the steps to the target"}
+        # The swarm takes 80 steps, so 1.6 are of interest; papa takes 30, 50 and 50 more: the spread is 11.547.
+        about = ((1.959964 + 0.841621) * (20 / math.sqrt(3)) / 1.6) ** 2 + 1.959964**2 / 2  # Guenther, 1981
+        assert row.seeds_needed["2 % of the steps to the target"] == pytest.approx(about, abs=1)
+
+
+def ending_fast(method: str, reaching: Sequence[int], **changes: Any) -> list[Cell]:
+    """Cells with a point each step; at the given ones the test accuracy rises to 0.9."""
+    return [cell(method, seed, [0.9], points=_steps(first), **changes) for seed, first in enumerate(reaching)]
+
+
+def _steps(first: int) -> tuple[Point, ...]:
+    accuracies = {step: 0.9 + first / 1e4 if step >= first else 0.1 for step in range(1, 151)}
+    return tuple(Point(step, math.nan, 0.0, 0.0, 0.0, 1 - right, right) for step, right in accuracies.items())
+
+
+def test_what_is_closer_than_two_evaluations_no_number_of_seeds_tells() -> None:
+    swarm = [cell("swarm", seed, [0.1, 0.9, 0.9, 0.9]) for seed in range(3)]
+    papa = [cell("papa", seed, [0.1, 0.1, *[0.1] * (seed > 0), 0.9, 0.9]) for seed in range(3)]
+    assert set(only(*swarm, *papa, target=TARGET).rows[1].seeds_needed) == {"0.5 points of accuracy"}
+
+
+def test_runs_that_stop_at_the_target_say_nothing_of_the_accuracy_at_the_end() -> None:
+    cells = [
+        cell
+        for method, reaching in (("swarm", [80, 80, 80]), ("papa", [110, 130, 130]))
+        for cell in ending_fast(method, reaching, until_accuracy=0.8)
+    ]
+    assert set(only(*cells, target=TARGET).rows[1].seeds_needed) == {"2 % of the steps to the target"}
+
+
+@pytest.mark.parametrize(
+    ("rates", "chosen", "direction"),
+    [
+        ((0.003, 0.01, 0.03), 0.03, "upwards"),
+        ((0.003, 0.01, 0.03), 0.003, "downwards"),
+        ((0.003, 0.01, 0.03), 0.01, None),
+        ((0.003, 0.01, 0.03, 0.09), 0.03, None),  # the further trial beyond it was worse
+        ((0.03,), 0.03, None),
+        ((), 0.03, None),
+    ],
+)
+def test_a_rate_at_the_edge_of_its_grid(rates: Sequence[float], chosen: float, direction: str | None) -> None:
+    trials = [made_cell("swarm", 4, 99, purpose="tune", lr=lr) for lr in rates]
+    others = [made_cell("diloco", 4, 99, purpose="tune", lr=lr) for lr in (0.001, 1.0)]
+    row = only(*ending("swarm", [0.9], lr=chosen), *trials, *others).rows[0]
+    assert row.edge == (Edge(chosen, tuple(rates), direction) if direction else None)
+
+
+def test_what_trials_were_judged_by_is_told_where_something_was_tuned() -> None:
+    about = {"tuned_on": {"mnist": "validation accuracy, as the target is one", "digits": "validation loss"}}
+    trials = [made_cell("swarm", 4, 99, purpose="tune", lr=lr) for lr in (0.01, 0.05)]
+    assert only(*ending("swarm", [0.9]), *trials, **about).tuned_on == about["tuned_on"]["mnist"]
+    assert only(*ending("swarm", [0.9]), **about).tuned_on == ""
+    assert only(*ending("swarm", [0.9]), *trials).tuned_on == "", "results of an earlier version"
+
+
+def test_the_target_is_known_to_one_evaluation() -> None:
+    costs = only(*[cell("swarm", seed, [0.1, 0.9, 0.9]) for seed in range(3)], target=TARGET).rows[0].to_target
+    assert costs
+    assert costs.interval == 10
 
 
 def test_without_accuracies_the_loss_ranks() -> None:
@@ -278,8 +361,9 @@ def test_curves_are_at_the_steps_that_all_seeds_have() -> None:
     assert [point.step for point in curve.points] == [10, 20]
     assert [point.accuracy.mean for point in curve.points] == pytest.approx([0.15, 0.4])
     assert [point.bytes for point in curve.points] == [1e3, 2e3]
-    # Two seeds 0.2 apart: standard error 0.1, t for one degree of freedom 12.706.
-    assert curve.points[1].accuracy.high == pytest.approx(0.4 + 1.27062)
+    # Two seeds 0.2 apart: standard error 0.1, t for one degree of freedom 12.7062, on the scale of the logit.
+    shift = 1.27062 / (0.4 * 0.6)
+    assert curve.points[1].accuracy.high == pytest.approx(special.expit(special.logit(0.4) + shift))
 
 
 def test_by_n_holds_the_accuracy_at_the_end() -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import special
 
 from swarmstep.errors import DataError
 
@@ -202,7 +203,9 @@ def test_figures_by_another_way() -> None:
     for method in ("swarm", "local-sgd"):
         ends = np.array([c["points"][-1][-1] for c in bad if c["method"] == method])
         half = 4.3026527 * ends.std(ddof=1) / 3**0.5  # Student's t, 2 degrees of freedom
-        assert f"{ends.mean():.3f} ± {half:.3f}" in block("conditions")
+        middle, half = special.logit(ends.mean()), half / (ends.mean() * (1 - ends.mean()))
+        low, high = special.expit([middle - half, middle + half])
+        assert f"{ends.mean():.3f} ({low:.3f} to {high:.3f})" in block("conditions")
     link = claims.read("evidence-link.json")
     target = link["about"]["target"]["accuracy"]
     for method in ("ddp", "diloco"):

@@ -95,7 +95,7 @@ def test_a_comparison_does_not_go_on_with_another_text(place: Path) -> None:
     results.add(place / "found", cell(ONE))
     workload = dataclasses.replace(WORKLOADS["text"](), corpus=OTHER)
     fields = {"workload": "text", "every": 4, "workers": 2, "steps": 4}
-    groups = [TaskGroup(parse("local-sgd"), fields, (0,), Tuning((0.1,), 0, 1), None)]
+    groups = [TaskGroup(parse("local-sgd"), fields, (0,), Tuning((0.1,), 0, 1, "loss"), None)]
     with pytest.raises(DataError, match=f"SHA-256 {ONE}, others on {OTHER}"):
         Runner(place / "found", 1, groups, workload)
 

@@ -17,9 +17,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarmstep.compare.sections import ClockError, Curve, CurvePoint, Distrusted, MethodRow, Section, ToTarget
+from swarmstep.compare.sections import (
+    ClockError,
+    Curve,
+    CurvePoint,
+    Distrusted,
+    Edge,
+    MethodRow,
+    Section,
+    ToTarget,
+)
 from swarmstep.compare.statistics import Estimate
-from swarmstep.report import csv, markdown, page
+from swarmstep.report import advice, csv, markdown, page
 from swarmstep.report.figures import trust
 from swarmstep.report.labels import DASH, conclusion, duration, interval, ranges, value
 
@@ -204,6 +213,68 @@ def test_csv_has_all_numbers_raw() -> None:
     assert (lines[0]["rank"], lines[1]["rank"], lines[1]["target_seconds"]) == ("1", "", "")
     assert (lines[0]["condition_workers"], lines[0]["chosen"], lines[0]["seeds"]) == ("4", "lr=0.05", "0 1 2")
     assert csv([]) == "section\n"
+
+
+def test_what_to_know_beside_the_table_is_said_everywhere() -> None:
+    assert SWARM.to_target
+    at_edge = dataclasses.replace(
+        SWARM, edge=Edge(0.03, (0.003, 0.01, 0.03), "upwards"), to_target=SWARM.to_target._replace(interval=20.0)
+    )
+    needs = dataclasses.replace(DILOCO, seeds_needed={"0.5 points of accuracy": 1234, "2 % of the time": 5})
+    made = section(at_edge, needs, tuned_on="validation accuracy, as the target is one")
+    warning = (
+        "the best rate of swarm, n = 64 lies at the edge of its grid (0.03 of 0.003, 0.01, 0.03): "
+        "extend --lr-grid upwards"
+    )
+    expected = [
+        warning,
+        "seeds that tell 0.5 points of accuracy from the best, with 80 % power at 95 %: 1,234 (diloco, n = 64)",
+        "seeds that tell 2 % of the time from the best, with 80 % power at 95 %: 5 (diloco, n = 64)",
+        "the target was looked for every 20 steps: methods closer than that are not told apart by it",
+        "tuned on the validation accuracy, as the target is one",
+    ]
+    assert [line[2:] for line in markdown([made]).splitlines() if line.startswith("- ")] == expected
+    assert [item for item in Page(page([made], "t")).inside["li"][1:] if item.strip()] == [
+        f"{text[0].upper()}{text[1:]}." for text in expected
+    ]
+    said = advice([made])
+    assert said["tuned_on"] == [made.tuned_on]
+    where = {"section": made.title, "link": made.link, "every": 64}
+    assert said["edges"] == [
+        {
+            **where,
+            "method": "swarm",
+            "rate": 0.03,
+            "rates": (0.003, 0.01, 0.03),
+            "direction": "upwards",
+            "text": warning,
+        }
+    ]
+    assert said["seeds_needed"] == [
+        {**where, "method": "diloco", "difference": "0.5 points of accuracy", "seeds": 1234},
+        {**where, "method": "diloco", "difference": "2 % of the time", "seeds": 5},
+    ]
+
+
+def test_of_many_rows_the_notes_are_as_short() -> None:
+    edge = Edge(0.003, (0.003, 0.01), "downwards")
+    rows = [
+        dataclasses.replace(DILOCO, method=method, edge=edge, seeds_needed={"0.5 points of accuracy": seeds})
+        for method, seeds in (("a", 7), ("b", 90), ("c", 5), ("d", 12))
+    ]
+    assert [line for line in markdown([section(SWARM, *rows)]).splitlines() if line.startswith("- ")] == [
+        "- the best rate of a, n = 64, b, n = 64, c, n = 64 and d, n = 64 lies at the edge of the grid of each "
+        "(0.003 of 0.003, 0.01): extend --lr-grid downwards",
+        "- seeds that tell 0.5 points of accuracy from the best, with 80 % power at 95 %: "
+        "5 (c, n = 64) to 90 (b, n = 64)",
+    ]
+
+
+def test_where_there_is_nothing_to_know_nothing_is_said() -> None:
+    plain = section(SWARM, DILOCO)
+    assert "\n- " not in markdown([plain])
+    assert 'class="notes"' not in page([plain], "t")
+    assert advice([plain]) == {"tuned_on": [], "edges": [], "seeds_needed": []}
 
 
 @given(NAMES, NAMES)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import special, stats
 
-from swarmstep.compare.statistics import Estimate, estimate, paired, quantile
+from swarmstep.compare.statistics import Estimate, Range, estimate, paired, quantile, seeds_to_tell
 from swarmstep.errors import UsageError
 
 # Two-sided 95 % points of Student's t, from the tables at the end of any textbook of statistics.
@@ -95,3 +97,97 @@ def test_what_both_find_hard_does_not_matter(rows: list[tuple[float, float, floa
     hard = {i: row[2] for i, row in enumerate(rows)}
     alike = paired({i: a[i] + hard[i] for i in a}, {i: b[i] + hard[i] for i in b})
     assert alike == pytest.approx(paired(a, b), abs=1e-6)
+
+
+# Within a range
+
+TRANSFORMS: dict[Range, tuple[Any, Any]] = {"positive": (np.log, np.exp), "share": (special.logit, special.expit)}
+
+
+@pytest.mark.parametrize(
+    ("within", "sample"),
+    [
+        ("positive", [2.0, 3.0, 7.0]),
+        ("positive", [1e-9, 4e-9]),
+        ("share", [0.97, 0.99, 0.98]),
+        ("share", [0.0, 1.0]),
+    ],
+)
+def test_an_interval_within_a_range_is_that_of_scipy_on_its_scale(within: Range, sample: list[float]) -> None:
+    """The slope is taken by differences; SciPy gives the interval, NumPy and SciPy the scale."""
+    there, back = TRANSFORMS[within]
+    mean = float(np.mean(sample))
+    step = 1e-6 * mean
+    slope = (there(mean + step) - there(mean - step)) / (2 * step)
+    ends = stats.t.interval(0.95, len(sample) - 1, loc=there(mean), scale=stats.sem(sample) * slope)
+    assert estimate(sample, within) == pytest.approx((mean, *back(ends), len(sample)), rel=1e-6)
+
+
+@given(st.lists(st.floats(0, 1) | st.sampled_from([0.0, 1.0]), min_size=2, max_size=6))
+def test_an_interval_stays_within_its_range_and_holds_the_mean(sample: list[float]) -> None:
+    share, positive = estimate(sample, "share"), estimate([1e3 * value for value in sample], "positive")
+    assert 0 <= share.low <= share.mean <= share.high <= 1
+    assert 0 <= positive.low <= positive.mean <= positive.high < math.inf
+    flipped = estimate([1 - value for value in sample], "share")
+    assert 1 - flipped.high == pytest.approx(share.low, abs=1e-6)
+
+
+@pytest.mark.parametrize("within", ["positive", "share"])
+@pytest.mark.parametrize("value", [0.0, 0.25, 1.0])
+def test_equal_values_have_no_width_also_at_a_bound(value: float, within: Range) -> None:
+    assert estimate([value] * 4, within) == Estimate(value, value, value, 4)
+    assert math.isnan(estimate([value], within).low)
+
+
+def test_a_small_spread_leaves_the_plain_interval() -> None:
+    sample = [0.5, 0.5001, 0.4999]
+    assert estimate(sample, "share") == pytest.approx(estimate(sample), abs=1e-6)
+    assert estimate(sample, "positive") == pytest.approx(estimate(sample), abs=1e-6)
+
+
+def test_what_lies_outside_has_no_bounds_to_keep() -> None:
+    assert estimate([-1.0, 2.0, 3.0], "positive") == estimate([-1.0, 2.0, 3.0])
+    assert estimate([0.5, 1.5], "share") == estimate([0.5, 1.5])
+
+
+@pytest.mark.parametrize("within", ["positive", "share"])
+def test_skewed_samples_are_held_at_least_as_often_as_without_a_range(within: Range) -> None:
+    rng = np.random.default_rng(5)
+    samples = rng.lognormal(0, 0.3, (4000, 3)) if within == "positive" else rng.beta(20, 1, (4000, 3))
+    truth = math.exp(0.3**2 / 2) if within == "positive" else 20 / 21
+    held = [
+        [one.low <= truth <= one.high for one in (estimate(row, within), estimate(row))]
+        for row in samples.tolist()
+    ]
+    ours, plain = np.mean(held, axis=0)
+    assert ours > plain
+    assert ours == pytest.approx(0.945, abs=4 * math.sqrt(0.95 * 0.05 / 4000))
+
+
+# How many seeds
+
+
+@pytest.mark.parametrize(
+    ("effect", "seeds"),  # Cohen's d of a paired t test, as pwr.t.test of R and G*Power answer
+    [(0.2, 199), (0.3, 90), (0.5, 34), (0.8, 15), (1.0, 10)],
+)
+def test_the_seeds_that_published_tables_give(effect: float, seeds: int) -> None:
+    assert seeds_to_tell(effect, 1.0) == seeds
+    assert seeds_to_tell(7 * effect, 7.0) == seeds
+
+
+@pytest.mark.parametrize("effect", [0.4, 1.0, 2.5])
+def test_so_many_seeds_find_the_difference_in_80_of_100_comparisons(effect: float) -> None:
+    count = seeds_to_tell(effect, 1.0)
+    rng = np.random.default_rng(6)
+    found = {n: np.mean(stats.ttest_1samp(rng.normal(effect, 1.0, (20000, n)), 0, axis=1).pvalue < 0.05)
+             for n in (count - 1, count) if n > 1}  # fmt: skip
+    error = 4 * math.sqrt(0.8 * 0.2 / 20000)
+    assert found[count] >= 0.8 - error
+    assert found.get(count - 1, 0.0) < 0.8 + error
+
+
+def test_the_extremes_of_a_spread() -> None:
+    assert seeds_to_tell(1.0, 0.0) == seeds_to_tell(1.0, 1e-300) == 2
+    many = seeds_to_tell(1e-4, 1.0)
+    assert many == pytest.approx((1.959964 + 0.841621) ** 2 * 1e8, rel=1e-3)

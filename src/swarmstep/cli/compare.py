@@ -41,16 +41,17 @@ def compare(
     settings = ComparisonSettings(**values)
     from swarmstep.compare.analysis import analyse
     from swarmstep.compare.comparison import compare as carry_out
-    from swarmstep.report import markdown
+    from swarmstep.report import advice, markdown
 
     with reserved_stdout(as_json):
         found, counts = carry_out(settings, Path(out), shlex.join(["swarmstep", *context.obj]))
+    sections = analyse([found])
     if as_json:
-        print_json(counts)
+        print_json({**counts, **advice(sections)})
     else:
         failed = f", {counts['failed']} failed" if counts["failed"] else ""
         page = f"swarmstep report {shlex.quote(counts['out'])} -o report.html"
-        print(f"{markdown(analyse([found]))}\n{counts['cells']} cells{failed}; as a page: {page}")
+        print(f"{markdown(sections)}\n{counts['cells']} cells{failed}; as a page: {page}")
     if counts["runs"] and not counts["finite"]:
         raise ResultNotFinite(
             f"the comparison is done, but none of its {counts['runs']} runs has a finite test loss; look at the "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,14 +12,25 @@ import numpy as np
 
 from swarmstep.compare import labels
 from swarmstep.compare.costs import clock_seconds, common_steps, first_reaching, known_or, with_virtual_seconds
-from swarmstep.compare.ranking import BEST, Entry, standings
+from swarmstep.compare.ranking import BEST, Entry, seeds_needed, standings
 from swarmstep.compare.results import Cell, Point, Results, check_corpora
-from swarmstep.compare.sections import ClockError, Curve, CurvePoint, Distrusted, MethodRow, Section, ToTarget
+from swarmstep.compare.sections import (
+    ClockError,
+    Curve,
+    CurvePoint,
+    Distrusted,
+    Edge,
+    MethodRow,
+    Section,
+    ToTarget,
+)
 from swarmstep.compare.series import Series, distinct, series_of
-from swarmstep.compare.statistics import Estimate, estimate
+from swarmstep.compare.statistics import Estimate, Range, estimate
 from swarmstep.train.config import DDP
 
 ALL_FAILED = "all runs failed"
+POINTS, PART = 0.005, 0.02  # differences of interest: of an accuracy, and the part of any other quantity
+RANGES: Mapping[str, Range] = {"test_accuracy": "share"}  # of the fields of a Point; all others are positive
 
 
 def analyse(results: Sequence[Results]) -> list[Section]:
@@ -76,17 +88,21 @@ def _section(runs: Sequence[Cell], related: Sequence[Cell], sources: Sequence[Re
         command=labels.commands(sources),
         environment=labels.environment(runs),
         cells=len(runs) + len(tuning),
+        tuned_on=labels.tuned_on(sources, runs[0]) if any(len(one.rates) > 1 for one in series) else "",
     )
 
 
 def _ranked(series: Sequence[Series], target: Mapping[str, float], has_accuracy: bool) -> list[MethodRow]:
     """Return the rows, the best first; then those that are not ranked, at last those whose runs all failed."""
     entries, unit = _by_target(series, target) if target else _by_quality(series, has_accuracy)
+    standing = standings(entries, unit)
+    best = next((i for i, (_, verdict) in enumerate(standing) if verdict == BEST), None)
+    needed = _seeds_needed(series, target, has_accuracy, best)
     keyed: list[tuple[tuple[Any, ...], MethodRow]] = []
-    for one, entry, (rank, verdict) in zip(series, entries, standings(entries, unit), strict=True):
+    for one, entry, (rank, verdict), seeds in zip(series, entries, standing, needed, strict=True):
         if one.failed and one.cells:
             verdict = f"{verdict}; {len(one.failed)} of {one.count} runs failed"
-        row = _row(one, target, rank, verdict)
+        row = dataclasses.replace(_row(one, target, rank, verdict), seeds_needed=seeds)
         key = (
             math.inf if rank is None else rank,
             not one.cells,
@@ -99,6 +115,33 @@ def _ranked(series: Sequence[Series], target: Mapping[str, float], has_accuracy:
         )
         keyed.append((key, row))
     return [row for _, row in sorted(keyed, key=lambda item: item[0])]
+
+
+def _seeds_needed(
+    series: Sequence[Series], target: Mapping[str, float], has_accuracy: bool, best: int | None
+) -> list[dict[str, int]]:
+    """Return for each series the seeds that tell differences of interest from the best: difference -> seeds.
+
+    The differences are of the target's own metric at the end of the runs, unless they stop at the target, and of
+    what it took to reach it.
+    """
+    needed: list[dict[str, int]] = [{} for _ in series]
+    if best is None:
+        return needed
+    by_accuracy = has_accuracy and "loss" not in target
+    asked: dict[str, tuple[list[Entry], float | None]] = {}
+    if not any(_stops(one) for one in series):
+        name = f"{100 * POINTS:g} points of accuracy" if by_accuracy else f"{100 * PART:g} % of the loss"
+        asked[name] = _by_quality(series, by_accuracy)[0], POINTS if by_accuracy else None
+    if target:
+        entries, unit = _by_target(series, target)
+        asked[f"{100 * PART:g} % of the {'time' if unit == 's' else 'steps'} to the target"] = entries, None
+    for name, (entries, fixed) in asked.items():
+        counts = seeds_needed(entries, best, lambda mean, fixed=fixed: PART * mean if fixed is None else fixed)
+        for i, count in enumerate(counts):
+            if count is not None:
+                needed[i][name] = count
+    return needed
 
 
 def _by_quality(series: Sequence[Series], has_accuracy: bool) -> tuple[list[Entry], str]:
@@ -147,18 +190,31 @@ def _row(one: Series, target: Mapping[str, float], rank: int | None, verdict: st
         to_target=_to_target(one, target) if target else None,
         rank=rank,
         verdict=verdict,
-        stops=any(cell.config.get("until_accuracy") is not None for cell in one.cells),
+        stops=_stops(one),
+        edge=_edge(one),
     )
+
+
+def _stops(one: Series) -> bool:
+    return any(cell.config.get("until_accuracy") is not None for cell in one.cells)
+
+
+def _edge(one: Series) -> Edge | None:
+    rate = float((*one.cells, *one.failed)[0].config["lr"])
+    if len(one.rates) < 2 or one.rates[0] < rate < one.rates[-1]:
+        return None
+    return Edge(rate, one.rates, "upwards" if rate >= one.rates[-1] else "downwards")
 
 
 def _to_target(one: Series, target: Mapping[str, float]) -> ToTarget:
     reached = [point for cell in one.cells if (point := first_reaching(cell, target))]
     costs = (_over(reached, name) for name in ("step", "bytes", "seconds"))
-    return ToTarget(len(reached), one.count, *costs)
+    interval = max((_evaluation_interval(cell, in_seconds=False) for cell in one.cells), default=math.nan)
+    return ToTarget(len(reached), one.count, *costs, interval=interval)
 
 
 def _over(points: Sequence[Point], name: str) -> Estimate:
-    return estimate([getattr(point, name) for point in points])
+    return estimate([getattr(point, name) for point in points], RANGES.get(name, "positive"))
 
 
 def _at_end(one: Series, name: str) -> Estimate:

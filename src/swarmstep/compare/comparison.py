@@ -9,17 +9,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from swarmstep.compare import results
+from swarmstep.compare import evaluations, results
 from swarmstep.compare.cells import is_finite
 from swarmstep.compare.methods import Method, parse_all
-from swarmstep.compare.plan import TaskGroup, Tuning, grid
+from swarmstep.compare.plan import Measure, TaskGroup, Tuning, grid
 from swarmstep.compare.results import Results
 from swarmstep.compare.runner import Runner
 from swarmstep.compare.settings import SAME, ComparisonSettings
 from swarmstep.errors import CheckpointError, UsageError
 from swarmstep.network import link, virtual_clock
 from swarmstep.train.run_folder import locked, replace_file
-from swarmstep.workloads import Defaults, load
+from swarmstep.workloads import Workload, load
 
 T = TypeVar("T")
 
@@ -45,7 +45,8 @@ def compare(settings: ComparisonSettings, folder: Path, command: str) -> tuple[R
     methods = parse_all(settings.strategies)
     workload = load(settings.workload, Path(settings.data) if settings.data else None)
     everies = _list(settings.every, _whole, "--every")
-    groups = grid(methods, everies, _conditions(settings), _group_maker(settings, workload.defaults))
+    measure, why = _measure(_target(settings, folder), workload)
+    groups = grid(methods, everies, _conditions(settings), _group_maker(settings, workload, measure))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = locked(folder / "lock")
@@ -55,7 +56,7 @@ def compare(settings: ComparisonSettings, folder: Path, command: str) -> tuple[R
         raise CheckpointError(f"{folder} cannot be written: {error.strerror}; give another --out") from None
     with lock:
         runner = Runner(folder, settings.jobs or os.cpu_count() or 1, groups, workload)  # checks the groups
-        about = json.dumps(_about(settings, command, folder), indent=1)
+        about = json.dumps(_about(settings, command, folder, f"validation {measure}, {why}"), indent=1)
         replace_file(folder / "compare.json", lambda partial: partial.write_text(about + "\n"))
         runner.run()
         runs = [cell for cell in (*runner.cells.values(), *runner.failed.values()) if cell.purpose == "run"]
@@ -89,11 +90,23 @@ def _conditions(settings: ComparisonSettings) -> list[dict[str, Any]]:
     return [{"workers": count, "shards": shards, "fault": fault} for count, shards, fault in combinations]
 
 
+def _measure(target: Mapping[str, float], workload: Workload) -> tuple[Measure, str]:
+    """Return what trials of tuning are judged by, and why: the metric by which methods are judged afterwards."""
+    if "loss" in target:
+        return "loss", "as the target is a loss"
+    if workload.correct is None:
+        return "loss", "as the workload has no accuracy"
+    return "accuracy", "as " + (
+        "the target is one" if target else "without a target methods are ranked by accuracy"
+    )
+
+
 def _group_maker(
-    settings: ComparisonSettings, defaults: Defaults
+    settings: ComparisonSettings, workload: Workload, measure: Measure
 ) -> Callable[[Method, Mapping[str, Any]], TaskGroup]:
     """Return a function that makes a group of a method and its own fields of a Config."""
-    steps = settings.steps or defaults.steps
+    defaults = workload.defaults
+    steps, batch = settings.steps or defaults.steps, settings.batch or defaults.batch
     rates = [defaults.lr * factor for factor in (1 / 3, 1, 3)]
     if settings.lr_grid:
         rates = _list(settings.lr_grid, _rate, "--lr-grid")
@@ -101,6 +114,7 @@ def _group_maker(
         rates=tuple(sorted({float(f"{rate:.3g}") for rate in rates})),
         extra=settings.extra_trials,
         steps=max(1, steps // 2) if settings.tune_steps is None else settings.tune_steps,
+        measure=measure,
     )
     same = {name: getattr(settings, name) for name in SAME}
     common = {"workload": settings.workload, "data": settings.data, **same, "checkpoint_every": steps}
@@ -108,20 +122,39 @@ def _group_maker(
         common |= {"backend": "gloo", "fast_sums": True, "until_accuracy": settings.target_accuracy}
     seeds = tuple(range(settings.seeds))
     real_link = settings.link[0] if settings.backend == "netns" else None
-    return lambda method, fields: TaskGroup(method, {**common, **fields}, seeds, tuning, real_link)
+
+    def make(method: Method, fields: Mapping[str, Any]) -> TaskGroup:
+        merged = {**common, **fields}
+        if merged["eval_every"] is None:
+            merged["eval_every"] = evaluations.interval(workload, steps, batch, fields["workers"])
+        return TaskGroup(method, merged, seeds, tuning, real_link)
+
+    return make
 
 
-def _about(settings: ComparisonSettings, command: str, folder: Path) -> dict[str, Any]:
+def _before(folder: Path) -> Mapping[str, Any]:
+    return results.load_about(folder) if (folder / "compare.json").exists() else {}
+
+
+def _target(settings: ComparisonSettings, folder: Path) -> dict[str, float]:
+    """Return {"accuracy": A}, {"loss": L} or {}; without one in the settings, that of earlier calls."""
+    target = {"accuracy": settings.target_accuracy, "loss": settings.target_loss}
+    return {name: value for name, value in target.items() if value is not None} or _before(folder).get(
+        "target", {}
+    )
+
+
+def _about(settings: ComparisonSettings, command: str, folder: Path, tuned_on: str) -> dict[str, Any]:
     """Return the content of compare.json: all commands so far, and target, links and clock options of the last."""
-    before = results.load_about(folder) if (folder / "compare.json").exists() else {}
+    before = _before(folder)
     commands = [*before.get("command", "").splitlines()]
     clock = {name: getattr(settings, name) for name in ("compute", "stragglers", "failures")}
-    target = {"accuracy": settings.target_accuracy, "loss": settings.target_loss}
     links: Sequence[str] = settings.link if settings.backend == "sim" else []
     return {
         "title": settings.title or before.get("title") or f"{settings.workload}: which method, which n",
         "command": "\n".join(commands if command in commands else [*commands, command]),
-        "target": {name: value for name, value in target.items() if value is not None} or before.get("target", {}),
+        "target": _target(settings, folder),
+        "tuned_on": {**before.get("tuned_on", {}), settings.workload: tuned_on},
         "links": list(dict.fromkeys([*before.get("links", []), *links])),
         "clock": {**before.get("clock", {}), **{name: value for name, value in clock.items() if value}},
     }

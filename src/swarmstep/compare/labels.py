@@ -63,6 +63,12 @@ def target(values: Mapping[str, float]) -> str:
     return ", ".join(f"test {name} {value:g}" for name, value in values.items())
 
 
+def tuned_on(sources: Sequence[Results], cell: Cell) -> str:
+    """Return what trials of the cell's workload were judged by, and why; "" if no source knows it."""
+    known = [(source.about.get("tuned_on") or {}).get(cell.group.workload, "") for source in sources]
+    return next(filter(None, known), "")
+
+
 def commands(sources: Sequence[Results]) -> str:
     """Return the command lines that made the results, each once."""
     lines = [line for source in sources for line in source.about.get("command", "").splitlines()]

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from swarmstep.compare.methods import Method
 from swarmstep.compare.results import Cell, key_of
@@ -15,6 +15,7 @@ from swarmstep.train.config import BASELINES, DDP, SYNCHRONOUS, Config
 from swarmstep.workloads import Workload
 
 AT_EVERY_STEP = (*BASELINES, SYNCHRONOUS)  # run once, not for each n
+Measure = Literal["accuracy", "loss"]  # on the validation split
 TUNING_SEED = 1_000_000  # far from the seeds of the runs, so that none is tuned on its own seed
 
 
@@ -41,11 +42,13 @@ class Tuning:
         rates: learning rates to try, ascending; with a single one nothing is tuned.
         extra: further trials: other settings of the method at the best rate, or rates next to the best.
         steps: of a trial.
+        measure: what trials are judged by: that of the target.
     """
 
     rates: tuple[float, ...]
     extra: int
     steps: int
+    measure: Measure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,32 +75,33 @@ class TaskGroup:
         chosen: tuple[float | None, Mapping[str, str]] = rates[0] if rates else (None, {})
         self._task("run", workload, *chosen)  # raises if its options are wrong, before anything has run
         if len(rates) > 1:
-            losses = yield from self._try(rates, workload)
-            more = self._more(losses)
-            losses |= (yield from self._try(more, workload)) if more else {}
-            rate, settings = min(losses, key=lambda trial: losses[trial])
+            scores = yield from self._try(rates, workload)
+            more = self._more(scores)
+            scores |= (yield from self._try(more, workload)) if more else {}
+            rate, settings = min(scores, key=lambda trial: scores[trial])
             chosen = rate, dict(settings)
         yield [self._task("run", workload, *chosen, seed=seed) for seed in self.seeds]
 
     def _try(
         self, trials: Sequence[tuple[float, Mapping[str, str]]], workload: Workload
-    ) -> Generator[list[Task], list[Cell], dict[Trial, float]]:
+    ) -> Generator[list[Task], list[Cell], dict[Trial, Score]]:
         short = {"steps": self.tuning.steps, "eval_every": self.tuning.steps, "seed": TUNING_SEED}
         cells = yield [self._task("tune", workload, *trial, **short) for trial in trials]
         if any(cell.failed and "not finite" not in cell.failed for cell in cells):
             raise Untuned  # it would count as diverged; the next call tries it again
         names = [(rate, tuple(settings.items())) for rate, settings in trials]
-        return dict(zip(names, map(validation_loss, cells), strict=True))
+        scores = (score(cell, self.tuning.measure) for cell in cells)
+        return dict(zip(names, scores, strict=True))
 
-    def _more(self, losses: Mapping[Trial, float]) -> list[tuple[float, Mapping[str, str]]]:
-        """Return further trials, based on the losses of the first ones."""
-        (best, _) = min(losses, key=lambda trial: losses[trial])
+    def _more(self, scores: Mapping[Trial, Score]) -> list[tuple[float, Mapping[str, str]]]:
+        """Return further trials, based on the scores of the first ones."""
+        (best, _) = min(scores, key=lambda trial: scores[trial])
         others = [(best, settings) for settings in self.method.alternatives()]
-        tried = {rate: loss for (rate, _), loss in losses.items()}
+        tried = {rate: known for (rate, _), known in scores.items()}
         while len(others) < self.tuning.extra:
             best = min(tried, key=lambda rate: tried[rate])
             rate = next_rate(tried)
-            tried[rate] = math.inf  # not known yet; the next rate differs from it
+            tried[rate] = WORST  # not known yet; the next rate differs from it
             others.append((rate, {}))
         return others[: self.tuning.extra]
 
@@ -121,23 +125,31 @@ class Untuned(Exception):
 
 
 Trial = tuple[float, tuple[tuple[str, str], ...]]  # a learning rate, and settings
+Score = tuple[float, float]  # lower is better; the second counts if the first ones are equal
+WORST: Score = (math.inf, math.inf)
 
 
-def validation_loss(cell: Cell) -> float:
-    """Return the validation loss at the end of a trial, infinite if it failed or diverged."""
-    loss = cell.points[-1].validation_loss if cell.points and not cell.failed else math.inf
-    return loss if math.isfinite(loss) else math.inf
+def score(cell: Cell, measure: Measure) -> Score:
+    """Return how good a trial is at its end, by the validation split; WORST if it failed or diverged.
+
+    By accuracy, equal ones (small splits have few different ones) are told apart by their losses.
+    """
+    if cell.failed or not cell.points:
+        return WORST
+    loss, accuracy = cell.points[-1].validation_loss, cell.points[-1].validation_accuracy
+    first = -accuracy if measure == "accuracy" else loss
+    return (first, loss) if math.isfinite(loss) and math.isfinite(first) else WORST
 
 
-def next_rate(losses: Mapping[float, float]) -> float:
+def next_rate(scores: Mapping[float, Score]) -> float:
     """Return a rate to try: beyond the best one at an edge, else between it and its better neighbour."""
-    rates = sorted(losses)
-    best = rates.index(min(rates, key=lambda rate: losses[rate]))
+    rates = sorted(scores)
+    best = rates.index(min(rates, key=lambda rate: scores[rate]))
     if best == 0:
         return _rounded(rates[0] * rates[0] / rates[1])
     if best == len(rates) - 1:
         return _rounded(rates[-1] * rates[-1] / rates[-2])
-    neighbour = min(rates[best - 1], rates[best + 1], key=lambda rate: losses[rate])
+    neighbour = min(rates[best - 1], rates[best + 1], key=lambda rate: scores[rate])
     return _rounded(math.sqrt(rates[best] * neighbour))
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from swarmstep.compare.statistics import Estimate, estimate, paired
+from swarmstep.compare.statistics import Estimate, differences, estimate, paired, seeds_to_tell
 
 MIN_SEEDS = 3  # fewer say nothing about chance
 BEST = "best"
@@ -63,6 +64,28 @@ def standings(entries: Sequence[Entry], unit: str = "") -> list[Standing]:
     for i in gaps.keys() - {*close, *behind}:
         result[i] = Standing(None, f"not ranked: {_seeds(gaps[i].count)} in common with the best")
     return result
+
+
+def seeds_needed(entries: Sequence[Entry], best: int, difference: Callable[[float], float]) -> list[int | None]:
+    """Return for each entry how many seeds would tell a difference of interest between it and the best.
+
+    The spread is that of the differences by seed. On few seeds it is rough itself: that of 3 seeds may be twice
+    the true one, or a sixth of it. None for the best itself, with fewer than 3 seeds in common, and for a
+    difference within the resolution, which no number of seeds would tell.
+
+    Args:
+        entries: to compare; the reason why one is not ranked does not matter.
+        best: index of the entry that all others are compared with.
+        difference: of interest, from the mean score of the best.
+    """
+    wanted = difference(estimate(list(entries[best].scores.values())).mean)
+    needed: list[int | None] = []
+    for i, entry in enumerate(entries):
+        gaps = differences(entries[best].scores, entry.scores)
+        known = i != best and len(gaps) >= MIN_SEEDS and all(map(math.isfinite, gaps))
+        known = known and wanted > max(entry.resolution, entries[best].resolution)
+        needed.append(max(MIN_SEEDS, seeds_to_tell(wanted, statistics.stdev(gaps))) if known else None)
+    return needed
 
 
 def _refusal(entry: Entry) -> str:

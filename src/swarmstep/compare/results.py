@@ -145,8 +145,9 @@ def key_of(purpose: str, method: str, config: Mapping[str, Any], link: str | Non
 class Results:
     """All cells of a comparison, and how they were made.
 
-    `about` has `title`, `command` (the command lines), `target` ({"accuracy": A}, {"loss": L} or {}), `links` (of
-    the virtual clock) and `clock` (its options).
+    `about` has `title`, `command` (the command lines), `target` ({"accuracy": A}, {"loss": L} or {}), `tuned_on`
+    (workload -> what trials were judged by, and why; earlier versions lack it), `links` (of the virtual clock) and
+    `clock` (its options).
     """
 
     about: Mapping[str, Any]

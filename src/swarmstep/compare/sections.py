@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from swarmstep.compare.statistics import Estimate
@@ -12,7 +13,8 @@ from swarmstep.compare.statistics import Estimate
 class ToTarget(NamedTuple):
     """What it cost to reach the target, over the `reached` of `count` seeds that did; failed runs count as seeds.
 
-    The target is reached at the first evaluation that meets it, so costs are known to one evaluation interval.
+    The target is reached at the first evaluation that meets it, so costs are known to one evaluation interval:
+    `interval` steps, NaN if no run finished.
     """
 
     reached: int
@@ -20,6 +22,18 @@ class ToTarget(NamedTuple):
     steps: Estimate
     bytes: Estimate
     seconds: Estimate
+    interval: float = math.nan
+
+
+class Edge(NamedTuple):
+    """The best learning rate is the first or last of all that tuning tried: a better one may lie beyond.
+
+    `direction`: "upwards" or "downwards", in which to extend the grid.
+    """
+
+    rate: float
+    rates: tuple[float, ...]
+    direction: str
 
 
 @dataclass(frozen=True)
@@ -40,6 +54,9 @@ class MethodRow:
         verdict: "best", "not distinguishable from the best", "behind by 0.012 ± 0.004" or "not ranked: 1 seed";
             followed by "; 1 of 3 runs failed" if runs failed.
         stops: whether the runs stop when they reach a target, so that their values at the end mean nothing else.
+        edge: where the best rate lies at the edge of its grid; None where not, or where nothing was tuned.
+        seeds_needed: to tell a difference of interest from the best: the difference ("0.5 points of accuracy")
+            -> how many.
     """
 
     method: str
@@ -56,6 +73,8 @@ class MethodRow:
     rank: int | None
     verdict: str
     stops: bool = False
+    edge: Edge | None = None
+    seeds_needed: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 class CurvePoint(NamedTuple):
@@ -117,6 +136,7 @@ class Section:
         command: what made the results.
         environment: name -> value.
         cells: number of runs, including tuning and failed ones.
+        tuned_on: what trials of tuning were judged by, and why; "" if it is not known or nothing was tuned.
     """
 
     title: str
@@ -132,3 +152,4 @@ class Section:
     command: str
     environment: Mapping[str, str]
     cells: int
+    tuned_on: str = ""

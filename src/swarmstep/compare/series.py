@@ -28,6 +28,7 @@ class Series:
         failed: the other runs.
         chosen: learning rate, settings, and training options in which the series of the condition differ.
         tried: number of settings that tuning compared.
+        rates: learning rates that tuning compared, ascending.
     """
 
     method: str
@@ -36,6 +37,7 @@ class Series:
     failed: tuple[Cell, ...]
     chosen: Mapping[str, str]
     tried: int
+    rates: tuple[float, ...]
 
     @property
     def count(self) -> int:
@@ -85,7 +87,9 @@ def series_of(runs: Sequence[Cell], tuning: Sequence[Cell]) -> list[Series]:
         differences = [
             name for name in differing([cells[0] for cells in variants.values()]) if name not in _UNSHOWN
         ]
-        tried = {_text(settings(cell)) for cell in tuning if _same_method(cell.group, group)}
+        trials = [cell for cell in tuning if _same_method(cell.group, group)]
+        tried = {_text(settings(cell)) for cell in trials}
+        rates = sorted({float(cell.config["lr"]) for cell in trials})
         for text in sorted(variants):
             cells = sorted(variants[text], key=lambda cell: cell.seed)
             suffix = ", ".join(f"{name} {_shown(cells[0].config.get(name))}" for name in differences)
@@ -97,6 +101,7 @@ def series_of(runs: Sequence[Cell], tuning: Sequence[Cell]) -> list[Series]:
                     tuple(cell for cell in cells if cell.failed),
                     _chosen(cells[0], varying),
                     len(tried),
+                    tuple(rates),
                 )
             )
     return series

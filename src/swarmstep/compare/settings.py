@@ -59,7 +59,10 @@ class ComparisonSettings:
     warmup: int | None = same_setting(Config, "warmup")
     clip: float | None = same_setting(Config, "clip")
     eval_every: int | None = setting(
-        None, "local steps between evaluations; the target is looked for at each", "N", "Training"
+        None,
+        "local steps between evaluations; the target is looked for at each (default: about 20 in a run, if cheap)",
+        "N",
+        "Training",
     )
     backend: Literal["sim", "gloo", "netns"] = setting(
         "sim",

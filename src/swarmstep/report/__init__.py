@@ -1,10 +1,11 @@
-"""Reports of comparisons: an HTML page, Markdown tables, CSV.
+"""Reports of comparisons: an HTML page, Markdown tables, CSV, and advice for programs.
 
-All three take the sections that `swarmstep.compare.analysis.analyse` returns.
+All take the sections that `swarmstep.compare.analysis.analyse` returns.
 """
 
 from swarmstep.report.markdown import markdown
+from swarmstep.report.notes import advice
 from swarmstep.report.page import page
 from swarmstep.report.table import csv
 
-__all__ = ["csv", "markdown", "page"]
+__all__ = ["advice", "csv", "markdown", "page"]

@@ -117,7 +117,7 @@ def conclusion(section: Section) -> Conclusion:
     if len(leading) > 1:
         named = [name(row) for row in leading[:4]]
         more = [f"{len(leading) - 4} more"] if len(leading) > 4 else []
-        return Conclusion(by.best, "not distinguishable", "between " + _enumeration(named + more))
+        return Conclusion(by.best, "not distinguishable", "between " + enumeration(named + more))
     best, behind = leading[0], ranked[1:]
     others = [row for row in behind if row.method != best.method] or behind
     complete = [row for row in section.rows if row.to_target and row.to_target.reached == row.to_target.count]
@@ -137,7 +137,8 @@ def _lead(best: MethodRow, other: MethodRow, by: Quantity) -> str:
     return f"{name(other)} takes {ratio} times as many"
 
 
-def _enumeration(words: Sequence[str]) -> str:
+def enumeration(words: Sequence[str]) -> str:
+    """Return "a", "a and b", "a, b and c"."""
     return " and ".join([*([", ".join(words[:-1])] if len(words) > 1 else []), *words[-1:]])
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from swarmstep.compare.sections import MethodRow, Section
 from swarmstep.compare.statistics import Estimate
 from swarmstep.report.labels import DASH, at_target, chosen, conclusion, interval, timing, value
+from swarmstep.report.notes import notes
 
 
 def markdown(sections: Sequence[Section]) -> str:
@@ -37,7 +38,8 @@ def _section(section: Section) -> str:
     lines.insert(1, ["---"] * len(shown))
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     about = f"{_plain(str(conclusion(section)))} ({_plain(timing(section))}; means and 95 % intervals)."
-    return f"### {_plain(section.title)}\n\n{about}\n\n{text}\n"
+    listed = "".join(f"- {_plain(note)}\n" for note in notes(section))
+    return f"### {_plain(section.title)}\n\n{about}\n\n{text}\n" + (f"\n{listed}" if listed else "")
 
 
 def _cells(rows: Sequence[MethodRow], kind: str, of: Callable[[MethodRow], Estimate]) -> list[str]:

@@ -15,6 +15,7 @@ from swarmstep.report import figures
 from swarmstep.report.figures import DataTable
 from swarmstep.report.headline import headline
 from swarmstep.report.labels import Conclusion, conclusion, plural, ranges, timing
+from swarmstep.report.notes import notes
 
 SCRIPTS = ("numbers.js", "series.js", "plot.js", "page.js")  # in the order in which they need each other
 
@@ -77,6 +78,7 @@ def _section(section: Section, index: int) -> dict[str, Any]:
         "conclusion": Conclusion(*map(_unbroken, conclusion(section))),
         "condition": section.condition,
         "headline": headline(section),
+        "notes": notes(section),
         "curves": figures.curves(section, index),
         "over_n": figures.over_n(section, index),
         "trust": figures.trust(section),
