@@ -131,7 +131,7 @@ class PeerWatch:
             return PeerLost(f"{self._who}: {why}, while in {verb} ({brief(error)})")
         lost: list[int] = []
         if self._heartbeat:
-            deadline = time.monotonic() + 10 * PERIOD
+            deadline = time.monotonic() + 16 * PERIOD
             while not lost and not self._heartbeat.error and time.monotonic() < deadline:
                 time.sleep(PERIOD / 5)
                 lost = self._silent(self._heartbeat, 4 * PERIOD)
