@@ -304,7 +304,7 @@ def as_they_come() -> str:
     head = "workload, n, seeds, swarm, local-sgd, diloco, multiple of local-sgd's, of diloco's"
     lines: list[tuple[str, ...]] = [tuple(head.split(", "))]
     for (workload, model, every, shards), rows in untuned.groups(read(file)["rows"]).items():
-        if shards != "iid" or {row["method"] for row in rows} < {*untuned.METHODS}:
+        if shards != "iid" or not {*untuned.METHODS} <= {row["method"] for row in rows}:
             continue
         losses = {m: [row["test_loss"] for row in rows if row["method"] == m] for m in untuned.METHODS}
         means = [f"{sum(of) / len(of):.3f}" for of in losses.values()]

@@ -187,13 +187,8 @@ class Fragment:
             layout=self.layout,
             probe_cost=self._probe_cost(probe, window) if probe else 0.0,
             rank=context.comm.rank,
-            total=self._total,
+            total=context.total,
         )
-
-    def _total(self, part: Tensor) -> Tensor:
-        """Return the sum of `part` over the ranks that hold shards of this worker's model. Collective there."""
-        shards = self.context.shards
-        return shards.gather(part).sum(dim=0) if shards else part
 
     def _probe_cost(self, probe: Probe, window: Window) -> float:
         """Return the cost of a probe in local steps, measured over those since the last round."""

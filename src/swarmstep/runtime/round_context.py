@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from torch import Tensor
+
 from swarmstep.comm.base import Comm
 from swarmstep.comm.metered import Metered
 from swarmstep.runtime.flat import Flat
@@ -34,6 +36,10 @@ class RoundContext:
     island: Comm | None
     shards: Comm | None
     probe: Probe | None
+
+    def total(self, part: Tensor) -> Tensor:
+        """Return the sum of `part` over the ranks that hold shards of this worker's model. Collective there."""
+        return self.shards.gather(part).sum(dim=0) if self.shards else part
 
 
 class StepContext(NamedTuple):

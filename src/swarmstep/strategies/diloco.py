@@ -14,7 +14,7 @@ from swarmstep.ownership import Shared
 from swarmstep.signal import Layout, Roll, Signal
 from swarmstep.strategies.base import Strategy, check_choice, check_range
 from swarmstep.strategies.parts.blocks import squared_distance
-from swarmstep.strategies.parts.outer_step import FIXED, KINDS, OuterStep, spread
+from swarmstep.strategies.parts.outer_step import KINDS, OuterStep
 from swarmstep.when import Every, When
 
 
@@ -96,18 +96,11 @@ class DiLoCo(Strategy[DiLoCoState, DiLoCoMessage]):
 
     def exchange(self, x: Tensor, state: DiLoCoState, signal: Signal, roll: Roll, comm: Comm) -> DiLoCoMessage:
         mean, _ = comm.mean(x, roll.weight(comm.rank))
-        reach, n = FIXED, signal.layout.parameters
-        if self.reach == "measured":
-            d2 = spread(roll.reports[:, 0], [roll.weight(rank) for rank in range(comm.size)])
-            vectors = state.anchor[:n], state.velocity[:n], mean[:n]
-            reach = self._step.measured_reach(*vectors, d2, float(state.radius), signal.total)
+        reach = self._step.reach(self.reach, state, mean, roll.weight, roll, signal)
         return DiLoCoMessage(mean, *(torch.tensor(value, dtype=torch.float64) for value in reach))
 
     def apply(self, x: Tensor, state: DiLoCoState, message: DiLoCoMessage, layout: Layout) -> None:
-        n = layout.parameters
-        self._step.take(x[:n], state.anchor[:n], state.velocity[:n], message.mean[:n], float(message.share))
-        state.anchor[n:] = message.mean[n:]
-        x[n:] = message.mean[n:]
+        self._step.apply(x, state, message.mean, message.share, layout)
         state.radius.copy_(message.radius)
 
     def consensus(self, x: Tensor, message: DiLoCoMessage) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple, final
@@ -19,7 +20,7 @@ from swarmstep.strategies.base import Strategy, check_choice, check_range
 from swarmstep.strategies.parts import trust
 from swarmstep.strategies.parts.blocks import squared_distance
 from swarmstep.strategies.parts.leave_one_out import leave_one_out, slowest, suspects
-from swarmstep.strategies.parts.outer_step import FIXED, KINDS, OuterStep, Reach, spread
+from swarmstep.strategies.parts.outer_step import KINDS, OuterStep
 
 
 class InformedSwarmState(NamedTuple):
@@ -30,9 +31,7 @@ class InformedSwarmState(NamedTuple):
     radius: Shared  # float64 []: r, of a measured reach
     effect: PerWorker  # e [W] float64: what the swarm gains by each worker, in typical gains
     variance: PerWorker  # [W] float64: of the outcome of one test
-    groups: (
-        PerWorker  # h [W, trust.GROUPS] float64: how the probe's examples differ in what they say of each worker
-    )
+    groups: PerWorker  # h [W, trust.GROUPS] float64: how the probe's examples differ about each worker
     lowers: PerWorker  # [W] float64: by what fraction leaving the worker out lowers the probe's loss
     standing: PerWorker  # [W] int64: the verdict of the tests, an index of trust.REASONS
     since: PerWorker  # [W] int64: the step of the present standing
@@ -219,7 +218,8 @@ class InformedSwarm(Strategy[InformedSwarmState, InformedSwarmMessage]):
             if not torch.equal(still, included):
                 included = still
                 mean, _ = comm.mean(x, self._weight(included, roll, comm.rank))
-        reach = self._reach(state, mean, included, signal, roll)
+        weight = functools.partial(self._weight, included, roll)
+        reach = self._step.reach(self.reach, state, mean, weight, roll, signal)
         return InformedSwarmMessage(
             consensus=mean,
             share=torch.tensor(reach.share, dtype=torch.float64),
@@ -242,17 +242,6 @@ class InformedSwarm(Strategy[InformedSwarmState, InformedSwarmMessage]):
     def _step(self) -> OuterStep:
         return OuterStep(self.social, self.inertia, self.look_ahead)
 
-    def _reach(
-        self, state: InformedSwarmState, mean: Tensor, included: Tensor, signal: Signal, roll: Roll
-    ) -> Reach:
-        """Return how far the step goes; the same on all ranks."""
-        if self.reach == "fixed":
-            return FIXED
-        n = signal.layout.parameters
-        d2 = spread(roll.reports[:, 0], [self._weight(included, roll, rank) for rank in range(len(included))])
-        vectors = state.anchor[:n], state.velocity[:n], mean[:n]
-        return self._step.measured_reach(*vectors, d2, float(state.radius), signal.total)
-
     def _weight(self, included: Tensor, roll: Roll, rank: int) -> float:
         """Return a_i of this rank, up to a factor that is common to all."""
         weight = roll.weight(rank) if included[rank] else 0.0
@@ -262,10 +251,7 @@ class InformedSwarm(Strategy[InformedSwarmState, InformedSwarmMessage]):
         return weight * math.exp((least - loss) / self.temperature) if math.isfinite(least) else weight
 
     def apply(self, x: Tensor, state: InformedSwarmState, message: InformedSwarmMessage, layout: Layout) -> None:
-        n = layout.parameters
-        self._step.take(x[:n], state.anchor[:n], state.velocity[:n], message.consensus[:n], float(message.share))
-        state.anchor[n:] = message.consensus[n:]  # buffers get no momentum
-        x[n:] = message.consensus[n:]
+        self._step.apply(x, state, message.consensus, message.share, layout)
         _, _, *fields = state
         for field, value in zip(fields, message[2:], strict=True):
             field.copy_(value)

@@ -16,11 +16,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from swarmstep.signal import Layout, Roll, Signal
 from swarmstep.strategies.parts.blocks import blocks
 
 AGREEMENT = 0.95  # cosine of successive steps above which the radius grows
@@ -44,6 +45,17 @@ class Reach(NamedTuple):
 FIXED = Reach(1.0, 1.0)
 
 
+class Moving(Protocol):
+    """The part of a strategy's state that an outer step reads and changes."""
+
+    @property
+    def anchor(self) -> Tensor: ...  # x [P]
+    @property
+    def velocity(self) -> Tensor: ...  # u [P]
+    @property
+    def radius(self) -> Tensor: ...  # r, float64 []
+
+
 @dataclasses.dataclass(frozen=True)
 class OuterStep:
     """The step's hyper-parameters: `social` s, `inertia` w, and whether it looks ahead."""
@@ -51,6 +63,39 @@ class OuterStep:
     social: float
     inertia: float
     look_ahead: bool = True
+
+    def reach(
+        self,
+        kind: str,
+        state: Moving,
+        consensus: Tensor,
+        weight: Callable[[int], float],
+        roll: Roll,
+        signal: Signal,
+    ) -> Reach:
+        """Return how far the step goes, the same on all ranks.
+
+        Args:
+            kind: of KINDS.
+            state: before the round.
+            consensus: c [P].
+            weight: of a rank in the consensus.
+            roll: where the reach is measured, its first report is the squared length of each worker's step.
+            signal: has the layout of x, and adds up over the shards of a model.
+        """
+        if kind == "fixed":
+            return FIXED
+        n, lengths = signal.layout.parameters, roll.reports[:, 0]
+        d2 = spread(lengths, [weight(rank) for rank in range(len(lengths))])
+        vectors = state.anchor[:n], state.velocity[:n], consensus[:n]
+        return self.measured_reach(*vectors, d2, float(state.radius), signal.total)
+
+    def apply(self, x: Tensor, state: Moving, consensus: Tensor, share: Tensor, layout: Layout) -> None:
+        """Move the parameters in x and the state; buffers take the consensus, without momentum."""
+        n = layout.parameters
+        self.take(x[:n], state.anchor[:n], state.velocity[:n], consensus[:n], float(share))
+        state.anchor[n:] = consensus[n:]
+        x[n:] = consensus[n:]
 
     def take(self, x: Tensor, anchor: Tensor, velocity: Tensor, consensus: Tensor, share: float) -> None:
         """Move x, the anchor and the velocity, all [P], in place."""

@@ -45,9 +45,7 @@ class Verdict(NamedTuple):
     effect: Tensor  # e: the mean outcome, in typical outcomes; below 0 the swarm is better without the worker
     variance: Tensor  # of an outcome
     groups: Tensor  # h [W, GROUPS]: the mean of g, in typical outcomes
-    lowers: (
-        Tensor  # what leaving the worker out lowers the loss by, a fraction of it; the mean while it was trusted
-    )
+    lowers: Tensor  # by what fraction leaving the worker out lowers the loss; the mean while it was trusted
     standing: Tensor  # TRUSTED, HARMFUL or CONTRADICTING
     tests: int  # t
 
