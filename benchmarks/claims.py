@@ -299,8 +299,8 @@ def demo() -> str:
 def as_they_come() -> str:
     file = "untuned.json"
     about = f"""The methods as they come, with each workload's own settings and 4 workers, all well
-        ({made(file)}): test loss, and the swarm's as a multiple of the others' (mean of the ratios over paired
-        seeds, 95 % interval):"""
+        ({made(file)}): test loss, and the swarm's as a multiple of the others' (geometric mean over paired seeds,
+        95 % interval):"""
     head = "workload, n, seeds, swarm, local-sgd, diloco, multiple of local-sgd's, of diloco's"
     lines: list[tuple[str, ...]] = [tuple(head.split(", "))]
     for (workload, model, every, shards), rows in untuned.groups(read(file)["rows"]).items():

@@ -45,7 +45,8 @@ def compare(settings: ComparisonSettings, folder: Path, command: str) -> tuple[R
     methods = parse_all(settings.strategies)
     workload = load(settings.workload, Path(settings.data) if settings.data else None)
     everies = _list(settings.every, _whole, "--every")
-    measure, why = _measure(_target(settings, folder), workload)
+    target = _target(settings, folder)
+    measure, why = _measure(target, workload)
     groups = grid(methods, everies, _conditions(settings), _group_maker(settings, workload, measure))
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +57,9 @@ def compare(settings: ComparisonSettings, folder: Path, command: str) -> tuple[R
         raise CheckpointError(f"{folder} cannot be written: {error.strerror}; give another --out") from None
     with lock:
         runner = Runner(folder, settings.jobs or os.cpu_count() or 1, groups, workload)  # checks the groups
-        about = json.dumps(_about(settings, command, folder, f"validation {measure}, {why}"), indent=1)
+        about = json.dumps(
+            _about(settings, command, _before(folder), target, f"validation {measure}, {why}"), indent=1
+        )
         replace_file(folder / "compare.json", lambda partial: partial.write_text(about + "\n"))
         runner.run()
         runs = [cell for cell in (*runner.cells.values(), *runner.failed.values()) if cell.purpose == "run"]
@@ -144,16 +147,21 @@ def _target(settings: ComparisonSettings, folder: Path) -> dict[str, float]:
     )
 
 
-def _about(settings: ComparisonSettings, command: str, folder: Path, tuned_on: str) -> dict[str, Any]:
+def _about(
+    settings: ComparisonSettings,
+    command: str,
+    before: Mapping[str, Any],
+    target: Mapping[str, float],
+    tuned_on: str,
+) -> dict[str, Any]:
     """Return the content of compare.json: all commands so far, and target, links and clock options of the last."""
-    before = _before(folder)
     commands = [*before.get("command", "").splitlines()]
     clock = {name: getattr(settings, name) for name in ("compute", "stragglers", "failures")}
     links: Sequence[str] = settings.link if settings.backend == "sim" else []
     return {
         "title": settings.title or before.get("title") or f"{settings.workload}: which method, which n",
         "command": "\n".join(commands if command in commands else [*commands, command]),
-        "target": _target(settings, folder),
+        "target": target,
         "tuned_on": {**before.get("tuned_on", {}), settings.workload: tuned_on},
         "links": list(dict.fromkeys([*before.get("links", []), *links])),
         "clock": {**before.get("clock", {}), **{name: value for name, value in clock.items() if value}},

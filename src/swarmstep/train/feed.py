@@ -15,6 +15,7 @@ from swarmstep.data.sharding import Shard, hold_out, shard
 from swarmstep.errors import UsageError
 from swarmstep.seeding import generator
 from swarmstep.signal import MembershipChange
+from swarmstep.strategies.parts.trust import GROUPS
 from swarmstep.train.config import Config
 from swarmstep.train.local_step import measure_loss
 from swarmstep.workloads import Workload
@@ -22,7 +23,6 @@ from swarmstep.workloads import Workload
 # Examples of one probe: four times the batch, within these bounds. A forward pass of two is taken to cost as much
 # as a step with one, so that a probe costs two local steps, and more only where the batch is below 8.
 PROBE = (32, 128)
-GROUPS = 16  # of a probe's examples, for each of which the workload's loss is asked
 
 
 class Feed:
