@@ -287,7 +287,7 @@ def demo() -> str:
     for method in ("swarm", "local-sgd", "diloco", "pso-ps", "independent"):
         cells: list[str] = []
         for shards in ("iid", "bad-labels:1"):
-            of = [row for row in rows if (row["shards"], row["method"]) == (shards, method)]
+            of = [row for row in rows if (row["shards"], row["strategy"]) == (shards, method)]
             figures = (sum(row[name] for row in of) / len(of) for name in ("test_loss", "test_accuracy"))
             cells.append(", ".join(f"{figure:.3f}" for figure in figures))
         lines.append((method, *cells))
@@ -304,9 +304,9 @@ def as_they_come() -> str:
     head = "workload, n, seeds, swarm, local-sgd, diloco, multiple of local-sgd's, of diloco's"
     lines: list[tuple[str, ...]] = [tuple(head.split(", "))]
     for (workload, model, every, shards), rows in untuned.groups(read(file)["rows"]).items():
-        if shards != "iid" or not {*untuned.METHODS} <= {row["method"] for row in rows}:
+        if shards != "iid" or not {*untuned.METHODS} <= {row["strategy"] for row in rows}:
             continue
-        losses = {m: [row["test_loss"] for row in rows if row["method"] == m] for m in untuned.METHODS}
+        losses = {m: [row["test_loss"] for row in rows if row["strategy"] == m] for m in untuned.METHODS}
         means = [f"{sum(of) / len(of):.3f}" for of in losses.values()]
         ratios = [untuned.ratio(rows, "swarm", other) for other in untuned.METHODS[1:]]
         spans = [f"{mean:.3f}" + (f" ({low:.3f} to {high:.3f})" if n > 1 else "") for mean, low, high, n in ratios]
