@@ -31,7 +31,7 @@ BARE = [name for name in STRATEGIES if VARIANTS[name].common == "none"]
 @pytest.mark.parametrize(("name", "codec"), CODED)
 def test_resumed_in_the_middle_of_a_round_equals_uninterrupted_bitwise(name: str, codec: str) -> None:
     given: dict[str, Any] = {"steps": 8, "codec": CODECS[codec], "delay": 2}
-    found = simulated(name, "every-3", resume=True, **given)
+    found = simulated(name, "every-3", resume=1, **given)
     for mine, whole in zip(found, simulated(name, "every-3", **given), strict=True):
         assert same(mine[:4], whole[:4])
 

@@ -155,7 +155,7 @@ def test_a_delay_that_nobody_trains_in_changes_nothing() -> None:
 
 @pytest.mark.parametrize(("name", "timing"), DELAYED)
 def test_resumed_with_a_message_in_flight_equals_uninterrupted_bitwise(name: str, timing: str) -> None:
-    found = simulated(name, timing, 8, resume=True, delay=3)
+    found = simulated(name, timing, 8, resume=1, delay=3)
     for mine, whole in zip(found, simulated(name, timing, 8, delay=3), strict=True):
         assert same(mine[:4], whole[:4])
 

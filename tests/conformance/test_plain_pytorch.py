@@ -101,7 +101,7 @@ def train(kind: Kind, recipe: Recipe, sync: MakeSync | None) -> list[Tensor]:
     """Return the tensors of a model after its training."""
     training = Training(kind, recipe, sync)
     for step in range(STEPS):
-        torch.manual_seed(1 + step)
+        torch.default_generator.manual_seed(1 + step)
         training.step([kind.inputs() for _ in range(recipe.accumulate)])
     if training.sync:
         training.sync.finish()
@@ -164,7 +164,7 @@ def halves(comm: Comm, kind: Kind, whole: bool) -> list[Tensor]:
     sync = None if whole else lambda model: Synchronizer(model, EVERY_STEP, comm)
     training = Training(kind, recipe, sync)
     for step in range(STEPS):
-        torch.manual_seed(1 + step)
+        torch.default_generator.manual_seed(1 + step)
         batches = [kind.inputs() for _ in range(WORKERS)]
         training.step(batches if whole else [batches[comm.rank]])
     if training.sync:
@@ -188,7 +188,7 @@ def test_a_moving_average_of_the_weights_is_that_of_plain_pytorch() -> None:
         training = Training(ZOO["batch-norm"], RECIPES["sgd"], sync)
         average = AveragedModel(training.model)
         for step in range(STEPS):
-            torch.manual_seed(1 + step)
+            torch.default_generator.manual_seed(1 + step)
             training.step([training.kind.inputs()])
             average.update_parameters(training.model)
         return [tensor.detach().clone() for tensor in average.state_dict().values()]
@@ -213,7 +213,7 @@ def test_compiled_models_train_as_compiled_models_do(views: bool, outer: bool) -
         synchronizer = sync(compiled if outer else model) if sync else None
         optimizer = torch.optim.SGD(model.parameters(), 0.05)
         for step in range(STEPS):
-            torch.manual_seed(1 + step)
+            torch.default_generator.manual_seed(1 + step)
             optimizer.zero_grad()
             loss = loss_of(ZOO["batch-norm"], compiled, ZOO["batch-norm"].inputs())
             loss.backward()

@@ -29,6 +29,7 @@ from swarmstep import (
 )
 from swarmstep.comm.codecs import Int8
 from swarmstep.errors import NotFinite, UsageError
+from whole_runs import KINDS, fast_ones
 
 RETURNS: dict[str, Callable[[nn.Module], Any]] = {
     "int": lambda m: 3,
@@ -127,7 +128,7 @@ def trained(strategy: Strategy, comm: Comm, inside: bool, **given: Any) -> list[
     return [*seen, [p.detach().clone() for p in model.parameters()]]
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", fast_ones(KINDS, VARIANTS))
 def test_a_step_inside_autocast_is_one_outside(name: str) -> None:
     inside, outside = (simulate(lambda comm, i=i: trained(VARIANTS[name], comm, i), 3) for i in (True, False))
     assert same(inside, outside)

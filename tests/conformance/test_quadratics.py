@@ -62,7 +62,7 @@ def descend(comm: Comm, strategy: Strategy, steps: int, lr: float) -> tuple[list
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_mean_loss_falls_and_stays_finite(variant: str) -> None:
     strategy = dataclasses.replace(VARIANTS[variant], when=Every(4))
-    found = simulate(lambda comm: descend(comm, strategy, 80, 0.05), WORKERS)
+    found = simulate(lambda comm: descend(comm, strategy, 40, 0.1), WORKERS)
     losses = torch.tensor([own for own, _ in found]).mean(0)
     assert losses.isfinite().all()
     assert losses[-4:].mean() < 0.5 * losses[0]
@@ -74,7 +74,7 @@ def test_the_mean_loss_falls_and_stays_finite(variant: str) -> None:
 def test_averaging_reaches_the_common_optimum(name: str) -> None:
     strategy = STRATEGIES[name]()
     strategy = dataclasses.replace(strategy, when=Every(5 if strategy.target == "weights" else 1))
-    found = simulate(lambda comm: descend(comm, strategy, 400, 0.1), WORKERS)
+    found = simulate(lambda comm: descend(comm, strategy, 240, 0.1), WORKERS)
     for _, x in found:
         torch.testing.assert_close(x, optima().mean(0), rtol=0, atol=1e-4)
 

@@ -9,15 +9,16 @@ from torch import Tensor
 
 from helpers import VARIANTS, Trainer, options, same, timed
 from swarmstep import Comm, Every, Strategy, Synchronizer, simulate
-from whole_runs import PLAIN, STEPS, WORKERS, simulated
+from whole_runs import PLAIN, STEPS, WORKERS, fast_ones, simulated
 
 every_variant = pytest.mark.parametrize("variant", VARIANTS)
 every_case = pytest.mark.parametrize(("variant", "timing"), PLAIN)
 
 
+@pytest.mark.parametrize("resume", fast_ones([2], (1, 2)))
 @every_case
-def test_resumed_at_every_step_equals_uninterrupted_bitwise(variant: str, timing: str) -> None:
-    found = simulated(variant, timing, resume=True)
+def test_resumed_equals_uninterrupted_bitwise(variant: str, timing: str, resume: int) -> None:
+    found = simulated(variant, timing, resume=resume)
     for mine, whole in zip(found, simulated(variant, timing), strict=True):
         assert same(mine[:4], whole[:4])  # all but the traffic, which counts each new start
 

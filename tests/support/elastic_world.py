@@ -168,7 +168,7 @@ class Worker:
     def local_step(self) -> torch.Tensor:
         """Do the optimizer step that follows; the data are those of the slot, whatever the rank is."""
         step = self.sync.steps + 1
-        torch.manual_seed(mix(0, step, self.slot))
+        torch.default_generator.manual_seed(mix(0, step, self.slot))
         inputs, labels = batch(0, step, self.slot)
         loss = nn.functional.cross_entropy(self.model(inputs), labels)
         self.model.zero_grad()

@@ -98,7 +98,7 @@ def timed(strategy: Strategy, timing: str) -> Strategy:
 
 def network(seed: int = 0) -> nn.Module:
     """Return a small network with BatchNorm and dropout, so that buffers and random states count."""
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)  # manual_seed: a millisecond, for all kinds of devices
     return nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 3))
 
 
@@ -157,7 +157,7 @@ class Trainer:
     def backward(self) -> Tensor:
         """Compute the gradients of the next step and return its loss."""
         self.done += 1
-        torch.manual_seed(mix(self.seed, self.done, self.comm.rank))
+        torch.default_generator.manual_seed(mix(self.seed, self.done, self.comm.rank))
         inputs, labels = batch(self.seed, self.done, self.comm.rank)
         loss = nn.functional.cross_entropy(self.model(inputs), labels)
         self.model.zero_grad()
@@ -226,15 +226,15 @@ class Run(NamedTuple):
     traffic: tuple[int, int]
 
 
-def run(comm: Comm, strategy: Strategy, steps: int, resume: bool = False, **given: Any) -> Run:
-    """Train; with `resume`, everything is thrown away and rebuilt from its checkpoint after every step."""
+def run(comm: Comm, strategy: Strategy, steps: int, resume: int = 0, **given: Any) -> Run:
+    """Train; each `resume` steps, if any, everything is thrown away and rebuilt from its checkpoint."""
     trainer = Trainer(strategy, comm, **given)
     weights, rounds = [trainer.weights()], []
     for _ in range(steps):
         if trainer.step():
             rounds.append(trainer.done)
         weights.append(trainer.weights())
-        if resume:
+        if resume and trainer.done % resume == 0:
             saved = trainer.save()
             trainer = Trainer(strategy, comm, **given)
             trainer.load(saved)

@@ -47,13 +47,13 @@ PLAIN = [
 DELAYED = [fast_if(name in KINDS, name, "every-3") for name in FOR_WEIGHTS]
 DELAYED += [fast_if(n == EVERY_TIMING, n, t) for n in KINDS for t in ("vote", "warm-up")]
 # Rounds that travel, with coded vectors.
-CODED = [fast_if(True, name, "int8") for name in FOR_WEIGHTS]
+CODED = [fast_if(name in KINDS, name, "int8") for name in FOR_WEIGHTS]
 CODED += [fast_if(name == "pso-ps", name, "topk") for name in ("local-sgd", "pso-ps", "swarm")]
 
 
 @functools.cache
 def simulated(
-    variant: str, timing: str, steps: int = STEPS, workers: int = WORKERS, resume: bool = False, **given: Any
+    variant: str, timing: str, steps: int = STEPS, workers: int = WORKERS, resume: int = 0, **given: Any
 ) -> list[Run]:
     """Return what each worker's run left in process; `given` are options."""
     strategy = timed(VARIANTS[variant], timing)

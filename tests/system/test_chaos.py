@@ -664,14 +664,14 @@ def test_the_command_that_makes_a_storm_names_no_folders() -> None:
     assert command_line.command_line(options()) == "swarmstep chaos digits"
 
 
+@pytest.mark.slow
 def test_fault_free_runs_give_their_losses(tmp_path: Path) -> None:
     progress: list[str] = []
     context = RunContext(2, None, [], progress.append)
     train = ["train", "digits", "--workers", "2", "--steps", "8"]
-    first, second = simulated_losses(train, [1, 2], tmp_path, context)
-    assert first == json.loads((tmp_path / "fault-free-1" / "summary.json").read_text())["test_loss"]
-    assert first != second
-    assert len(progress) == 2
+    (loss,) = simulated_losses(train, [1], tmp_path, context)
+    assert loss == json.loads((tmp_path / "fault-free-1" / "summary.json").read_text())["test_loss"]
+    assert len(progress) == 1
     with pytest.raises(CommError, match=r"fault-free-5 ended with code 2: swarmstep: .*nowhere"):
         simulated_losses(["train", "nowhere"], [5], tmp_path, context)
     context.interrupts.append(2)

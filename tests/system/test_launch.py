@@ -331,6 +331,7 @@ def test_a_group_that_nobody_watches(place: Path, capfd: pytest.CaptureFixture[s
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_processes_with_different_texts_do_not_begin(place: Path) -> None:
     for rank, word in enumerate(("one", "other")):
         (place / str(rank)).mkdir()

@@ -40,12 +40,11 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("options", "first"),
     [
-        (("--checkpoint-every", "16"), "30"),
         (("--checkpoint-every", "10", "--strategy", "pso-ps"), "30"),  # due at the last step, too
         (("--strategy", "local-sgd"), "30"),  # without a checkpoint
         (("--checkpoint-every", "7", "--delay", "3", "--codec", "int8", "--strategy", "diloco"), "25"),
         (("--checkpoint-every", "16", "--shards", "dealt", "--optimizer", "adamw"), "17"),
-        (("--checkpoint-every", "16", "--strategy", "synchronous"), "30"),
+        pytest.param(("--checkpoint-every", "16", "--strategy", "synchronous"), "30", marks=pytest.mark.slow),
     ],
 )
 def test_a_run_that_is_done_goes_on(options: tuple[str, ...], first: str, place: Path) -> None:
