@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from helpers import VARIANTS
 from swarmstep import STRATEGIES, Comm, Every, Options, Strategy, Synchronizer, simulate
+from whole_runs import fast_ones
 
 P = 12
 WORKERS = 4
@@ -70,11 +71,11 @@ def test_the_mean_loss_falls_and_stays_finite(variant: str) -> None:
     assert all(common(x) < 0.5 * common(torch.full((P,), 3.0)) for _, x in found)
 
 
-@pytest.mark.parametrize("name", sorted(AVERAGING))
+@pytest.mark.parametrize("name", fast_ones(["bmuf", "local-sgd", "swarm"], sorted(AVERAGING)))
 def test_averaging_reaches_the_common_optimum(name: str) -> None:
     strategy = STRATEGIES[name]()
     strategy = dataclasses.replace(strategy, when=Every(5 if strategy.target == "weights" else 1))
-    found = simulate(lambda comm: descend(comm, strategy, 240, 0.1), WORKERS)
+    found = simulate(lambda comm: descend(comm, strategy, 400, 0.1), WORKERS)
     for _, x in found:
         torch.testing.assert_close(x, optima().mean(0), rtol=0, atol=1e-4)
 

@@ -27,6 +27,7 @@ from swarmstep import (
 from swarmstep.comm.codecs import Int8
 from swarmstep.errors import NotFinite
 from swarmstep.seeding import generator
+from whole_runs import fast_ones
 
 STEPS = 7
 NAMES = {False: ("island", "shard"), True: ("island", "replica", "shard")}
@@ -89,7 +90,7 @@ def whole(comm: Comm, strategy: Strategy, given: dict[str, Any]) -> Any:
     return list(model.parameters()), [(r.step, r.participants, r.losses) for r in rounds]
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", fast_ones(["swarm", "diloco", "median"], STRATEGIES))
 @pytest.mark.parametrize("given", [{}, {"delay": 1}, {"codec": Int8(), "offload": "cpu"}], ids=str)
 def test_two_islands_of_two_are_two_workers(pool: Pool, name: str, given: dict[str, Any]) -> None:
     found = pool.run(sharded, STRATEGIES[name], given)
