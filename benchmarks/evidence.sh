@@ -1,9 +1,9 @@
 #!/bin/sh
 # The experiments behind the README and docs/evidence.html, each a few commands; finished cells are not run again.
 #
-#     benchmarks/evidence.sh untuned | headline | link | mnist | conditions | cifar10 | report ...
+#     benchmarks/evidence.sh untuned | headline | link | text | mnist | conditions | cifar10 | report ...
 #
-# Data come from SWARMSTEP_DATA (default: ./data). Cells are kept in evidence/. `headline` and `link` create a real slow
+# Data come from SWARMSTEP_DATA (default: ./data). Cells are kept in evidence/. `headline`, `link` and `text` create a real slow
 # network and need Linux and root; they measure time, so the machine should be idle otherwise.
 set -eu
 cd "$(dirname "$0")/.."
@@ -16,10 +16,13 @@ untuned() {
     "$@" digits --methods swarm,local-sgd,diloco,pso-ps,independent --shards iid,bad-labels:1 --seeds 3
     "$@" digits mnist:mlp --every 16,64 --seeds 5
     "$@" text:gpt-small --every 16,64 --seeds 5
-    "$@" text:gpt-small --methods swarm,synchronous,local-sgd,diloco --optimizer muon --seeds 5
-    "$@" text:gpt-small --methods synchronous --seeds 5
+    "$@" text:gpt-small --methods swarm,synchronous --optimizer muon --seeds 3
+    "$@" text:gpt-small --methods synchronous --seeds 3
     "$@" digits mnist:mlp --shards bad-labels:1 --seeds 5
-    "$@" text:gpt-small --shards bad-labels:1 --seeds 5
+    "$@" cifar10:cnn --every 16 --seeds 2
+    "$@" text:gpt-small --shards bad-labels:1 --seeds 3
+    "$@" mnist:lenet5 --seeds 3
+    "$@" text:gpt-small --methods local-sgd,diloco --optimizer muon --seeds 3
     "$@" cifar10:cnn --every 16,64 --seeds 3
     "$@" mnist:lenet5 --every 16,64 --seeds 3
     "$@" cifar10:cnn --shards bad-labels:1 --seeds 3
@@ -51,6 +54,16 @@ one_link() {
     # Long runs, which stop at the target: an accuracy that all others reached within their steps.
     compare mnist "$@" --eval-every 32 --target-accuracy 0.98 --seeds 1 --strategies synchronous
     compare mnist "$@" --eval-every 32 --target-accuracy 0.98 --seeds "$ddp" --strategies ddp
+}
+
+# Text with Muon on the same link: time to a loss, as a multiple of synchronous training without a network.
+text() {
+    set -- --model gpt-small --optimizer muon --lr-grid 0.002 --target-loss 1.65 --out evidence/text
+    compare text "$@" --eval-every 25 --seeds 5 --strategies synchronous --jobs 1
+    set -- "$@" --backend netns --link 100mbit
+    compare text "$@" --eval-every 25 --seeds 5 --every 16 --strategies swarm+codec=int8
+    compare text "$@" --eval-every 25 --seeds 1 --strategies ddp
+    compare text "$@" --eval-every 1500 --seeds 1 --strategies independent
 }
 
 # The paper's question (PSO-PS against averaging and synchronous training over n), then all methods.

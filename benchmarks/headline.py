@@ -58,15 +58,18 @@ def name(line: Line) -> str:
 def lines(source: Path = SOURCE) -> list[Line]:
     """Return a line for each method that communicates, the fastest first."""
     loaded = results.load(source)
-    target, runs = loaded.about["target"], [c for c in loaded.cells if c.real and c.purpose == "run"]
-    by_method: dict[tuple[str, int], dict[int, Point | None]] = {}
-    for cell in runs:
-        if cell.method != "independent":
-            by_method.setdefault((cell.method, cell.group.every), {})[cell.seed] = first_reaching(cell, target)
-    independent = [cell.points[-1] for cell in runs if cell.method == "independent" and not cell.failed]
+    target, runs = loaded.about["target"], [cell for cell in loaded.cells if cell.purpose == "run"]
+    independent = [c.points[-1] for c in runs if c.real and c.method == "independent" and not c.failed]
     step = estimate([point.seconds / point.step for point in independent]).mean
-    # DDP takes the steps of synchronous training, apart from the order of sums.
-    ideal = {seed: point.step * step for seed, point in by_method["ddp", 1].items() if point}
+    ideal: dict[int, float] = {}
+    by_method: dict[tuple[str, int], dict[int, Point | None]] = {}
+    for cell in sorted(runs, key=lambda cell: cell.method, reverse=True):
+        point = first_reaching(cell, target)
+        # DDP takes the steps of synchronous training, apart from the order of sums; it counts where both were run.
+        if point and cell.method in ("ddp", "synchronous"):
+            ideal[cell.seed] = point.step * step
+        if cell.real and cell.method != "independent":
+            by_method.setdefault((cell.method, cell.group.every), {})[cell.seed] = point
     unsorted = [_line(method, every, points, ideal) for (method, every), points in by_method.items()]
     return sorted(unsorted, key=lambda line: (line.reached < line.seeds, line.multiple.mean))
 

@@ -32,6 +32,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_doctor(capsys: pytest.CaptureFixture[str], place: Path) -> None:
     assert main(["doctor", "--data", str(place)]) == 0
     out = capsys.readouterr().out
