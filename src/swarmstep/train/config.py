@@ -16,12 +16,14 @@ from swarmstep.workloads.defaults import BUILT_IN, Defaults, Optimizer, Schedule
 
 Backend = Literal["sim", "gloo", "nccl"]
 ElasticMode = Literal["local", "torchft", "torchrun"]
+Balance = Literal["off", "batch", "steps"]
 Group = Literal["Method", "Data and model", "Training", "Communication", "Run"]
 
 SYNCHRONOUS = "synchronous"  # averages the gradients at every step
 DDP = "ddp"  # the same, done by torch's DistributedDataParallel
 BASELINES = (DDP, "independent")  # without settings or a trigger
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
+BALANCES: tuple[Balance, ...] = get_args(Balance)
 ELASTIC: tuple[ElasticMode, ...] = get_args(ElasticMode)
 FREE = ("backend", "data", "steps", "workers")  # the fields that may differ when a run is resumed
 
@@ -57,6 +59,24 @@ class Config:
     )
     fault: str | None = field(
         default=None, metadata=_about("Run", "SPEC", f"what the last K ranks do wrong: {spec_help.FAULTS}")
+    )
+    balance: Balance = field(
+        default="off",
+        metadata=_about(
+            "Training",
+            None,
+            "unequal workers: batch, each takes as many of all workers' examples of a step as it can; steps, as "
+            "many of all their steps between rounds; off, all take the same",
+        ),
+    )
+    speeds: str | None = field(
+        default=None,
+        metadata=_about(
+            "Run",
+            "T,T,...",
+            "make the workers unequal, for experiments: the relative time that an example takes each, such as "
+            "1,1,1,3; real workers are paced, with sim it is what --balance measures",
+        ),
     )
     model: str | None = field(
         default=None, metadata=_about("Data and model", "NAME", "one of the workload's models")
