@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from swarmstep.strategies.synchronous import Synchronous
     from swarmstep.strategies.trimmed_mean import TrimmedMean
     from swarmstep.strategies.warmup import Warmup
-    from swarmstep.when import Balanced, Every, GradientChange, Never, QuadraticRule, When
+    from swarmstep.when import Balanced, Every, EveryTime, GradientChange, Never, QuadraticRule, When
 
 __version__ = "0.1.0"
 
@@ -73,6 +73,7 @@ __all__ = [
     "DiLoCo",
     "DistComm",
     "Every",
+    "EveryTime",
     "FedPSO",
     "GossipExponential",
     "GossipRing",
@@ -120,6 +121,7 @@ _MODULES = {
     "DiLoCo": "swarmstep.strategies.diloco",
     "DistComm": "swarmstep.comm.dist",
     "Every": "swarmstep.when",
+    "EveryTime": "swarmstep.when",
     "FedPSO": "swarmstep.strategies.fedpso",
     "GossipExponential": "swarmstep.strategies.gossip_exponential",
     "GossipRing": "swarmstep.strategies.gossip_ring",

@@ -84,8 +84,8 @@ class Balance:
         if options.delay or options.fragments > 1:
             found = f"{options.delay} and {options.fragments}"
             raise UsageError(
-                f"Balance.update: expected no delay and 1 fragment, found {found}; call measured() with the workers' "
-                "seconds"
+                f"Balance.update: expected no delay and 1 fragment, found {found}; call measured() with the "
+                "seconds of the workers"
             )
         steps = self._sync.steps - self._seen if self._by_batch else 1
         self._seen = self._sync.steps

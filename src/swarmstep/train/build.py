@@ -20,7 +20,7 @@ from swarmstep.strategies.warmup import Warmup
 from swarmstep.train import faults
 from swarmstep.train.balance_options import check_balance, mean_steps
 from swarmstep.train.config import BACKENDS, BASELINES, DDP, ELASTIC, SYNCHRONOUS, Config
-from swarmstep.when import Balanced, Every, GradientChange, Never, QuadraticRule, When
+from swarmstep.when import Balanced, Every, EveryTime, GradientChange, Never, QuadraticRule, When
 from swarmstep.workloads import Workload
 from swarmstep.workloads.defaults import Defaults
 
@@ -155,6 +155,7 @@ def parse_when(spec: str | None, every: int) -> When:
     forms: dict[str, Callable[[str], When]] = {
         "every": lambda text: Every(int(text)),
         "change": lambda text: GradientChange(float(text)),
+        "time": lambda text: EveryTime(float(text)),
         "qsr": lambda text: QuadraticRule(int(_first(text)), float(_rest(text))),
     }
     try:
