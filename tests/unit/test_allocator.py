@@ -101,6 +101,15 @@ def test_remainders_by_hand() -> None:
         whole(2, [1.0, 0.5, 0.5])
 
 
+def test_each_worker_gets_the_least() -> None:
+    allocator = Allocator(3, 300, least=20)
+    assert allocator.update([1.0, 1.0, 1000.0]) == [140, 140, 20]
+    assert allocator.update([1.0, 1.0, math.inf]) == [140, 140, 20]
+    assert allocator.of(70) == [25, 25, 20]
+    with pytest.raises(UsageError, match="cannot share 50 among 3 workers; expected at least 20 for each"):
+        allocator.of(50)
+
+
 def test_a_disturbed_worker_gets_less_and_recovers() -> None:
     allocator = Allocator(4, 400)
     calm, disturbed = [1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 0.1]

@@ -68,54 +68,56 @@ def _between(old: Cost, new: Cost, weight: float) -> Cost:
     return replace(new, start=start, unit=unit)
 
 
-def solve(total: int, costs: Sequence[Cost]) -> list[float]:
+def solve(total: int, costs: Sequence[Cost], least: int = 1) -> list[float]:
     """Return the shares b [W], real numbers of sum `total`, with which all workers take equally long.
 
     ::
 
         b_j = (T - start_j) / unit_j        T = (total + sum start_j / unit_j) / sum 1 / unit_j
 
-    A worker that would get less than 1 gets 1, and the others share the rest. Silent ones count as infinitely
-    slow; where all are, shares are equal.
+    A worker that would get less than `least` gets that, and the others share the rest. Silent ones count as
+    infinitely slow; where all are, shares are equal.
     """
-    shares, rest = [1.0] * len(costs), [j for j, cost in enumerate(costs) if math.isfinite(cost.of(1))]
+    shares, rest = [float(least)] * len(costs), [j for j, cost in enumerate(costs) if math.isfinite(cost.of(1))]
     if not rest:
         return [total / len(costs)] * len(costs)
     while rest:
-        left = total - (len(costs) - len(rest))
+        left = total - least * (len(costs) - len(rest))
         speeds = {j: 1.0 / costs[j].unit for j in rest}
         speed = math.fsum(speeds.values())
         started = math.fsum(costs[j].start * speeds[j] for j in rest)
         for j in rest:  # the equation above, written so that equal starts cancel exactly
             others = math.fsum((costs[i].start - costs[j].start) * speeds[i] for i in rest) if started else 0.0
             shares[j] = (left + others) * speeds[j] / speed
-        small = {j for j in rest if shares[j] < 1.0}
+        small = {j for j in rest if shares[j] < least}
         if not small:
             break
         for j in small:
-            shares[j] = 1.0
+            shares[j] = float(least)
         rest = [j for j in rest if j not in small]
     return shares
 
 
-def whole(total: int, shares: Sequence[float]) -> list[int]:
-    """Return whole numbers of sum `total`, each at least 1, next to `shares`, whose sum is `total` to rounding.
+def whole(total: int, shares: Sequence[float], least: int = 1) -> list[int]:
+    """Return whole numbers of sum `total`, each at least `least`, next to `shares`, of that sum to rounding.
 
     Largest remainders: each share is rounded down, and what is left goes to those that lost most, the lower rank
     first among equals.
 
     Raises:
-        UsageError: there are more workers than units.
+        UsageError: the total is less than `least` for each.
     """
-    if total < len(shares):
-        raise UsageError(f"cannot share {total} among {len(shares)} workers; expected at least 1 for each")
-    parts = [max(1, math.floor(share)) for share in shares]
+    if least < 1 or total < least * len(shares):
+        raise UsageError(
+            f"cannot share {total} among {len(shares)} workers; expected at least {max(1, least)} for each"
+        )
+    parts = [max(least, math.floor(share)) for share in shares]
     left = total - sum(parts)
     ranked = sorted(range(len(parts)), key=lambda j: parts[j] - shares[j])
     for j in itertools.islice(itertools.cycle(ranked), max(0, left)):
         parts[j] += 1
-    for _ in range(-left):  # some were raised to 1, or rounding has added up
-        parts[max(range(len(parts)), key=lambda j: (parts[j] > 1, parts[j] - shares[j]))] -= 1
+    for _ in range(-left):  # some were raised to the least, or rounding has added up
+        parts[max(range(len(parts)), key=lambda j: (parts[j] > least, parts[j] - shares[j]))] -= 1
     return parts
 
 
@@ -129,9 +131,10 @@ class Allocator:
         total: units of work, examples of a step or local steps of a round, at least W.
         smoothing: weight of a new measurement, as in `observe`.
         band: dead band: shares change only where that saves more than this part of the time, 0 to below 1.
+        least: units that each worker gets, at least 1.
 
     Attributes:
-        shares: int [W], each at least 1, of sum `total`; equal at first.
+        shares: int [W], each at least `least`, of sum `total`; equal at first.
 
     Raises:
         UsageError: an argument is out of its range.
@@ -142,15 +145,17 @@ class Allocator:
     that a worker that was slow or silent is measured and may come back; see docs/decisions/022-balanced-work.md.
     """
 
-    def __init__(self, workers: int, total: int, smoothing: float = 0.5, band: float = 0.05) -> None:
+    def __init__(
+        self, workers: int, total: int, smoothing: float = 0.5, band: float = 0.05, least: int = 1
+    ) -> None:
         if not 0.0 < smoothing <= 1.0 or not 0.0 <= band < 1.0:
             raise UsageError(
                 f"balance: expected smoothing above 0 and at most 1, and a band of at least 0 and below 1, found "
                 f"{smoothing} and {band}"
             )
-        self.total, self._smoothing, self._band = total, smoothing, band
+        self.total, self._smoothing, self._band, self._least = total, smoothing, band, least
         self.costs: list[Cost | None] = [None] * workers
-        self.shares = whole(total, [total / workers] * workers)
+        self.shares = whole(total, [total / workers] * workers, least)
 
     def update(self, seconds: Sequence[float]) -> list[int]:
         """Return the new shares.
@@ -174,16 +179,18 @@ class Allocator:
                 self.shares = shares
         return self.shares
 
-    @staticmethod
-    def _seconds(costs: list[Cost], shares: list[int]) -> float:
-        """Return what the slowest takes; a silent worker with the 1 that it keeps does not count."""
+    def _seconds(self, costs: list[Cost], shares: list[int]) -> float:
+        """Return what the slowest takes; a silent worker with the least does not count."""
         found = [cost.of(b) for cost, b in zip(costs, shares, strict=True)]
-        return max((t for t, b in zip(found, shares, strict=True) if b > 1 or math.isfinite(t)), default=0.0)
+        return max(
+            (t for t, b in zip(found, shares, strict=True) if b > self._least or math.isfinite(t)), default=0.0
+        )
 
     def of(self, total: int) -> list[int]:
         """Return the shares of another total, by the costs known now."""
         costs = self._known()
-        return whole(total, solve(total, costs) if costs else [total / len(self.shares)] * len(self.shares))
+        equal = [total / len(self.shares)] * len(self.shares)
+        return whole(total, solve(total, costs, self._least) if costs else equal, self._least)
 
     def _known(self) -> list[Cost]:
         """Return the costs, empty as long as one has not been measured."""

@@ -40,6 +40,7 @@ class Balance:
         batch: mean examples of a step and worker, at least 1 (None: by steps).
         smoothing: weight of a new measurement, above 0 and at most 1.
         band: shares change only where that saves more than this part of the time.
+        least: what each worker gets; with BatchNorm, which cannot train on one example, 2 by batch.
 
     Attributes:
         shares: int [W], the examples of a step, or the steps of a round, of each worker.
@@ -49,14 +50,19 @@ class Balance:
     """
 
     def __init__(
-        self, sync: Synchronizer, batch: int | None = None, smoothing: float = 0.5, band: float = 0.05
+        self,
+        sync: Synchronizer,
+        batch: int | None = None,
+        smoothing: float = 0.5,
+        band: float = 0.05,
+        least: int = 1,
     ) -> None:
         check_type("Balance: sync", sync, Synchronizer)
         _check(sync, batch)
         self._sync, self._by_batch = sync, batch is not None
         when, size = sync.strategy.when, sync.comm.size
         mean = batch if batch is not None else when.n if isinstance(when, Balanced) else 0
-        self._allocator = Allocator(size, size * mean, smoothing, band)
+        self._allocator = Allocator(size, size * mean, smoothing, band, least)
         self._seen = sync.steps  # at the last measurement
 
     @property

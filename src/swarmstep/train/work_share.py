@@ -34,8 +34,11 @@ class WorkShare:
         self.pace = speeds[self._rank] / min(speeds) if config.speeds else 1.0
         self._cost = speeds[self._rank] if config.backend == "sim" else None  # virtual seconds of an example
         self._by_steps = config.balance == "steps"
-        by_batch = config.balance == "batch"
-        self._balance = Balance(sync, self._batch if by_batch else None) if config.balance != "off" else None
+        self._balance: Balance | None = None
+        if self._by_steps:
+            self._balance = Balance(sync)
+        elif config.balance == "batch":
+            self._balance = Balance(sync, self._batch, least=min(2, self._batch))  # BatchNorm cannot train on one
         self._spent, self._parts = 0.0, 0  # computing, since the last measurement: seconds of steps, or of rounds
         # With --balance steps: the run's steps before the present round, and this worker's own in it.
         self._taken, self._own, self._shares = 0, 0, list[int]()
