@@ -138,6 +138,21 @@ def test_small_changes_change_nothing(seed: int) -> None:
         assert allocator.shares == settled
 
 
+@pytest.mark.parametrize(("start", "equal"), [((0.0, 0.0, 0.0, 0.0), 0.4), ((50.0, 5.0, 0.0, 20.0), 0.5)])
+def test_noise_of_a_tenth_costs_little(start: tuple[float, ...], equal: float) -> None:
+    """The best time over the mean one, with 128 examples among speeds 1, 1, 1, 1/3; `equal`: without a balance."""
+    c, s = np.array(start), np.array([1, 1, 1, 1 / 3])
+    best = (128 + c @ s) / s.sum()
+    assert best / max(c + 32 / s) < equal + 0.01
+    for seed in range(10):
+        noise, allocator, spent = np.random.default_rng(seed), Allocator(4, 128), list[float]()
+        for _ in range(60):
+            seconds = c + np.array(allocator.shares) / s
+            spent.append(seconds.max())
+            allocator.update((seconds * noise.lognormal(0.0, 0.1, 4)).tolist())
+        assert best / np.mean(spent[4:]) > 0.9
+
+
 @given(st.lists(st.lists(st.floats(0.0, 1e6), min_size=3, max_size=3), max_size=6), st.integers(0, 5))
 def test_shares_follow_from_the_measurements_also_from_a_checkpoint(rows: list[list[float]], cut: int) -> None:
     whole_run, resumed = Allocator(3, 50), Allocator(3, 50)

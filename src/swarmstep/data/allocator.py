@@ -12,7 +12,9 @@ from swarmstep.checkpoint import fields
 from swarmstep.errors import CheckpointError, UsageError
 
 LEAST = 1e-9  # seconds of a measurement
-APART = 0.1  # two amounts of work that differ by less, relatively, do not tell start-up from time per unit
+APART = (
+    0.5  # two amounts of work that differ by less, relatively, do not tell start-up from time per unit in noise
+)
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Cost:
 def observe(cost: Cost | None, units: int, seconds: float, smoothing: float = 0.5) -> Cost:
     """Return the cost after a measurement.
 
-    Two different amounts give start-up and time per unit, at once. Afterwards, and where the two do not go
+    Two amounts that differ by half give start-up and time per unit, at once. Afterwards, and where the two do not go
     together (the worker was disturbed in between), the cost as a whole follows the measurement: it becomes slower
     or faster, and keeps its form. So shares settle where the *measured* seconds are equal, even if the form is
     wrong. The first measurement, and one before or after silence, counts in full.
