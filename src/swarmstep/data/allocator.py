@@ -40,10 +40,10 @@ class Cost:
 def observe(cost: Cost | None, units: int, seconds: float, smoothing: float = 0.5) -> Cost:
     """Return the cost after a measurement.
 
-    Two amounts that differ by half give start-up and time per unit, at once. Afterwards, and where the two do not go
-    together (the worker was disturbed in between), the cost as a whole follows the measurement: it becomes slower
-    or faster, and keeps its form. So shares settle where the *measured* seconds are equal, even if the form is
-    wrong. The first measurement, and one before or after silence, counts in full.
+    Two amounts that differ by half give start-up and time per unit, at once. Afterwards, and where the two do not
+    go together (the worker was disturbed in between), the cost as a whole follows the measurement: it becomes
+    slower or faster, and keeps its form. So shares settle where the *measured* seconds are equal, even if the form
+    is wrong. The first measurement, and one before or after silence, counts in full.
 
     Args:
         cost: before (None: nothing was measured).

@@ -210,7 +210,12 @@ class Invocation:
             "--out are this machine's own",
         ),
     )
-    pace: float = field(default=0.0, metadata=_about("Run", "SECONDS", "least duration of a local step"))
+    pace: float = field(
+        default=0.0,
+        metadata=_about(
+            "Run", "SECONDS", "least duration of a local step; longer for workers that --speeds slows"
+        ),
+    )
     silence: float | None = field(
         default=None,
         metadata=_about(

@@ -147,7 +147,7 @@ class Trainer:
     def _take_step(self, step: int) -> tuple[Tensor, list[Event]]:
         """Take a local step and what is due of rounds; return the step's loss, and what has happened."""
         comm = self.sync.comm
-        began, end = comm.clock(), time.monotonic() + self.job.pace
+        began, end = comm.clock(), time.monotonic() + self.job.pace * self.share.pace
         seed_torch(mix(self.config.seed, step, comm.rank), self.device)  # dropout: a stop changes nothing
         inputs, targets = self.feed.batch(step, self.share.places)
         lr, weight = learning_rate(self.config, self.share.step), self.share.weight
