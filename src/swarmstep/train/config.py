@@ -37,7 +37,8 @@ def _about(group: Group, metavar: str | None, text: str) -> dict[str, str | None
 class Config:
     """One run. A field that is None and has a default in the workload is filled in by `train.build.resolve`.
 
-    `backend` and `data` do not change the numbers of a run; all other fields may.
+    `backend` and `data` do not change the numbers of a run, unless they follow from measured seconds (`balance`,
+    a trigger by time); all other fields may.
     """
 
     workload: str = field(
