@@ -41,3 +41,15 @@ def test_paced_workers_get_what_they_manage(pool: Pool, tmp_path: Path, balance:
     assert shares[0] == shares[1] == shares[2]
     assert sum(shares[0]) == 3 * equal
     assert shares[0][2] < equal
+
+
+def test_a_balanced_run_may_change_between_simulation_and_processes(pool: Pool, tmp_path: Path) -> None:
+    fields = {"strategy": "local-sgd", "balance": "steps", "speeds": "1,2,4", "steps": 42}
+    train(fields, tmp_path / "whole")
+    out = tmp_path / "parts"
+    train(fields, out, stop_at=6)
+    said = pool.run(measured_as_given, fields, str(out), {"stop_at": 27, "resume": True}, workers=3)
+    assert all(answer == said[0] for answer in said)
+    assert "stopped at step 28 of 42, on all ranks" in said[0]["interrupted"]  # at the end of the round
+    train(fields, out, resume=True)
+    same_run(tmp_path / "whole", out)
