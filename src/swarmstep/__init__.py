@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from swarmstep.comm.metered import Metered
     from swarmstep.comm.sim import SimComm, simulate
     from swarmstep.elastic.membership import Membership
+    from swarmstep.runtime.balance import Balance
     from swarmstep.runtime.gradients import average_gradients
     from swarmstep.runtime.options import Options
     from swarmstep.runtime.synchronizer import Synchronizer
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
     from swarmstep.strategies.synchronous import Synchronous
     from swarmstep.strategies.trimmed_mean import TrimmedMean
     from swarmstep.strategies.warmup import Warmup
-    from swarmstep.when import Every, GradientChange, Never, QuadraticRule, When
+    from swarmstep.when import Balanced, Every, EveryTime, GradientChange, Never, QuadraticRule, When
 
 __version__ = "0.1.0"
 
@@ -63,6 +64,8 @@ __all__ = [
     "PAPA",
     "PSOPS",
     "STRATEGIES",
+    "Balance",
+    "Balanced",
     "Bfloat16",
     "Coded",
     "Comm",
@@ -70,6 +73,7 @@ __all__ = [
     "DiLoCo",
     "DistComm",
     "Every",
+    "EveryTime",
     "FedPSO",
     "GossipExponential",
     "GossipRing",
@@ -108,6 +112,8 @@ _MODULES = {
     "PAPA": "swarmstep.strategies.papa",
     "PSOPS": "swarmstep.strategies.pso_ps",
     "STRATEGIES": "swarmstep.strategies",
+    "Balance": "swarmstep.runtime.balance",
+    "Balanced": "swarmstep.when",
     "Bfloat16": "swarmstep.comm.codecs",
     "Coded": "swarmstep.comm.coded",
     "Comm": "swarmstep.comm.base",
@@ -115,6 +121,7 @@ _MODULES = {
     "DiLoCo": "swarmstep.strategies.diloco",
     "DistComm": "swarmstep.comm.dist",
     "Every": "swarmstep.when",
+    "EveryTime": "swarmstep.when",
     "FedPSO": "swarmstep.strategies.fedpso",
     "GossipExponential": "swarmstep.strategies.gossip_exponential",
     "GossipRing": "swarmstep.strategies.gossip_ring",

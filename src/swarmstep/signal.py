@@ -57,6 +57,7 @@ class Signal:
     layout: Layout
     probe_cost: float = 0.0  # of one call of `probe`, in local steps
     rank: int = 0  # of this worker, for triggers that differ from rank to rank
+    seconds: float = 0.0  # that this worker spent outside of the Synchronizer since the last round
     rates: Callable[[], Tensor] | None = None  # the lr of each element, [P]; None where all are `lr`
     total: Callable[[Tensor], Tensor] = _itself
 

@@ -18,8 +18,10 @@ import swarmstep.when
 from helpers import VARIANTS, Trainer, network, same
 from swarmstep import (
     PSOPS,
+    Balanced,
     Comm,
     Every,
+    EveryTime,
     FedPSO,
     GradientChange,
     Hierarchical,
@@ -61,6 +63,8 @@ TRIGGERS: list[When] = [
     Warmup(LocalSGD(when=QuadraticRule(1, 0.1)), 3).when,
     QuadraticRule(2, 0.1),
     GradientChange(window=4),
+    EveryTime(1.0),
+    Balanced(3),
 ]
 every_method = pytest.mark.parametrize("method", [method for method in METHODS if method != "hosts"])
 every_change = pytest.mark.parametrize("sources", CHANGES, ids=str)

@@ -12,6 +12,7 @@ import torch
 from swarmstep import (
     Comm,
     Every,
+    EveryTime,
     GradientChange,
     LocalSGD,
     QuadraticRule,
@@ -186,6 +187,7 @@ def test_command_line_forms() -> None:
     assert parse_when("every:4", 8) == Every(4)
     assert parse_when("change:0.2", 8) == GradientChange(0.2)
     assert parse_when("qsr:4,0.05", 8) == QuadraticRule(4, 0.05)
+    assert parse_when("time:2.5", 8) == EveryTime(2.5)
     wrong_forms = "change change:x qsr:4 qsr:a,b qsr:4, never:1 warmup:2 every:4, every:4,8 every:"
     for wrong in wrong_forms.split():
         with pytest.raises(UsageError, match=r"expected every:N, .*change:THRESHOLD, qsr:BASE,ALPHA"):

@@ -28,11 +28,20 @@ WRONG: dict[str, Any] = {
     "None": None,
 }
 SETTINGS: list[Any] = [*STRATEGIES.values(), swarmstep.Warmup, Every, swarmstep.GradientChange, Options]
-SETTINGS += [swarmstep.QuadraticRule, swarmstep.Int8, swarmstep.Int4, swarmstep.TopK]
+SETTINGS += [
+    swarmstep.Balanced,
+    swarmstep.EveryTime,
+    swarmstep.QuadraticRule,
+    swarmstep.Int8,
+    swarmstep.Int4,
+    swarmstep.TopK,
+]
 NEEDED: dict[str, dict[str, Any]] = {
     "QuadraticRule": {"base": 2, "alpha": 0.1},
     "Warmup": {"then": LocalSGD(), "steps": 2},
     "Every": {"n": 1},
+    "Balanced": {"n": 1},
+    "EveryTime": {"seconds": 1.0},
     "TopK": {"fraction": 0.1},
 }
 
@@ -52,6 +61,7 @@ def calls() -> Iterator[tuple[str, Callable[[Any], object]]]:
         "Synchronizer.load_state_dict: saved",
         lambda x: alone(lambda comm: Synchronizer(model, LocalSGD(), comm).load_state_dict(x)),
     )
+    yield "Balance: sync", lambda x: swarmstep.Balance(x)
     yield "simulate: train", lambda x: simulate(x, 1)
     yield "simulate: workers", lambda x: simulate(lambda comm: None, x)
     yield "average_gradients: model", lambda x: alone(lambda comm: swarmstep.average_gradients(x, comm))

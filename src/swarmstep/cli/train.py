@@ -110,6 +110,8 @@ def _print_summary(summary: dict[str, Any], *, as_json: bool) -> None:
     print(f"{judged}test loss {summary['test_loss']:.4f}, {also}training loss {summary['train_loss']:.4f}")
     print(f"{summary['rounds']} rounds; each worker sent {in_bytes(sent)} and received {in_bytes(received)}")
     print(f"{summary['seconds']:.1f} s, {summary['sync_seconds']:.1f} s of them synchronizing")
+    if "shares" in summary:
+        print(f"shares of the work at the end: {', '.join(map(str, summary['shares']))}")
     for worker in summary["distrusted"]:
         print(f"distrusted: rank {worker['rank']} since step {worker['since']}: {worker['why']}")
     if summary["out"]:

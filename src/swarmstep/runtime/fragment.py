@@ -187,6 +187,7 @@ class Fragment:
             layout=self.layout,
             probe_cost=self._probe_cost(probe, window) if probe else 0.0,
             rank=context.comm.rank,
+            seconds=window.seconds,
             total=context.total,
         )
 

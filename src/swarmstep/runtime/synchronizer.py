@@ -91,6 +91,11 @@ class Synchronizer:
         return tuple(fragment.state for fragment in self._rounds.group.fragments)
 
     @property
+    def triggers(self) -> tuple[NamedTuple, ...]:
+        """The trigger's state for each fragment of the model."""
+        return tuple(fragment.trigger for fragment in self._rounds.group.fragments)
+
+    @property
     def bytes_sent(self) -> int:
         """Payload this worker has sent in bytes, including the start and the end."""
         return sum(traffic.sent for traffic in self._rounds.group.traffic)

@@ -18,8 +18,9 @@ from swarmstep.strategies import STRATEGIES, Strategy
 from swarmstep.strategies.base import check_choice
 from swarmstep.strategies.warmup import Warmup
 from swarmstep.train import faults
+from swarmstep.train.balance_options import check_balance, mean_steps
 from swarmstep.train.config import BACKENDS, BASELINES, DDP, ELASTIC, SYNCHRONOUS, Config
-from swarmstep.when import Every, GradientChange, Never, QuadraticRule, When
+from swarmstep.when import Balanced, Every, EveryTime, GradientChange, Never, QuadraticRule, When
 from swarmstep.workloads import Workload
 from swarmstep.workloads.defaults import Defaults
 
@@ -35,6 +36,7 @@ def resolve(config: Config, workload: Workload) -> Config:
     config = dataclasses.replace(config, **filled, model=config.model or next(iter(workload.models)))
     _check_ranges(config, workload)
     build_options(config)
+    check_balance(config)
     build_strategy(config)
     _check_ddp(config)
     _check_elastic(config)
@@ -126,7 +128,8 @@ def build_strategy(config: Config) -> Strategy:
         return kind()
     steps, spec = _warmup(config.when)
     every = 1 if config.strategy == SYNCHRONOUS else config.every or 1
-    strategy = kind(when=parse_when(spec, every), **_settings(kind, config.settings))
+    when = Balanced(mean_steps(config)) if config.balance == "steps" else parse_when(spec, every)
+    strategy = kind(when=when, **_settings(kind, config.settings))
     return strategy if steps is None else Warmup(strategy, steps)
 
 
@@ -152,6 +155,7 @@ def parse_when(spec: str | None, every: int) -> When:
     forms: dict[str, Callable[[str], When]] = {
         "every": lambda text: Every(int(text)),
         "change": lambda text: GradientChange(float(text)),
+        "time": lambda text: EveryTime(float(text)),
         "qsr": lambda text: QuadraticRule(int(_first(text)), float(_rest(text))),
     }
     try:

@@ -16,12 +16,14 @@ from swarmstep.workloads.defaults import BUILT_IN, Defaults, Optimizer, Schedule
 
 Backend = Literal["sim", "gloo", "nccl"]
 ElasticMode = Literal["local", "torchft", "torchrun"]
+Balance = Literal["off", "batch", "steps"]
 Group = Literal["Method", "Data and model", "Training", "Communication", "Run"]
 
 SYNCHRONOUS = "synchronous"  # averages the gradients at every step
 DDP = "ddp"  # the same, done by torch's DistributedDataParallel
 BASELINES = (DDP, "independent")  # without settings or a trigger
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
+BALANCES: tuple[Balance, ...] = get_args(Balance)
 ELASTIC: tuple[ElasticMode, ...] = get_args(ElasticMode)
 FREE = ("backend", "data", "steps", "workers")  # the fields that may differ when a run is resumed
 
@@ -35,7 +37,8 @@ def _about(group: Group, metavar: str | None, text: str) -> dict[str, str | None
 class Config:
     """One run. A field that is None and has a default in the workload is filled in by `train.build.resolve`.
 
-    `backend` and `data` do not change the numbers of a run; all other fields may.
+    `backend` and `data` do not change the numbers of a run, unless they follow from measured seconds (`balance`,
+    a trigger by time); all other fields may.
     """
 
     workload: str = field(
@@ -57,6 +60,24 @@ class Config:
     )
     fault: str | None = field(
         default=None, metadata=_about("Run", "SPEC", f"what the last K ranks do wrong: {spec_help.FAULTS}")
+    )
+    balance: Balance = field(
+        default="off",
+        metadata=_about(
+            "Training",
+            None,
+            "unequal workers: batch, each takes as many of all workers' examples of a step as it can; steps, as "
+            "many of all their steps between rounds; off, all take the same",
+        ),
+    )
+    speeds: str | None = field(
+        default=None,
+        metadata=_about(
+            "Run",
+            "T,T,...",
+            "make the workers unequal, for experiments: the relative time that an example takes each, such as "
+            "1,1,1,3; real workers are paced, with sim it is what --balance measures",
+        ),
     )
     model: str | None = field(
         default=None, metadata=_about("Data and model", "NAME", "one of the workload's models")
@@ -190,7 +211,12 @@ class Invocation:
             "--out are this machine's own",
         ),
     )
-    pace: float = field(default=0.0, metadata=_about("Run", "SECONDS", "least duration of a local step"))
+    pace: float = field(
+        default=0.0,
+        metadata=_about(
+            "Run", "SECONDS", "least duration of a local step; longer for workers that --speeds slows"
+        ),
+    )
     silence: float | None = field(
         default=None,
         metadata=_about(

@@ -69,7 +69,7 @@ class Coordinator(ABC):
         Args:
             bytes_sent: per worker, so far.
         """
-        step, seconds = self.trainer.sync.steps, self.trainer.tally.seconds
+        step, seconds = self.trainer.taken, self.trainer.tally.seconds
         self.logger.record(
             kind="evaluation", step=step, seconds=seconds, bytes_sent=bytes_sent, **self.trainer.scores
         )
@@ -77,7 +77,7 @@ class Coordinator(ABC):
     def record_round(self, report: Round) -> None:
         """Record a round that has landed."""
         row = {**dataclasses.asdict(report), "decision": None}
-        self.logger.record(kind="round", landed=self.trainer.sync.steps, **row)
+        self.logger.record(kind="round", landed=self.trainer.taken, **row)
 
     def record_end(self, means: dict[str, float]) -> dict[str, Any]:
         """Record the trace, the model and the summary; return the summary.
@@ -86,7 +86,7 @@ class Coordinator(ABC):
             means: of the workers' figures, as `Tally.means` returns them.
         """
         trainer = self.trainer
-        self.logger.record(kind="trace", step=trainer.sync.steps, folded=trainer.trace.folded)
+        self.logger.record(kind="trace", step=trainer.taken, folded=trainer.trace.folded)
         summary = trainer.summary(means, str(self.logger.path) if self.logger.path else None)
         self.logger.end(trainer.model, summary)
         return summary

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from swarmstep.data.elastic_sampler import ElasticSampler
 from swarmstep.data.sampler import Batch, Sampler
 from swarmstep.data.sharding import Shard, hold_out, shard
+from swarmstep.data.stream import Stream
 from swarmstep.errors import UsageError
 from swarmstep.seeding import generator
 from swarmstep.signal import MembershipChange
@@ -45,7 +46,9 @@ class Feed:
         self._batch = config.training.batch
         self.ledger: ElasticSampler | None = None
         self._before: tuple[ElasticSampler, int]  # what was drawn from before the last deal, as which rank
-        if members or config.shards == "dealt":
+        if config.balance != "off":
+            self._stream = Stream(len(self._train), config.seed)
+        elif members or config.shards == "dealt":
             self.ledger = self._ledger(members or config.workers)
         else:
             shards = self._shards(config)
@@ -63,9 +66,17 @@ class Feed:
         classes = self._workload.classes
         return shard(self._targets, config.shards, config.workers, config.seed, classes, self._train)
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Return the inputs and targets of a 1-based step."""
-        if self.ledger:
+    def batch(self, step: int, places: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
+        """Return the inputs and targets of a 1-based step.
+
+        Args:
+            step: of this worker.
+            places: with --balance, the first place in the common stream and the end.
+        """
+        if places:
+            indices = self._stream.draw(*places)
+            batch = Batch(indices, self._targets[indices])
+        elif self.ledger:
             ledger, rank = (self.ledger, self._rank) if step > self.ledger.step else self._before
             indices = ledger.batch(rank, step)
             batch = Batch(indices, self._targets[indices])

@@ -20,7 +20,7 @@ class Job:
         quiet: show nothing.
         keep: write files.
         listen: called on rank 0 with each row that is recorded.
-        pace: least seconds of a local step.
+        pace: least seconds of a local step; of a worker that `Config.speeds` makes slower, as many more.
     """
 
     out: Path | None = None

@@ -87,7 +87,7 @@ class Lockstep(Coordinator):
         super().__init__(trainer, logger, job)
         self.comm = trainer.sync.comm
         self._window = torch.zeros((), device=trainer.device)  # sum of the losses since the last look
-        self._looked = 0  # the step of the last look
+        self._looked = 0  # this worker's step at the last look
         self._evaluated = 0  # the step of the last evaluation
         self._bytes_sent = 0.0  # mean over the workers, at the last look
 
@@ -95,7 +95,7 @@ class Lockstep(Coordinator):
         """Go on from the newest checkpoint, where the run is resumed."""
         if self.job.resume:
             self._load()
-        first, last, stop = self.trainer.sync.steps + 1, self.trainer.steps, self.job.stop_at
+        first, last, stop = self.trainer.taken + 1, self.trainer.steps, self.job.stop_at
         if stop is not None and not first <= stop <= last:
             raise UsageError(f"--stop-at: expected a step from {first} to {last}, found {stop}")
         self.logger.begin(self.trainer.config)
@@ -110,7 +110,7 @@ class Lockstep(Coordinator):
         state = restore(self.trainer, self._saved_states(folder), folder)["lockstep"]
         self._window.copy_(state["window"])
         self._looked, self._evaluated = state["looked"], state["evaluated"]
-        self.logger.rewind(self.trainer.sync.steps)
+        self.logger.rewind(self.trainer.taken)
 
     @property
     def _checkpoints(self) -> Path:
@@ -141,13 +141,18 @@ class Lockstep(Coordinator):
         self.record_round(report)
 
     def after_step(self, loss: Tensor, landed: list[Round]) -> None:
-        """Look at the others, evaluate, save and stop, each where it is due, the same on all ranks."""
+        """Look at the others, evaluate, save and stop, each where it is due, the same on all ranks.
+
+        With --balance steps the workers are together after a round only, and so is what is due.
+        """
         self._window += loss
-        step, trainer = self.trainer.sync.steps, self.trainer
-        last = step == trainer.steps
-        stop = step == self.job.stop_at
+        step, trainer = self.trainer.taken, self.trainer
+        if not trainer.share.together:
+            return
+        last, stride = step == trainer.steps, trainer.share.stride
+        stop = self.job.stop_at is not None and step >= self.job.stop_at
         evaluates = not last and self._evaluation_is_due()
-        if step % LOOK_EVERY == 0 or last or evaluates:
+        if step % LOOK_EVERY < stride or last or evaluates:
             with trainer.timed():  # so that an evaluation does not begin with a wait for the slowest worker
                 stop = self._look() or stop
         if last:
@@ -156,7 +161,7 @@ class Lockstep(Coordinator):
             self._evaluated = step
             Flat(trainer.spare).write(trainer.sync.result())
             self._evaluate(trainer.spare)
-        if self.saver and (stop or step % trainer.config.checkpoint_every == 0):
+        if self.saver and (stop or step % trainer.config.checkpoint_every < stride):
             self._save(self.saver)
         if stop:
             if self.saver:
@@ -167,22 +172,24 @@ class Lockstep(Coordinator):
     def _evaluation_is_due(self) -> bool:
         """Return whether to evaluate now: not during a round, whose transfer would not cost time then."""
         sync, every = self.trainer.sync, self.trainer.config.training.eval_every
-        due = sync.steps // every - self._evaluated // every
+        due = self.trainer.taken // every - self._evaluated // every
         return due > 1 or (due == 1 and not sync.under_way)
 
     def _look(self) -> bool:
         """Gather the losses, show them, and return whether any rank was asked to stop. Collective."""
         trainer = self.trainer
-        step, tally = trainer.sync.steps, trainer.tally
-        loss = float(self._window) / max(1, step - self._looked)
+        own, tally = trainer.sync.steps, trainer.tally
+        loss = float(self._window) / max(1, own - self._looked)
         self._window.zero_()
-        self._looked = step
-        row = [loss, self.job.stopping(), tally.bytes_sent]
+        self._looked = own
+        row = [loss, self.job.stopping(), tally.bytes_sent, trainer.share.measurement()]
         rows = self.comm.gather(torch.tensor(row, dtype=torch.float64))
         losses = rows[:, 0].tolist()
         self._bytes_sent = float(rows[:, 2].mean())
         tally.train_loss = sum(losses) / len(losses)
-        self.logger.record(kind="look", step=step, losses=losses)
+        trainer.share.update(rows[:, 3].tolist())
+        shares = {"shares": list(trainer.share.shares)} if trainer.share.balanced else {}
+        self.logger.record(kind="look", step=trainer.taken, losses=losses, **shares)
         self.logger.show(trainer.progress(losses))
         return bool(rows[:, 1].any())
 
@@ -205,7 +212,7 @@ class Lockstep(Coordinator):
         self._agree(writer)
         own = {"window": self._window, "looked": self._looked, "evaluated": self._evaluated}
         state = {**self.trainer.checkpoint(), "lockstep": own}
-        writer.start(self.trainer.sync.steps, state, self.comm.rank, self.comm.size)
+        writer.start(self.trainer.taken, state, self.comm.rank, self.comm.size)
 
     def conclude(self) -> dict[str, Any]:
         """Evaluate the final model together; return the summary on all ranks."""

@@ -60,7 +60,7 @@ def restore(trainer: Trainer, states: Mapping[int, dict[str, Any]], folder: Path
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
         why = " ".join(str(error).split())  # the workload's code has changed since
         raise CheckpointError(f"{folder}: does not fit this run: {why}; start a new one") from error
-    taken, elastic = trainer.sync.steps, trainer.sync.comm.elastic  # which saves after its last round, too
+    taken, elastic = trainer.taken, trainer.sync.comm.elastic  # which saves after its last round, too
     if trainer.steps < taken or (trainer.steps == taken and not elastic):
         raise UsageError(f"--steps {trainer.steps}: the run has taken {taken} steps; expected more than that")
     return state
@@ -72,6 +72,11 @@ def _restore(trainer: Trainer, states: Mapping[int, dict[str, Any]]) -> dict[str
     before = int(next(iter(states.values()))["sync"]["configuration"]["world size"])
     state = states[rank if rank < before else 0]
     _check_config(trainer.config, state["config"])
+    if before != size and trainer.config.balance != "off":
+        raise UsageError(
+            f"--workers {size}: expected {before}, as the run has; with --balance {trainer.config.balance} the "
+            "shares of the work are theirs"
+        )
     if trainer.workload.corpus != state["corpus"]:
         raise CheckpointError(
             f"checkpoint: corpus: expected SHA-256 {trainer.workload.corpus}, found {state['corpus']}: the run "
@@ -98,6 +103,7 @@ def _restore(trainer: Trainer, states: Mapping[int, dict[str, Any]]) -> dict[str
             seconds=0.0,
         )
         trainer.feed.change(Config(**state["config"]), change)
+    trainer.share.load_state_dict(state.get("share", {}))
     trainer.load_state_dict(state["trainer"])
     if trainer.fault and rank < before:
         trainer.fault.load_state_dict(state["fault"])
@@ -105,8 +111,9 @@ def _restore(trainer: Trainer, states: Mapping[int, dict[str, Any]]) -> dict[str
 
 
 def _check_config(config: Config, saved: Mapping[str, Any]) -> None:
+    before = dataclasses.asdict(Config(**saved))
     for name, expected in dataclasses.asdict(config).items():
-        found = saved[name]
+        found = before[name]
         if name not in FREE and found != expected:
             raise CheckpointError(
                 f"checkpoint: {name}: expected {expected!r}, found {found!r}; it belongs to another run"

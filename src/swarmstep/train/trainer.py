@@ -32,6 +32,7 @@ from swarmstep.train.model_file import check_extra_state
 from swarmstep.train.optimizer import build_optimizer
 from swarmstep.train.progress import Progress, describe_distrust
 from swarmstep.train.tally import Tally
+from swarmstep.train.work_share import WorkShare
 from swarmstep.workloads import Examples, Workload
 
 
@@ -69,6 +70,12 @@ class Trainer:
         self.strategy = build_strategy(config)
         self.sync = Synchronizer(self.model, self.strategy, comm, self._options())
         self._ddp = DataParallel(self.model, comm) if config.strategy == DDP else None
+        self.share = WorkShare(config, self.sync)
+
+    @property
+    def taken(self) -> int:
+        """The run's steps that all workers have taken; this worker's own, but with --balance steps."""
+        return self.share.taken
 
     @property
     def rounds(self) -> int:
@@ -105,6 +112,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "sync": self.sync.state_dict(),
             "feed": self.feed.state_dict(),
+            "share": self.share.state_dict(),
             "trainer": self.state_dict(),
             "fault": self.fault.state_dict() if self.fault else {},
         }
@@ -118,7 +126,7 @@ class Trainer:
         """
         coordinator.begin()
         self._note(self._events(None), coordinator)
-        while self.sync.steps < self.steps and coordinator.wants_step():
+        while self.taken < self.steps and coordinator.wants_step():
             with self.timed():
                 loss, events = self._take_step(self.sync.steps + 1)
             coordinator.after_step(loss, self._note(events, coordinator))
@@ -139,17 +147,19 @@ class Trainer:
     def _take_step(self, step: int) -> tuple[Tensor, list[Event]]:
         """Take a local step and what is due of rounds; return the step's loss, and what has happened."""
         comm = self.sync.comm
-        began, end = comm.clock(), time.monotonic() + self.job.pace
+        began, end = comm.clock(), time.monotonic() + self.job.pace * self.share.pace
         seed_torch(mix(self.config.seed, step, comm.rank), self.device)  # dropout: a stop changes nothing
-        inputs, targets = self.feed.batch(step)
-        lr = learning_rate(self.config, step)
+        inputs, targets = self.feed.batch(step, self.share.places)
+        lr, weight = learning_rate(self.config, self.share.step), self.share.weight
         self.model.train()
         outputs = (self._ddp.module if self._ddp else self.model)(inputs)
         loss = measure_loss(self.workload, outputs, targets)
         self.optimizer.zero_grad()
         loss.backward()
+        if self.share.pace > 1.0 and self.config.backend != "sim":
+            time.sleep((self.share.pace - 1.0) * (comm.clock() - began))
         computed = comm.clock()
-        self.sync.reduce(lr)
+        self.sync.reduce(lr, weight)
         reducing = comm.clock() - computed
         clip_gradient(self.model, self.config)
         self.optimizer.step(lr)
@@ -157,8 +167,10 @@ class Trainer:
             self.fault.after_step(self.model, step)
         if self.job.pace:
             time.sleep(max(0.0, end - time.monotonic()))
-        self.tally.compute_seconds += comm.clock() - began - reducing
-        event = self.sync.step(loss, lr) or (self._ddp.report(step) if self._ddp else None)
+        spent = comm.clock() - began - reducing
+        self.tally.compute_seconds += spent
+        event = self.sync.step(loss, lr, weight) or (self._ddp.report(step) if self._ddp else None)
+        self.share.worked(spent, weight)
         return loss.detach(), self._events(event)
 
     def _events(self, first: Event | None) -> list[Event]:
@@ -172,9 +184,10 @@ class Trainer:
                 self.feed.deal(event)
                 coordinator.membership_changed(event)
             else:
-                self.tally.add_round(event)
-                self.trace.add(event.step, self.sync.steps, event.calls)
-                coordinator.round_landed(event)
+                report = dataclasses.replace(event, step=self.taken) if self.share.stride > 1 else event
+                self.tally.add_round(report)
+                self.trace.add(report.step, self.taken, report.calls)
+                coordinator.round_landed(report)
         return [event for event in events if isinstance(event, Round)]
 
     def evaluate(self, evaluate: Callable[[Examples], Score]) -> None:
@@ -193,7 +206,7 @@ class Trainer:
         """
         tally = self.tally
         return Progress(
-            self.sync.steps,
+            self.taken,
             self.steps,
             losses,
             self.rounds,
@@ -220,6 +233,7 @@ class Trainer:
             "distrusted": self.tally.distrusted,
             "parameters": Flat(self.model).layout.parameters,
             "corpus": self.workload.corpus,
-            "steps_taken": self.sync.steps,
+            "steps_taken": self.taken,
+            **({"shares": list(self.share.shares)} if self.share.balanced else {}),
             "out": out,
         }

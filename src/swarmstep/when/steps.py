@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import NamedTuple, final
+
+import torch
 
 from swarmstep.errors import UsageError
+from swarmstep.ownership import Own
 from swarmstep.signal import Layout, Signal
 from swarmstep.when.base import NoState, When
 
@@ -52,6 +55,47 @@ class Every(When[NoState]):
 
     def due(self, state: NoState, signal: Signal) -> bool:
         return signal.step % (self.n[signal.rank] if isinstance(self.n, tuple) else self.n) == 0
+
+
+class BalancedState(NamedTuple):
+    """This worker's share, and where it ends."""
+
+    steps: Own  # int64 []: of its own, from one round to the next
+    next: Own  # int64 []: the step of the next round
+
+
+@final
+@dataclass(frozen=True)
+class Balanced(When[BalancedState]):
+    """A round after as many steps of each worker as a `Balance` gives it, `n` on average: all arrive together.
+
+    Without a `Balance` it is ``Every(n)``. Such a group cannot be elastic.
+
+    Args:
+        n: mean number of steps between rounds, at least 1.
+
+    Raises:
+        UsageError: `n` is out of its range.
+    """
+
+    n: int
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise UsageError(f"Balanced: expected n >= 1, found {self.n}")
+
+    @property
+    def per_rank(self) -> bool:
+        return True
+
+    def init(self, layout: Layout, size: int) -> BalancedState:
+        return BalancedState(torch.tensor(self.n), torch.tensor(self.n))
+
+    def due(self, state: BalancedState, signal: Signal) -> bool:
+        due = signal.step >= int(state.next)
+        if due:
+            state.next.copy_(signal.step + state.steps)
+        return due
 
 
 @final

@@ -1,0 +1,51 @@
+"""One common stream of examples, from which workers draw stretches of any length."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from swarmstep.errors import UsageError
+from swarmstep.seeding import generator
+
+
+class Stream:
+    """All examples in a new random order, again and again; any place can be asked for at any time.
+
+    Workers that draw stretches which follow each other draw each example once in every pass, whatever the lengths.
+
+    Args:
+        examples: how many there are, at least 1.
+        seed: of the orders.
+
+    Raises:
+        UsageError: there are no examples.
+    """
+
+    def __init__(self, examples: int, seed: int) -> None:
+        if examples < 1:
+            raise UsageError(f"a stream needs at least 1 example, found {examples}")
+        self._examples, self._seed = examples, seed
+        self._pass, self._order = -1, torch.empty(0, dtype=torch.int64)  # looked at last
+
+    def draw(self, start: int, stop: int) -> Tensor:
+        """Return the examples at the places from `start` up to `stop`, int64 [stop - start].
+
+        Raises:
+            UsageError: unless 0 <= start < stop.
+        """
+        if not 0 <= start < stop:
+            raise UsageError(f"expected places 0 <= start < stop of the stream, found {start} and {stop}")
+        parts: list[Tensor] = []
+        while start < stop:
+            number, offset = divmod(start, self._examples)
+            part = self._permutation(number)[offset : offset + stop - start]
+            parts.append(part)
+            start += len(part)
+        return torch.cat(parts)
+
+    def _permutation(self, number: int) -> Tensor:
+        if number != self._pass:
+            source = generator(self._seed, "stream", number)
+            self._pass, self._order = number, torch.randperm(self._examples, generator=source)
+        return self._order

@@ -1,0 +1,160 @@
+"""What one worker of a run does of the work of all: equal shares, or with --balance as much as fits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from swarmstep.runtime.balance import Balance
+from swarmstep.runtime.synchronizer import Synchronizer
+from swarmstep.train.balance_options import parse_speeds
+from swarmstep.train.config import Config
+from swarmstep.when import Balanced
+
+
+class WorkShare:
+    """Where one worker is in the work of all, and which part of it comes next.
+
+    The run's steps are those of an equal worker. With `--balance steps` a worker takes more or fewer of its own
+    in each round, and the run's count goes on when the round lands; the last round may be shorter.
+
+    Args:
+        config: resolved.
+        sync: of this worker.
+
+    Attributes:
+        pace: how much slower than the fastest worker this one is made, at least 1.
+    """
+
+    def __init__(self, config: Config, sync: Synchronizer) -> None:
+        self._sync, self._rank, self._workers = sync, sync.comm.rank, config.workers
+        self._batch, self._steps = config.training.batch, config.training.steps
+        speeds = parse_speeds(config.speeds, config.workers)
+        self.pace = speeds[self._rank] / min(speeds) if config.speeds else 1.0
+        self._cost = speeds[self._rank] if config.backend == "sim" else None  # virtual seconds of an example
+        self._by_steps = config.balance == "steps"
+        self._balance: Balance | None = None
+        if self._by_steps:
+            self._balance = Balance(sync)
+        elif config.balance == "batch":
+            self._balance = Balance(sync, self._batch, least=min(2, self._batch))  # BatchNorm cannot train on one
+        self._spent, self._parts = 0.0, 0  # computing, since the last measurement: seconds of steps, or of rounds
+        # With --balance steps: the run's steps before the present round, and this worker's own in it.
+        self._taken, self._own, self._shares = 0, 0, list[int]()
+        self._open()
+
+    @property
+    def balanced(self) -> bool:
+        """Whether the shares change."""
+        return self._balance is not None
+
+    @property
+    def shares(self) -> tuple[int, ...]:
+        """Each worker's examples of a step, or steps of a round; empty where all are equal."""
+        return self._balance.shares if self._balance else ()
+
+    @property
+    def stride(self) -> int:
+        """By how many steps `taken` goes on at once, at most."""
+        when = self._sync.strategy.when
+        return when.n if self._by_steps and isinstance(when, Balanced) else 1
+
+    @property
+    def taken(self) -> int:
+        """The run's steps that all workers have taken."""
+        return self._taken if self._by_steps else self._sync.steps
+
+    @property
+    def together(self) -> bool:
+        """Whether all workers are at the same point of the run."""
+        return self._own == 0
+
+    @property
+    def _length(self) -> int:
+        """The run's steps of the present round, 0 at the end; with --balance steps."""
+        return max(0, min(self.stride, self._steps - self._taken))
+
+    def _open(self) -> None:
+        """Divide the present round; with --balance steps."""
+        if not self._by_steps or not self._balance or not self._length:
+            return
+        whole = self._length == self.stride
+        self._shares = list(self._balance.shares) if whole else self._balance.of(self._length * self._workers)
+        self._balance.plan(self._shares[self._rank])
+
+    @property
+    def step(self) -> int:
+        """The run's step (1-based) that the worker's next step belongs to, for the learning rate."""
+        if not self._by_steps:
+            return self._sync.steps + 1
+        return self._taken + 1 + self._own * self._length // self._shares[self._rank]
+
+    @property
+    def places(self) -> tuple[int, int] | None:
+        """First place and end of the next step's examples in the `Stream` of all; None where all are equal."""
+        if not self._balance:
+            return None
+        if self._by_steps:
+            before = self._taken * self._workers + sum(self._shares[: self._rank]) + self._own
+            return before * self._batch, (before + 1) * self._batch
+        shares = self._balance.shares
+        first = self._sync.steps * sum(shares) + sum(shares[: self._rank])
+        return first, first + shares[self._rank]
+
+    @property
+    def weight(self) -> float:
+        """Of the next step: its examples, or 1 where all are equal."""
+        if not self._balance:
+            return 1.0
+        return float(self._batch if self._by_steps else self._balance.batch)
+
+    def worked(self, seconds: float, weight: float) -> None:
+        """Count a step, after `Synchronizer.step`.
+
+        Args:
+            seconds: spent computing it.
+            weight: its examples.
+        """
+        if not self._balance:
+            return
+        self._spent += seconds if self._cost is None else self._cost * weight
+        if not self._by_steps:
+            self._parts += 1
+            return
+        self._own += 1
+        if self._own == self._shares[self._rank]:
+            self._parts += 1
+            self._taken, self._own = self._taken + self._length, 0
+            self._open()
+
+    def measurement(self) -> float:
+        """Return this worker's seconds of a step, or of a round, since the last `update`; NaN without any."""
+        return self._spent / self._parts if self._parts else math.nan
+
+    def update(self, seconds: Sequence[float]) -> None:
+        """Divide the work anew, where all are together.
+
+        Args:
+            seconds: [W], each worker's `measurement`.
+        """
+        if not self._balance:
+            return
+        self._balance.measured(seconds)
+        self._spent, self._parts = 0.0, 0
+        self._open()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return numbers and lists, where all are together; nothing where all are equal."""
+        if not self._balance:
+            return {}
+        counted = {"taken": self._taken, "spent": self._spent, "parts": self._parts}
+        return {"balance": self._balance.state_dict(), **counted}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict`, after the Synchronizer has; CheckpointError where it does not fit."""
+        if not self._balance:
+            return
+        self._balance.load_state_dict(saved["balance"])
+        self._taken, self._spent, self._parts = saved["taken"], saved["spent"], saved["parts"]
+        self._open()
