@@ -15,7 +15,7 @@ from scipy import special
 
 from made_results import made_cell, made_results
 from swarmstep.compare.analysis import analyse
-from swarmstep.compare.results import Cell, Point, Results
+from swarmstep.compare.results import Cell, Point, Results, key_of
 from swarmstep.compare.sections import Edge, MethodRow, Section
 from swarmstep.errors import UsageError
 from swarmstep.network import link as links
@@ -532,3 +532,10 @@ def test_ranks_follow_means_and_the_best_is_first(accuracies: dict[str, list[flo
     for rank in {1, *ranks}:
         means = [row.accuracy.mean for row in rows if row.rank == rank]
         assert means == sorted(means, reverse=True)
+
+
+def test_a_field_that_is_new_tells_no_older_cells_apart() -> None:
+    older = {"backend": "sim", "lr": 0.1, "steps": 5}
+    newer = {**older, "balance": "off", "speeds": None}
+    assert key_of("run", "swarm", newer, None) == key_of("run", "swarm", older, None)
+    assert key_of("run", "swarm", {**newer, "balance": "steps"}, None) != key_of("run", "swarm", older, None)

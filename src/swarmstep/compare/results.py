@@ -22,7 +22,8 @@ from swarmstep.train.run_folder import replace_file
 
 VERSION = 1
 IGNORED = ("backend", "data", "checkpoint_every")  # fields of a config that do not tell cells apart
-ADDED: Mapping[str, Any] = {"warmup": 0, "clip": 0.0}  # fields that older cells lack: what they were run with
+# Fields that older cells lack, with what those were run with; a key does not have them then.
+ADDED: Mapping[str, Any] = {"warmup": 0, "clip": 0.0, "balance": "off", "speeds": None}
 
 
 class Point(NamedTuple):
@@ -136,7 +137,8 @@ class CellGroup(NamedTuple):
 def key_of(purpose: str, method: str, config: Mapping[str, Any], link: str | None) -> str:
     """Return the key of a cell; it does not depend on the location of the data."""
     real = config["backend"] != "sim"
-    kept = {name: value for name, value in config.items() if name not in IGNORED}
+    unsaid = (*((name, config.get(name)) for name in IGNORED), *ADDED.items())
+    kept = dict(item for item in config.items() if item not in unsaid)
     text = json.dumps(plain([purpose, method, kept, config["backend"] if real else "sim", link]), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
