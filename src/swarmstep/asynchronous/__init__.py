@@ -14,6 +14,7 @@ from swarmstep.asynchronous.contract import SERVER, Mailbox, Message, Method
 from swarmstep.asynchronous.layup import LayUp, LayUpState
 from swarmstep.asynchronous.nodes import Event, Nodes, replay
 from swarmstep.asynchronous.outer import Outer
+from swarmstep.asynchronous.processes import GlooMailbox, Served, replay_node, run_server, run_worker
 from swarmstep.asynchronous.simulator import Simulator
 from swarmstep.asynchronous.work import Displacement, Function, Gradient, Work
 from swarmstep.runtime.flat import Flat
@@ -25,6 +26,7 @@ __all__ = [
     "Event",
     "Flat",
     "Function",
+    "GlooMailbox",
     "Gradient",
     "LayUp",
     "LayUpState",
@@ -33,9 +35,13 @@ __all__ = [
     "Method",
     "Nodes",
     "Outer",
+    "Served",
     "ServerState",
     "Simulator",
     "Work",
     "WorkerState",
     "replay",
+    "replay_node",
+    "run_server",
+    "run_worker",
 ]
