@@ -120,8 +120,8 @@ class AsGrad(Checked, Method[Any]):
 
     @property
     def settings(self) -> dict[str, Any]:
-        own = {name: getattr(self, name) for name in ("workers", "assign", "rule", "wait", "ignore", "seed")}
-        return {**own, "steps": self.steps, **{f"outer.{k}": v for k, v in vars(self.outer).items()}}
+        own = {name: value for name, value in vars(self).items() if name not in ("work", "outer")}
+        return {**own, "steps": self.steps, **{f"outer.{name}": value for name, value in vars(self.outer).items()}}
 
     def init(self, node: int, x: Tensor) -> ServerState | WorkerState:
         if node != SERVER:

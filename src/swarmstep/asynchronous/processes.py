@@ -253,6 +253,8 @@ def replay_node(method: Method[Any], x: Tensor, box: GlooMailbox, order: Iterabl
         if event.node != box.node:
             continue
         if event.kind == STEP:
+            if not method.ready(state):
+                raise UsageError(f"{event}: {_name(box.node)} has nothing to compute; the order is of another run")
             method.on_step(state, box)
             continue
         message = box.receive(event.source)

@@ -67,6 +67,7 @@ class Simulator:
         self._method = method
         self._settings = {
             "method": method.card.name,
+            "elements": x.numel(),
             **{f"method.{name}": value for name, value in method.settings.items()},
             "seconds": [*seconds],
             "jitter": jitter,

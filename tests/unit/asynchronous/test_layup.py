@@ -117,6 +117,19 @@ def test_it_learns_with_losses_and_a_slow_worker() -> None:
     assert mean_loss() < 0.6 * before
 
 
+def test_a_layer_without_a_gradient_stays_and_a_shared_one_leaves_once() -> None:
+    model = torch.nn.ModuleDict({name: torch.nn.Linear(2, 2, bias=False) for name in ("used", "tied", "unused")})
+    model["tied"].weight = model["used"].weight
+    method = LayUp(2, model, lambda model, worker, step: model["tied"](model["used"](torch.ones(2))).sum(), lr=0.1)
+    simulator = Simulator(method, Flat(model).read(), [1.0, 1.5])
+    start = simulator.result()
+    simulator.run(until=9.0)
+    messages = [event for event in simulator.order if event.kind == "message"]
+    assert len(messages) == 9 + 6
+    assert torch.equal(simulator.result()[4:], start[4:])
+    assert not torch.equal(simulator.result()[:4], start[:4])
+
+
 def test_wrong_arguments() -> None:
     with pytest.raises(UsageError, match=r"found workers 0, lr 0\.1"):
         LayUp(0, network(), loss, lr=0.1)

@@ -7,11 +7,25 @@ from itertools import pairwise
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from swarmstep.asynchronous import AsGrad, Displacement, Event, Flat, Function, LayUp, Outer, Simulator, replay
+from swarmstep.asynchronous import (
+    SERVER,
+    AsGrad,
+    Displacement,
+    Event,
+    Flat,
+    Function,
+    LayUp,
+    Outer,
+    Simulator,
+    replay,
+)
+from swarmstep.asynchronous.asgrad import ASSIGNMENTS, RULES
 from swarmstep.errors import CheckpointError, UsageError
 
-from .quadratics import SECONDS, ZERO, asgrad, loss, network, server
+from .quadratics import FOUR, SECONDS, ZERO, asgrad, loss, network, server
 
 
 def made(kind: str) -> Simulator:
@@ -46,6 +60,42 @@ def test_the_same_again_resumed_and_replayed_bit_for_bit(kind: str) -> None:
     found = [whole.result(), again.result(), resumed.result(), whole._method.result(replayed.states)]
     assert all(torch.equal(found[0], other) for other in found)
     assert {event.kind for event in whole.order} >= {"step", "message"}
+
+
+@given(
+    workers=st.integers(1, 5),
+    data=st.data(),
+    assign=st.sampled_from(ASSIGNMENTS),
+    rule=st.sampled_from(RULES),
+    every=st.integers(1, 3),
+    jitter=st.sampled_from([0.0, 0.5]),
+    latency=st.sampled_from([0.0, 0.7]),
+    cut=st.integers(0, 80),
+)
+def test_any_run_is_resumed_at_any_event(
+    workers: int,
+    data: st.DataObject,
+    assign: str,
+    rule: str,
+    every: int,
+    jitter: float,
+    latency: float,
+    cut: int,
+) -> None:
+    seconds = data.draw(st.lists(st.sampled_from([0.5, 1.0, 1.7]), min_size=workers, max_size=workers))
+    wait, ignore = data.draw(st.integers(1, workers)), data.draw(st.integers(0, 3))
+    method = AsGrad(workers, FOUR, Outer(0.3, 0.5, every), assign, rule, wait, ignore)
+    whole, before, after = (
+        Simulator(method, ZERO, seconds, jitter=jitter, latency=latency, seed=cut) for _ in range(3)
+    )
+    whole.run(events=80)
+    before.run(events=cut)
+    after.load_state_dict(before.state_dict())
+    after.run(events=80 - cut)
+    assert whole.order == after.order
+    for node, state in whole.states.items():
+        assert str(state) == str(after.states[node])
+    assert torch.equal(whole.result(), replay(method, ZERO, whole.order).states[SERVER].x)
 
 
 def test_a_saved_state_is_a_copy() -> None:
