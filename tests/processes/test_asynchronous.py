@@ -111,6 +111,53 @@ def test_what_happens_freely_is_replayed_bit_for_bit(pool: Pool, kind: str) -> N
         assert worker["done"] >= state["received"][node]
 
 
+def polled(comm: Comm) -> list[float]:
+    """Let all workers post to the server, which asks until it has all."""
+    method, _ = made("pure")
+    found: list[Message] = []
+    with group(60) as ranks, GlooMailbox(method, ranks) as box:
+        if box.node != SERVER:
+            box.post(SERVER, Message(box.node, (0.5, box.node), torch.full((box.node,), 7.0, dtype=torch.float64)))
+        while box.node == SERVER and len(found) < 3:
+            if (message := box.poll()) is not None:
+                found.append(message)
+        assert box.poll() is None
+    for message in found:
+        assert equal(message.x, torch.full((message.source,), 7.0, dtype=torch.float64))
+        assert message.numbers == (0.5, message.source)
+    return sorted(message.source for message in found)
+
+
+def test_polling(pool: Pool) -> None:
+    assert pool.run(polled) == [[], [], [], [0, 1, 2]]
+
+
+def test_without_a_group() -> None:
+    with pytest.raises(
+        UsageError, match=r"GlooMailbox: no process group; call torch.distributed.init_process_group"
+    ):
+        GlooMailbox(made("pure")[0])
+
+
+def other_order(comm: Comm, order: list[Event]) -> str:
+    """Return what is raised at the worker of which too much is expected."""
+    method, x = made("pure")
+    with group(60) as ranks:
+        try:
+            with GlooMailbox(method, ranks) as box:
+                replay_node(method, x, box, order)
+        except (UsageError, PeerLost) as error:
+            return type(error).__name__ + ": " + str(error)
+    return ""
+
+
+def test_an_order_of_another_run_is_refused(pool: Pool) -> None:
+    found = pool.run(other_order, [Event(0.0, "step", 1, 1)])
+    assert re.match(r"UsageError: Event.*: worker 1 has nothing to compute; the order is of another run", found[1])
+    found = pool.run(other_order, [Event(0.0, "message", 1, -1), Event(0.0, "message", 1, -1)])
+    assert re.match(r"UsageError: Event.*: nothing more comes from the server; the order is of another", found[1])
+
+
 def silent(comm: Comm) -> str:
     """Return what is raised where worker 1 sends nothing."""
     method, x = made("pure")

@@ -40,10 +40,14 @@ class GlooMailbox:
         limit: seconds that a message may take to be sent, and that a node waits for the next one; above 0.
 
     Raises:
-        UsageError: the group has another size, or is not gloo.
+        UsageError: there is no group, or it has another size, or is not gloo.
     """
 
     def __init__(self, method: Method[Any], group: Any = None, limit: float = 60.0) -> None:
+        if not dist.is_initialized():
+            raise UsageError(
+                'GlooMailbox: no process group; call torch.distributed.init_process_group("gloo") first'
+            )
         self._group: Any = group or dist.group.WORLD
         nodes, size = method.nodes, dist.get_world_size(self._group)
         if size != len(nodes) or dist.get_backend(self._group) != "gloo" or limit <= 0:
@@ -63,7 +67,7 @@ class GlooMailbox:
         self._thread.start()
 
     def post(self, to: int, message: Message) -> None:
-        """Send a message; returns when it has arrived at the process of `to`.
+        """Send a message; returns when it is sent, whatever `to` computes.
 
         Raises:
             UsageError: it has more than 8 numbers, or x is neither float32 nor float64.

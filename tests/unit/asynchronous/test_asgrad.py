@@ -16,7 +16,7 @@ from swarmstep.asynchronous import SERVER, AsGrad, Displacement, Event, Flat, Fu
 from swarmstep.asynchronous.asgrad import ASSIGNMENTS, RULES
 from swarmstep.errors import CollectiveMismatch, UsageError
 
-from .quadratics import FOUR, SECONDS, ZERO, asgrad, loss, network, server, toward_own
+from .quadratics import SECONDS, ZERO, asgrad, loss, network, server
 
 
 def limit(method: AsGrad, seconds: tuple[float, ...] = SECONDS, events: int = 18_000) -> float:
@@ -294,8 +294,3 @@ def test_wrong_work_and_outer() -> None:
         Outer(1.0, every=0)
     with pytest.raises(UsageError, match=r"buffer '1.running_mean': asynchronous methods do not average"):
         Gradient(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2)), loss)
-
-
-def test_the_gradient_is_of_the_job() -> None:
-    """At the point that came with the job, of whatever worker holds it."""
-    assert torch.equal(FOUR(ZERO + 5, 2, 0, {}), toward_own(ZERO + 5, 2, 0))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
+from pathlib import Path
 
 import pytest
 import torch
@@ -51,6 +53,20 @@ def test_what_a_job_or_step_sends_is_on_the_card(name: str) -> None:
     method.on_step(state, box)
     assert method.card.traffic == "1"
     assert sum(message.x.numel() for message in sent) == len(x)
+
+
+def test_the_example(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = Path(__file__).parents[3] / "examples" / "asynchronous.py"
+    spec = importlib.util.spec_from_file_location("example_asynchronous", path)
+    assert spec
+    assert spec.loader
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    monkeypatch.setattr(example, "LONGEST", 24.0)
+    found = {name: example.run(name, 0) for name in example.methods(network(), 0)}
+    rounds, plain, *_ = found.values()
+    assert rounds == (24.0, 0.5)
+    assert plain == (24.0, 1.0)
 
 
 def test_a_message_to_nobody_is_refused() -> None:

@@ -182,6 +182,10 @@ def test_wrong_arguments(arguments: dict, message: str) -> None:
 def test_a_run_needs_an_end() -> None:
     with pytest.raises(UsageError, match="expected until or events"):
         Simulator(asgrad(), ZERO, SECONDS).run()
+    simulator = Simulator(asgrad(), ZERO, SECONDS)
+    simulator._heap.clear()
+    with pytest.raises(UsageError, match="virtual time 0 s: no worker computes and no message is under way"):
+        simulator.run(events=1)
 
 
 @pytest.mark.parametrize(
