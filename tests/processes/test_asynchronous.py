@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import signal
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from launched import Launched
 from pool import Pool
 from swarmstep import Comm
 from swarmstep.asynchronous import (
@@ -20,6 +23,7 @@ from swarmstep.asynchronous import (
     Displacement,
     Event,
     Flat,
+    Function,
     LayUp,
     Message,
     Method,
@@ -158,6 +162,34 @@ def test_an_order_of_another_run_is_refused(pool: Pool) -> None:
     assert re.match(r"UsageError: Event.*: nothing more comes from the server; the order is of another", found[1])
 
 
+def dies(end: Any, who: int, wait: int) -> None:
+    """Kill one node after some jobs; all others say what is raised."""
+    torch.distributed.init_process_group("gloo")
+
+    def job(x: torch.Tensor, worker: int, number: int) -> torch.Tensor:
+        if worker == who and number == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return x - worker
+
+    method = AsGrad(3, Function(job), Outer(0.1), wait=wait)
+    try:
+        with GlooMailbox(method) as box:
+            if box.node == SERVER:
+                run_server(method, torch.zeros(9), box, 10 if who == SERVER else 10**6)
+                os.kill(os.getpid(), signal.SIGKILL)
+            run_worker(method, torch.zeros(9), box)
+    except PeerLost as error:
+        end.send(str(error))
+
+
+@pytest.mark.parametrize(("who", "wait"), [(1, 1), (1, 3), (SERVER, 1)])
+def test_who_dies_is_named_at_once(who: int, wait: int) -> None:
+    with Launched(dies, 4, who, wait) as world:
+        said = [world.hears(rank) for rank in range(4) if rank != (3 if who == SERVER else who)]
+    name = "the server" if who == SERVER else "worker 1"
+    assert any(f"receiving from {name} (limit 60 s): " in text or f"sending to {name} (" in text for text in said)
+
+
 def silent(comm: Comm) -> str:
     """Return what is raised where worker 1 sends nothing."""
     method, x = made("pure")
@@ -179,7 +211,7 @@ def silent(comm: Comm) -> str:
 
 def test_who_is_silent_is_named(pool: Pool) -> None:
     found = pool.run(silent)
-    assert re.match(r"the server: (waiting for any node|sending to worker \d) for up to 0.5 s: ", found[3])
+    assert re.match(r"the server: (waiting for any node|sending to worker \d) \(limit 0.5 s\): ", found[3])
     assert found[3].endswith("start all nodes again, with a longer limit if one was only slow")
 
 

@@ -22,17 +22,19 @@ from swarmstep.comm.process_groups import brief, close_connections
 from swarmstep.errors import PeerLost, UsageError
 
 NUMBERS = 8  # at most, in a message
-HEADER = 4 + NUMBERS  # float64: source, count of numbers (-1: the end), size of x, index of its dtype; numbers
+HEADER = 3 + NUMBERS  # float64: count of numbers (-1: nothing more comes), size of x, index of its dtype; numbers
 DTYPES = (torch.float32, torch.float64)
+EVER = timedelta(days=365)
 TAGS = (1 << 19, (1 << 19) + 1)  # of headers, and of what follows them; far from those of other modules
 
 
 class GlooMailbox:
     """A node's mailbox between processes: rank r is the r-th of `method.nodes`, so that the server is the last.
 
-    A thread receives all the time, so that a sender never waits for what the receiver computes. Leave the `with`
-    block on all nodes: each then tells those whom it posts to that nothing more comes, and waits for the same from
-    the others. After an error the connections are closed at once, and the others raise PeerLost.
+    A thread for each peer receives all the time, so that a sender never waits for what the receiver computes, and
+    a peer that dies is noticed at once. Leave the `with` block on all nodes: each then tells its peers that nothing
+    more comes, and waits for the same from them. After an error the connections are closed, and the peers raise
+    PeerLost.
 
     Args:
         method: whose nodes these are.
@@ -60,11 +62,13 @@ class GlooMailbox:
         others = [node for node in nodes if node != self.node]
         self._peers = [SERVER] if method.has_server and self.node != SERVER else others
         self._limit = limit
-        self._arrived: queue.SimpleQueue[Message | BaseException | None] = queue.SimpleQueue()
+        self._arrived: queue.SimpleQueue[Message | PeerLost | None] = queue.SimpleQueue()
         self._parked: dict[int, deque[Message]] = {node: deque() for node in others}
         self.ended = False  # whether all the others have nothing more to send
-        self._thread = threading.Thread(target=self._listen, name="swarmstep-mailbox", daemon=True)
-        self._thread.start()
+        self._left, self._lock = len(self._peers), threading.Lock()
+        self._threads = [threading.Thread(target=self._listen, args=[p], daemon=True) for p in self._peers]
+        for thread in self._threads:
+            thread.start()
 
     def post(self, to: int, message: Message) -> None:
         """Send a message; returns when it is sent, whatever `to` computes.
@@ -83,7 +87,7 @@ class GlooMailbox:
 
     def _send(self, to: int, numbers: list[float], x: Tensor | None) -> None:
         header = torch.zeros(HEADER, dtype=torch.float64)
-        header[: 1 + len(numbers)] = torch.tensor([self.node, *numbers], dtype=torch.float64)
+        header[: len(numbers)] = torch.tensor(numbers, dtype=torch.float64)
         try:
             for tag, data in zip(TAGS, (header, x), strict=True):
                 if data is not None and data.numel():
@@ -107,51 +111,53 @@ class GlooMailbox:
         parked = [queue for node, queue in self._parked.items() if queue and source in (None, node)]
         if parked:
             return parked[0].popleft()
-        while (found := self._next(wait)) is not None:
-            if isinstance(found, BaseException):
-                raise self._lost(f"waiting for {_name(source)}", found) from found
+        while (found := self._next(source, wait)) is not None:
+            if isinstance(found, PeerLost):
+                raise found
             if source in (None, found.source):
                 return found
             self._parked[found.source].append(found)
         return None
 
-    def _next(self, wait: bool) -> Message | BaseException | None:
-        """Return what the thread has next: None once all peers have ended, or if there is nothing to wait for."""
+    def _next(self, source: int | None, wait: bool) -> Message | PeerLost | None:
+        """Return what the threads have next: None once all peers have ended, or where nobody waits for it."""
         try:
-            found = self._arrived.get(wait, self._limit + 5)  # the thread's own limit ends first
+            found = self._arrived.get(wait, self._limit)
         except queue.Empty:
-            return TimeoutError("nothing came") if wait else None
+            return self._lost(f"waiting for {_name(source)}", TimeoutError("nothing came")) if wait else None
         if not isinstance(found, Message):
             self._arrived.put(found)  # for whoever asks again
         return found
 
-    def _listen(self) -> None:
-        """Receive until all peers have ended; runs in the thread."""
-        left = {*self._peers}
+    def _listen(self, peer: int) -> None:
+        """Receive from a peer until it ends; runs in a thread, which gloo ends if the peer is lost."""
         try:
-            while left:
+            while True:
                 header = torch.zeros(HEADER, dtype=torch.float64)
-                self._wait_for(header, None, TAGS[0])
-                source, count, size, kind, *numbers = header.tolist()
-                x = torch.empty(int(size), dtype=DTYPES[int(kind)])
+                self._wait_for(header, peer, TAGS[0])
+                count, size, kind, *numbers = header.tolist()
                 if count < 0:
-                    left.discard(int(source))
-                    continue
+                    break
+                x = torch.empty(int(size), dtype=DTYPES[int(kind)])
                 if size:
-                    self._wait_for(x, self._ranks[int(source)], TAGS[1])
-                self._arrived.put(Message(int(source), tuple(numbers[: int(count)]), x))
-            self.ended = True
-            self._arrived.put(None)
+                    self._wait_for(x, peer, TAGS[1])
+                self._arrived.put(Message(peer, tuple(numbers[: int(count)]), x))
         except BaseException as error:
-            self._arrived.put(error)
+            self._arrived.put(self._lost(f"receiving from {_name(peer)}", error))
+            return
+        with self._lock:
+            self._left -= 1
+            if not self._left:
+                self.ended = True
+                self._arrived.put(None)
 
-    def _wait_for(self, data: Tensor, source: int | None, tag: int) -> None:
-        work: Any = dist.irecv(data, source, self._group, tag=tag)
-        work.wait(timedelta(seconds=self._limit))
+    def _wait_for(self, data: Tensor, peer: int, tag: int) -> None:
+        work: Any = dist.irecv(data, self._ranks[peer], self._group, tag=tag)
+        work.wait(EVER)
 
     def _lost(self, what: str, why: BaseException) -> PeerLost:
         return PeerLost(
-            f"{_name(self.node)}: {what} for up to {self._limit:g} s: {brief(why)}; start all nodes again, with a "
+            f"{_name(self.node)}: {what} (limit {self._limit:g} s): {brief(why)}; start all nodes again, with a "
             "longer limit if one was only slow"
         )
 
@@ -173,7 +179,8 @@ class GlooMailbox:
         finally:
             if error is not None:
                 close_connections(self._group, [*self._ranks.values()])
-            self._thread.join(1.0)
+            for thread in self._threads:
+                thread.join(1.0)
 
 
 def _name(node: int | None) -> str:
