@@ -32,9 +32,9 @@ class GlooMailbox:
     """A node's mailbox between processes: rank r is the r-th of `method.nodes`, so that the server is the last.
 
     A thread for each peer receives all the time, so that a sender never waits for what the receiver computes, and
-    a peer that dies is noticed at once. Leave the `with` block on all nodes: each then tells its peers that nothing
-    more comes, and waits for the same from them. After an error the connections are closed, and the peers raise
-    PeerLost.
+    a peer that dies is noticed at once. Leave the `with` block on all nodes: each then tells its peers that
+    nothing more comes, and waits for the same from them. After an error the connections are closed, and the peers
+    raise PeerLost.
 
     Args:
         method: whose nodes these are.
@@ -64,7 +64,9 @@ class GlooMailbox:
         self._limit = limit
         self._arrived: queue.SimpleQueue[Message | PeerLost | None] = queue.SimpleQueue()
         self._parked: dict[int, deque[Message]] = {node: deque() for node in others}
-        self.ended = False  # whether all the others have nothing more to send
+        self.ended = not self._peers  # whether all the others have nothing more to send
+        if self.ended:
+            self._arrived.put(None)
         self._left, self._lock = len(self._peers), threading.Lock()
         self._threads = [threading.Thread(target=self._listen, args=[p], daemon=True) for p in self._peers]
         for thread in self._threads:
