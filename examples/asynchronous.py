@@ -40,6 +40,7 @@ def methods(model: nn.Module, seed: int) -> dict[str, Method]:
         "rounds: the mean, when all have come": AsGrad(WORKERS, work, Outer(lr=1.0), wait=WORKERS),
         "asynchronous": AsGrad(WORKERS, work, Outer(lr=1 / WORKERS)),
         "asynchronous, stale ones count less": AsGrad(WORKERS, work, Outer(lr=1.0), rule="staleness"),
+        "asynchronous, rescaled": AsGrad(WORKERS, work, Outer(lr=1 / WORKERS), rule="rescaled"),
         "asynchronous, delayed Nesterov": AsGrad(WORKERS, work, Outer(lr=0.7, momentum=0.5, every=WORKERS)),
         "LayUp, plain SGD": LayUp(WORKERS, model, loss, lr=4 * LR, seed=seed),
     }

@@ -43,7 +43,8 @@ class LayUp(Method[LayUpState]):
 
     A message that is lost takes its weight along, so that what is left is still a mean of models. The gradient is
     that of the weights at the start of the step; what arrives meanwhile is in x already when the layer's step is
-    taken. With lr = 0 the sums of w and of w x, over workers and messages, never change.
+    taken. With lr = 0 the sums of w and of w x over workers and messages, the lost ones included, never
+    change.
 
     The weights are kept as logarithms: with lost messages all of them shrink together without end, and as numbers
     they would be 0 after some thousand steps.
