@@ -216,9 +216,35 @@ _ALL = (
 # Every method by its name on the command line, in alphabetical order.
 CARDS: dict[str, Card] = {card.name: card for card in _ALL}
 
+# The asynchronous methods, which have no rounds: traffic is for each job or step.
+ASYNCHRONOUS: dict[str, Card] = {
+    card.name: card
+    for card in (
+        Card(
+            name="asgrad",
+            title="a server steps at each result that arrives; gradients, or displacements as in DiLoCo",
+            traffic="1",
+            memory="1",
+            paper="arXiv 2310.20452",
+            weighted=False,
+            key="islamov2024asgrad",
+        ),
+        Card(
+            name="layup",
+            title="each layer goes to a random peer during the backward pass",
+            traffic="1",
+            memory="2",
+            paper="arXiv 2410.05985",
+            weighted=False,
+            key="fokam2025layup",
+        ),
+    )
+}
+
 # What can be cited: the methods with a paper, and papers of inner optimizers, of the runtime's options and codecs.
 CITATIONS: dict[str, str] = {
-    **{card.name: card.key for card in _ALL if card.key},
+    **{card.name: card.key for card in (*_ALL, *ASYNCHRONOUS.values()) if card.key},
+    "halos": "kim2025halos",
     "muloco": "therien2025muloco",
     "sparseloco": "sarfi2025sparseloco",
     "streaming-diloco": "douillard2025streaming",

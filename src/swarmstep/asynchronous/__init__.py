@@ -1,0 +1,47 @@
+"""Training in which nobody waits: asynchronous methods, a contract of their own beside the rounds.
+
+::
+
+    work = Displacement(model, loss, steps=16, optimizer=lambda ps: torch.optim.SGD(ps, lr=0.1))
+    method = AsGrad(workers=4, work=work, outer=Outer(lr=0.7, momentum=0.5, every=4))
+    simulator = Simulator(method, Flat(model).read(), seconds=(1, 1, 1, 3))
+    simulator.run(until=600)
+    simulator.result()
+"""
+
+from swarmstep.asynchronous.asgrad import AsGrad, ServerState, WorkerState
+from swarmstep.asynchronous.contract import SERVER, Mailbox, Message, Method
+from swarmstep.asynchronous.layup import LayUp, LayUpState
+from swarmstep.asynchronous.nodes import Event, Nodes, replay
+from swarmstep.asynchronous.outer import Outer
+from swarmstep.asynchronous.processes import GlooMailbox, Served, replay_node, run_server, run_worker
+from swarmstep.asynchronous.simulator import Simulator
+from swarmstep.asynchronous.work import Displacement, Function, Gradient, Work
+from swarmstep.runtime.flat import Flat
+
+__all__ = [
+    "SERVER",
+    "AsGrad",
+    "Displacement",
+    "Event",
+    "Flat",
+    "Function",
+    "GlooMailbox",
+    "Gradient",
+    "LayUp",
+    "LayUpState",
+    "Mailbox",
+    "Message",
+    "Method",
+    "Nodes",
+    "Outer",
+    "Served",
+    "ServerState",
+    "Simulator",
+    "Work",
+    "WorkerState",
+    "replay",
+    "replay_node",
+    "run_server",
+    "run_worker",
+]

@@ -1,0 +1,207 @@
+"""AsGrad: a server that hands out jobs and takes a step when a result arrives; also asynchronous DiLoCo."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor
+
+from swarmstep.arguments import Checked
+from swarmstep.asynchronous.contract import SERVER, Mailbox, Message, Method
+from swarmstep.asynchronous.outer import Outer
+from swarmstep.asynchronous.work import Work
+from swarmstep.cards import ASYNCHRONOUS, Card
+from swarmstep.errors import CollectiveMismatch, UsageError
+from swarmstep.seeding import generator
+
+ASSIGNMENTS = ("pure", "random", "shuffled")
+RULES = ("constant", "delay-adaptive", "staleness", "rescaled")
+
+
+@dataclasses.dataclass
+class ServerState:
+    """What the server remembers; lists [W] are indexed by worker."""
+
+    node: int
+    x: Tensor  # the model [P]
+    version: int  # steps that the server has taken
+    handed: int  # jobs handed out after the first W
+    received: list[int]  # [W] results
+    entered: list[int]  # [W] of them those that count
+    dropped: list[tuple[int, int]]  # (worker, number of its job) of the results that were ignored
+    waiting: list[tuple[int, float, Tensor]]  # (worker, scale, D [P]) that will enter with the next step
+    memory: dict[str, Tensor]  # of the outer optimizer
+
+
+@dataclasses.dataclass
+class WorkerState:
+    """What a worker remembers."""
+
+    node: int
+    done: int  # jobs
+    jobs: list[tuple[int, Tensor]]  # (version, point [P]) of those it holds, oldest first
+    memory: dict[str, Any]  # of the work
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class AsGrad(Checked, Method[Any]):
+    """A server with the model; each worker computes a job at the model that the job came with.
+
+    ::
+
+        D = work(x at hand-out; data of the worker that got the job)
+        tau = steps of the server since hand-out
+        g = (1/b) sum of the b results that have arrived, each times scale(tau, worker)
+        x = outer(x, g)                             then b new jobs, with the new x
+
+    With `Gradient` this is asynchronous SGD, with `Displacement` asynchronous DiLoCo. All W workers get a job at
+    the start. A worker may hold several jobs; it does them in the order in which they came.
+
+    `assign`, who gets a new job: "pure", the worker that has just delivered; "random", any, uniformly; "shuffled",
+    all in a random order, which is drawn anew after W jobs.
+
+    `rule`, the scale of a result: "constant", 1; "delay-adaptive", W / max(W, tau); "staleness", 1 / (1 + tau);
+    "rescaled", n / (W n_i), where n_i of the n results that count are of worker i: a worker that delivers k times
+    as often counts 1/k as much each time, so that none has more say than another.
+
+    Args:
+        workers: W, at least 1.
+        work: what a worker does with a job.
+        outer: the server's optimizer.
+        assign: one of ASSIGNMENTS.
+        rule: one of RULES.
+        wait: b, 1 to W: results that the server waits for; W with "pure" is mini-batch SGD, or a round.
+        ignore: R, Ringmaster's: a result with tau >= R is dropped, and a new job handed out; 0: none is.
+        seed: of the assignment.
+
+    Raises:
+        UsageError: an argument is out of its range.
+
+    Cost: a worker sends P and receives P for each job; the server as much for all. Memory: the server keeps x,
+    with momentum 2 P more, the b results it waits for, and each version of x that a worker still computes at.
+
+    Source: Islamov, Safaryan, Alistarh, AsGrad, arXiv 2310.20452, for pure, random and shuffled assignment;
+    waiting is not in their public code, and is ours as written here. Delay-adaptive steps are those of the public
+    code of Mishchenko et al., NeurIPS 2022. Ringmaster ASGD ignores results of delay R and more. Rescaled ASGD,
+    arXiv 2605.13434, makes steps proportional to the time a worker computes; ours counts results, whose number is
+    inversely proportional to it, and needs no clock. Ours are also: one job for each at the start, any combination
+    of the options, sums in the order of the workers, and the scale 1 / (1 + tau).
+    """
+
+    card: ClassVar[Card] = ASYNCHRONOUS["asgrad"]
+    has_server: ClassVar[bool] = True
+
+    workers: int
+    work: Work
+    outer: Outer
+    assign: str = "pure"
+    rule: str = "constant"
+    wait: int = 1
+    ignore: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value, choices in (("assign", self.assign, ASSIGNMENTS), ("rule", self.rule, RULES)):
+            if value not in choices:
+                raise UsageError(f"{name}: expected one of {', '.join(choices)}, found {value!r}")
+        if self.workers < 1 or not 1 <= self.wait <= self.workers or self.ignore < 0:
+            raise UsageError(
+                f"expected workers of at least 1, wait 1 to workers, ignore of at least 0; found workers "
+                f"{self.workers}, wait {self.wait}, ignore {self.ignore}"
+            )
+
+    @property
+    def steps(self) -> int:
+        return self.work.steps
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        own = {name: value for name, value in vars(self).items() if name not in ("work", "outer")}
+        return {**own, "steps": self.steps, **{f"outer.{name}": value for name, value in vars(self.outer).items()}}
+
+    def init(self, node: int, x: Tensor) -> ServerState | WorkerState:
+        if node != SERVER:
+            return WorkerState(node, 0, [], {})
+        none = [0] * self.workers
+        return ServerState(node, x.clone(), 0, 0, [*none], [*none], [], [], {})
+
+    def start(self, state: ServerState | WorkerState, box: Mailbox) -> None:
+        if isinstance(state, ServerState):
+            for worker in range(self.workers):
+                box.post(worker, _job(state))
+
+    def ready(self, state: ServerState | WorkerState) -> bool:
+        return isinstance(state, WorkerState) and bool(state.jobs)
+
+    def on_step(self, state: ServerState | WorkerState, box: Mailbox) -> None:
+        assert isinstance(state, WorkerState)
+        version, x = state.jobs.pop(0)
+        d = self.work(x, state.node, state.done, state.memory)
+        box.post(SERVER, Message(state.node, (version, state.done), d))
+        state.done += 1
+
+    def on_message(self, state: ServerState | WorkerState, message: Message, box: Mailbox) -> None:
+        if isinstance(state, WorkerState):
+            state.jobs.append((int(message.numbers[0]), message.x))
+        else:
+            self._take(state, message, box)
+
+    def result(self, states: Mapping[int, ServerState | WorkerState]) -> Tensor:
+        server = states[SERVER]
+        assert isinstance(server, ServerState)
+        return server.x.clone()
+
+    def _take(self, state: ServerState, message: Message, box: Mailbox) -> None:
+        """Let a result count, wait for others, or drop it; each once."""
+        worker, (version, number) = message.source, map(int, message.numbers)
+        if number != state.received[worker]:
+            raise CollectiveMismatch(
+                f"server, step {state.version}: worker {worker} delivered its job {number}, expected "
+                f"{state.received[worker]}; a message was lost or came twice; start from a checkpoint"
+            )
+        state.received[worker] += 1
+        delay = state.version - version
+        if self.ignore and delay >= self.ignore:
+            state.dropped.append((worker, number))
+            self._hand_out(state, worker, box)
+            return
+        state.entered[worker] += 1
+        state.waiting.append((worker, self._scale(state, worker, delay), message.x))
+        if len(state.waiting) < self.wait:
+            return
+        delivered = [worker for worker, _, _ in state.waiting]
+        parts = [d if scale == 1 else scale * d for _, scale, d in sorted(state.waiting, key=lambda part: part[0])]
+        state.waiting = []
+        g = sum(parts[1:], parts[0]) / self.wait if self.wait > 1 else parts[0]
+        state.version += 1
+        state.x = self.outer.step(state.x, g, state.memory, state.version)
+        for each in delivered:
+            self._hand_out(state, each, box)
+
+    def _scale(self, state: ServerState, worker: int, delay: int) -> float:
+        if self.rule == "delay-adaptive":
+            return self.workers / max(self.workers, delay)
+        if self.rule == "staleness":
+            return 1 / (1 + delay)
+        if self.rule == "rescaled":
+            return sum(state.entered) / (self.workers * state.entered[worker])
+        return 1.0
+
+    def _hand_out(self, state: ServerState, delivered: int, box: Mailbox) -> None:
+        """Give the present model to the next worker."""
+        to, W = delivered, self.workers
+        if self.assign == "random":
+            to = int(torch.randint(W, (1,), generator=generator(self.seed, "assign", state.handed)))
+        elif self.assign == "shuffled":
+            order = torch.randperm(W, generator=generator(self.seed, "shuffle", state.handed // W))
+            to = int(order[state.handed % W])
+        state.handed += 1
+        box.post(to, _job(state))
+
+
+def _job(state: ServerState) -> Message:
+    return Message(SERVER, (state.version,), state.x)

@@ -1,0 +1,106 @@
+"""The contract of asynchronous methods: nodes with mailboxes, and no rounds.
+
+A node is a worker, 0 to W-1, or the SERVER of methods that have one. A node does something at two events only: it
+has finished a step of its own, or a message has arrived. Whatever delivers messages and says when a step is
+finished is a backend: the simulator's virtual time, or real processes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
+
+from torch import Tensor
+
+from swarmstep.cards import Card
+
+SERVER = -1
+
+
+class Message(NamedTuple):
+    """What one node sends to another.
+
+    Args:
+        source: the node that sends it.
+        numbers: up to 8, what they mean is the method's; whole numbers are exact up to 2**53.
+        x: a flat vector, float32 or float64. Nobody changes it after it was posted.
+    """
+
+    source: int
+    numbers: tuple[float, ...]
+    x: Tensor
+
+
+class Mailbox(Protocol):
+    """A node's: messages from one node to another arrive in the order in which they were posted."""
+
+    def post(self, to: int, message: Message) -> None:
+        """Send a message to the node `to`; does not wait for anything that `to` computes."""
+        ...
+
+    def poll(self) -> Message | None:
+        """Return the next message that has arrived, None if there is none now."""
+        ...
+
+
+class NodeState(Protocol):
+    """A dataclass of tensors, numbers, strings, and lists, tuples and dictionaries of these; `node` is whose."""
+
+    node: int
+
+
+State = TypeVar("State", bound=NodeState)
+
+
+class Method(ABC, Generic[State]):
+    """An asynchronous method: hyper-parameters, and what a node does with its state at an event.
+
+    All that a node remembers is in its state, which `on_step` and `on_message` change. They depend on nothing
+    else: the same events in the same order give the same states bit for bit, on every backend. Random numbers are
+    functions of a seed and of counts in the state.
+    """
+
+    card: ClassVar[Card]
+    has_server: ClassVar[bool] = False
+    may_lose: ClassVar[bool] = False  # whether the method goes on when messages are lost
+    workers: int  # W
+
+    @property
+    def nodes(self) -> tuple[int, ...]:
+        """The workers, 0 to W-1, and then the SERVER if there is one."""
+        return (*range(self.workers), *([SERVER] if self.has_server else []))
+
+    @property
+    def steps(self) -> int:
+        """How many local steps a worker takes between `ready` and `on_step`, for the clock."""
+        return 1
+
+    @property
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """The hyper-parameters, numbers and strings, as a checkpoint keeps and compares them."""
+
+    @abstractmethod
+    def init(self, node: int, x: Tensor) -> State:
+        """Return a node's state at the common start x [P]; keeps no reference to x."""
+
+    def start(self, state: State, box: Mailbox) -> None:
+        """Post what starts the others; called once for each node, in the order of `nodes`."""
+        return
+
+    @abstractmethod
+    def ready(self, state: State) -> bool:
+        """Return whether the node has something to compute. `on_step` follows when it is done."""
+
+    @abstractmethod
+    def on_step(self, state: State, box: Mailbox) -> None:
+        """Compute, and post the result; called only where `ready`."""
+
+    @abstractmethod
+    def on_message(self, state: State, message: Message, box: Mailbox) -> None:
+        """Take a message in; may post others."""
+
+    @abstractmethod
+    def result(self, states: Mapping[int, State]) -> Tensor:
+        """Return the model [P] that the nodes have at this time, a new tensor."""

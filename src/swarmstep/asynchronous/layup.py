@@ -1,0 +1,142 @@
+"""LayUp: each layer goes to a random peer as soon as the backward pass has its gradient; no server, no barrier."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from functools import partial
+from itertools import accumulate
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor, nn
+
+from swarmstep.asynchronous.contract import Mailbox, Message, Method
+from swarmstep.asynchronous.work import Loss, Replica
+from swarmstep.cards import ASYNCHRONOUS, Card
+from swarmstep.errors import UsageError
+from swarmstep.seeding import generator
+
+
+@dataclasses.dataclass
+class LayUpState:
+    """What a worker remembers; L parameter tensors are the layers."""
+
+    node: int
+    x: Tensor  # its model [P], to which arrivals are mixed at once
+    point: Tensor  # its model [P] at the start of the present step, of which it computes the gradient
+    weights: list[float]  # [L] log2 w, at first 0
+    done: int  # steps
+
+
+@final
+class LayUp(Method[LayUpState]):
+    """Layer-wise asynchronous gossip with push-sum weights.
+
+    ::
+
+        as soon as grad_l is there:  x_l = x_l - lr grad_l
+                                     w_l = w_l / 2 ; send (x_l, w_l) to a random peer
+        on arrival:                  x_l = (w_l x_l + w x) / (w_l + w) ; w_l = w_l + w
+        the model:                   sum_i w_i x_i / sum_i w_i, layer by layer
+
+    A message that is lost takes its weight along, so that what is left is still a mean of models. The gradient is
+    that of the weights at the start of the step; what arrives meanwhile is in x already when the layer's step is
+    taken. With lr = 0 the sums of w and of w x over workers and messages, the lost ones included, never
+    change.
+
+    The weights are kept as logarithms: with lost messages all of them shrink together without end, and as numbers
+    they would be 0 after some thousand steps.
+
+    Args:
+        workers: W, at least 1; one alone does plain SGD.
+        model, loss: as `Replica`; a layer is a parameter tensor. A layer without a gradient is not sent.
+        lr: of every step, 0 to 10.
+        seed: of peers, and of what the loss draws.
+
+    Raises:
+        UsageError: an argument is out of its range, or as `Replica`.
+
+    Cost: a worker sends P for each step, in L messages. Memory: x and its copy at the start of the step, 2 P.
+
+    Source: Fokam et al., LayUp, arXiv 2410.05985 v4: asynchronous and decentralised, the update of each layer sent
+    to a random peer during the backward pass and applied on arrival without buffers. Ours, since only the abstract
+    was read: push-sum, plain SGD as the layer's step, and weights in place of differences on the wire. Of PD-ASGD,
+    versions 1 to 3 under the same number, nothing is built.
+    """
+
+    card: ClassVar[Card] = ASYNCHRONOUS["layup"]
+    may_lose: ClassVar[bool] = True
+
+    def __init__(self, workers: int, model: nn.Module, loss: Loss, *, lr: float, seed: int = 0) -> None:
+        if workers < 1 or not 0 <= lr <= 10:
+            raise UsageError(f"expected workers of at least 1, lr 0 to 10; found workers {workers}, lr {lr}")
+        self.workers, self._lr, self._seed = workers, lr, seed
+        self._replica = Replica(model, loss, seed)
+        layout = self._replica.flat.layout
+        own = dict(model.named_parameters())
+        self._parameters = [own[name] for name in layout.names]
+        starts = accumulate(layout.sizes, initial=0)
+        self._slices = [slice(start, start + size) for start, size in zip(starts, layout.sizes, strict=False)]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"workers": self.workers, "lr": self._lr, "seed": self._seed}
+
+    def init(self, node: int, x: Tensor) -> LayUpState:
+        return LayUpState(node, x.clone(), x.clone(), [0.0] * len(self._slices), 0)
+
+    def ready(self, state: LayUpState) -> bool:
+        return True
+
+    def on_step(self, state: LayUpState, box: Mailbox) -> None:
+        self._replica.flat.write(state.point)
+        hooks = [
+            parameter.register_post_accumulate_grad_hook(partial(self._leave, state, box, layer))
+            for layer, parameter in enumerate(self._parameters)
+        ]
+        try:
+            self._replica.backward(state.node, state.done)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        state.done += 1
+        state.point = state.x.clone()
+
+    @torch.no_grad()
+    def _leave(self, state: LayUpState, box: Mailbox, layer: int, parameter: Tensor) -> None:
+        """Take a layer's step, in the backward pass, and send it on its way."""
+        assert parameter.grad is not None
+        piece = state.x[self._slices[layer]]
+        piece.add_(parameter.grad.reshape(-1), alpha=-self._lr)
+        if self.workers == 1:
+            return
+        drawn = torch.randint(
+            self.workers - 1, (1,), generator=generator(self._seed, "peer", state.node, state.done, layer)
+        )
+        state.weights[layer] -= 1
+        message = Message(state.node, (layer, state.weights[layer]), piece.clone())
+        box.post((state.node + 1 + int(drawn)) % self.workers, message)
+
+    def on_message(self, state: LayUpState, message: Message, box: Mailbox) -> None:
+        layer, own, other = int(message.numbers[0]), 0.0, message.numbers[1]
+        own = state.weights[layer]
+        piece = state.x[self._slices[layer]]
+        piece.lerp_(message.x, _share(other, own))
+        state.weights[layer] = max(own, other) + math.log2(1 + 2.0 ** -abs(own - other))
+
+    def result(self, states: Mapping[int, LayUpState]) -> Tensor:
+        mean = torch.empty_like(states[0].x)
+        for layer, piece in enumerate(self._slices):
+            most = max(state.weights[layer] for state in states.values())
+            weights = [2.0 ** (state.weights[layer] - most) for state in states.values()]
+            parts = [w * state.x[piece] for w, state in zip(weights, states.values(), strict=True)]
+            mean[piece] = sum(parts[1:], parts[0]) / sum(weights)
+        return mean
+
+
+def _share(log_w: float, log_v: float) -> float:
+    """Return w / (w + v), whatever their size."""
+    ratio = 2.0 ** -abs(log_w - log_v)
+    return ratio / (1 + ratio) if log_w < log_v else 1 / (1 + ratio)
