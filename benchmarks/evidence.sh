@@ -61,8 +61,8 @@ text() {
     set -- --model gpt-small --optimizer muon --lr-grid 0.002 --target-loss 1.65 --out evidence/text
     compare text "$@" --eval-every 25 --seeds 5 --strategies synchronous --jobs 1
     set -- "$@" --backend netns --link 100mbit
-    compare text "$@" --eval-every 25 --seeds 5 --every 16 --strategies swarm+codec=int8
-    compare text "$@" --eval-every 25 --seeds 1 --strategies ddp
+    compare text "$@" --eval-every 50 --seeds 5 --every 16 --strategies swarm+codec=int8
+    compare text "$@" --eval-every 50 --seeds 1 --strategies ddp
     compare text "$@" --eval-every 1500 --seeds 1 --strategies independent
 }
 
@@ -93,7 +93,7 @@ cifar10() {
 # From the cells to the committed files; an experiment without cells is left as it is.
 report() {
     set --
-    for name in link mnist conditions cifar10; do
+    for name in link text mnist conditions cifar10; do
         if [ -d evidence/$name/cells ]; then
             "$swarmstep" report evidence/$name -o benchmarks/results/evidence-$name.json
         fi
