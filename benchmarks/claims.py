@@ -376,6 +376,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "overlap": overlap,
     "rounds": rounds,
     "headline": timed,
+    "text-link": timed_text,
     "paper": paper,
     "conditions": conditions,
 }
