@@ -243,7 +243,7 @@ def tripled(content: Any) -> Any:
     }
 
 
-@pytest.mark.parametrize("name", ["demo", "overlap", "rounds", "paper", "conditions"])
+@pytest.mark.parametrize("name", ["demo", "muon", "overlap", "rounds", "paper", "conditions"])
 def test_other_results_make_other_figures(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for file in FILES:
         (tmp_path / file).write_text(json.dumps(tripled(claims.read(file))))

@@ -172,6 +172,7 @@ def test_the_loss_of_the_exact_model_is_the_floor() -> None:
     assert loss == pytest.approx(chain.floor(), abs=4 / math.sqrt(60_000))  # a byte's loss deviates by about 1 nat
 
 
+@pytest.mark.slow
 def test_a_small_model_goes_down_to_the_floor() -> None:
     chain, steps = Markov.drawn(4), 300
     workload = markov(chain)

@@ -25,7 +25,7 @@ from swarmstep.train.feed import Feed
 from swarmstep.train.job import Job
 from swarmstep.train.lockstep_coordinator import simulated
 from swarmstep.workloads import Examples, load
-from whole_runs import KINDS, fast_ones
+from whole_runs import KINDS, fast_if, fast_ones
 
 EVERY_STRATEGY = sorted(STRATEGIES)
 FIELDS = [
@@ -67,17 +67,17 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(strategy: str, tmp_path: P
     "fields",
     [
         {"fault": "noise:1:0.01"},
-        {"fault": "sign:2", "strategy": "local-sgd"},
+        fast_if(False, {"fault": "sign:2", "strategy": "local-sgd"}),
         {"fault": "sign:1", "strategy": "synchronous"},
-        {"fault": "noise:3:0.1", "strategy": "synchronous"},
+        fast_if(False, {"fault": "noise:3:0.1", "strategy": "synchronous"}),
         {"when": "warmup:6,every:3"},
         {"strategy": "pso-ps", "settings": {"best": "historical", "fitness": "probe", "random": "weight"}},
         {"optimizer": "adamw", "schedule": "cosine", "weight_decay": 0.1},
         {"optimizer": "muon", "strategy": "diloco", "clip": 0.5, "warmup": 8, "weight_decay": 0.1},
         {"shards": "dirichlet:0.5+bad-labels:1", "model": "tied"},
-        {"shards": "contiguous"},
+        fast_if(False, {"shards": "contiguous"}),
         {"shards": "seldp", "model": "half", "batch": 30},
-        {"workers": 1},
+        fast_if(False, {"workers": 1}),
         {"delay": 3, "codec": "int8", "strategy": "local-sgd"},
         {"delay": 2, "fragments": 2, "mix": 0.5, "strategy": "diloco", "fault": "noise:1:0.01"},
         {"delay": 2, "when": "change:0.05", "strategy": "local-sgd", "codec": "bfloat16"},
