@@ -11,6 +11,7 @@ from helpers import UNEVEN, same, weighted_run
 from pool import Pool
 from swarmstep import STRATEGIES, Every, simulate
 from weights import ROUNDS, by_hand, train
+from whole_runs import WIRES, fast_ones
 
 
 @pytest.mark.parametrize("resume", [False, True])
@@ -30,7 +31,7 @@ def test_who_is_slow_is_seen_in_the_round(pool: Pool) -> None:
     assert all(min(compute) > 0.0 for compute, _, _ in results[0]["seconds"])
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", fast_ones(WIRES, STRATEGIES))
 def test_unequal_steps_and_weights_equal_simulation_bitwise(pool: Pool, name: str) -> None:
     strategy = dataclasses.replace(STRATEGIES[name](), when=Every(UNEVEN))
     expected = simulate(lambda comm: weighted_run(comm, strategy), 3)
