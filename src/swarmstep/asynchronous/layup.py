@@ -120,7 +120,7 @@ class LayUp(Method[LayUpState]):
         box.post((state.node + 1 + int(drawn)) % self.workers, message)
 
     def on_message(self, state: LayUpState, message: Message, box: Mailbox) -> None:
-        layer, own, other = int(message.numbers[0]), 0.0, message.numbers[1]
+        layer, other = int(message.numbers[0]), message.numbers[1]
         own = state.weights[layer]
         piece = state.x[self._slices[layer]]
         piece.lerp_(message.x, _share(other, own))

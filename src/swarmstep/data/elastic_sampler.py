@@ -11,8 +11,8 @@ from torch import Tensor
 from swarmstep.checkpoint import fields
 from swarmstep.data.sampler import Sampler
 from swarmstep.data.sharding import Shard
+from swarmstep.data.stream import Stream
 from swarmstep.errors import CheckpointError, UsageError
-from swarmstep.seeding import generator
 
 
 class ElasticSampler:
@@ -44,7 +44,7 @@ class ElasticSampler:
         self._returned = _rows(2)  # (pass, example): drawn again, before what follows
         self._place = 0  # where the passes, laid end to end, go on
         self._drawn = _rows(4)  # (rank, step, pass, example), of this group up to the deal; may yet be rolled back
-        self._pass, self._order = -1, torch.empty(0, dtype=torch.int64)  # the pass looked at last
+        self._passes = Stream(examples, seed, "ledger")
 
     @property
     def workers(self) -> int:
@@ -85,18 +85,8 @@ class ElasticSampler:
         parts = [self._returned[start:stop]]
         start = max(start, len(self._returned)) - len(self._returned) + self._place
         stop = stop - len(self._returned) + self._place
-        while start < stop:
-            number, offset = divmod(start, self._examples)
-            part = self._permutation(number)[offset : offset + stop - start]
-            parts.append(_of_pass(number, part))
-            start += len(part)
+        parts += [_of_pass(number, examples) for number, examples in self._passes.by_pass(start, stop)]
         return torch.cat(parts)
-
-    def _permutation(self, number: int) -> Tensor:
-        if number != self._pass:
-            source = generator(self._seed, "ledger", number)
-            self._pass, self._order = number, torch.randperm(self._examples, generator=source)
-        return self._order
 
     def deal(self, step: int, committed: int, sources: Sequence[int | None]) -> None:
         """Deal anew: the membership changed when all survivors had taken `step` steps.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -17,15 +19,16 @@ class Stream:
     Args:
         examples: how many there are, at least 1.
         seed: of the orders.
+        name: of what draws from it; streams of different names have different orders.
 
     Raises:
         UsageError: there are no examples.
     """
 
-    def __init__(self, examples: int, seed: int) -> None:
+    def __init__(self, examples: int, seed: int, name: str = "stream") -> None:
         if examples < 1:
             raise UsageError(f"a stream needs at least 1 example, found {examples}")
-        self._examples, self._seed = examples, seed
+        self._examples, self._seed, self._name = examples, seed, name
         self._pass, self._order = -1, torch.empty(0, dtype=torch.int64)  # looked at last
 
     def draw(self, start: int, stop: int) -> Tensor:
@@ -36,16 +39,18 @@ class Stream:
         """
         if not 0 <= start < stop:
             raise UsageError(f"expected places 0 <= start < stop of the stream, found {start} and {stop}")
-        parts: list[Tensor] = []
+        return torch.cat([part for _, part in self.by_pass(start, stop)])
+
+    def by_pass(self, start: int, stop: int) -> Iterator[tuple[int, Tensor]]:
+        """Yield (pass, examples) of the places from `start` up to `stop`, one pass after the other."""
         while start < stop:
             number, offset = divmod(start, self._examples)
             part = self._permutation(number)[offset : offset + stop - start]
-            parts.append(part)
+            yield number, part
             start += len(part)
-        return torch.cat(parts)
 
     def _permutation(self, number: int) -> Tensor:
         if number != self._pass:
-            source = generator(self._seed, "stream", number)
+            source = generator(self._seed, self._name, number)
             self._pass, self._order = number, torch.randperm(self._examples, generator=source)
         return self._order
