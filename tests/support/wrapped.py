@@ -39,6 +39,9 @@ class Wrapped(Group):
     def clock(self) -> float:
         return self.inner.clock()
 
+    def elapse(self, seconds: float) -> None:
+        self.inner.elapse(seconds)
+
     def mean(self, x: Tensor, weight: float = 1.0) -> tuple[Tensor, float]:
         self.before("mean", x.numel())
         return self.inner.mean(x, weight)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -144,6 +145,9 @@ class DistComm(Collectives, Group):
             raise not_elastic(self)
         self.settle()
         return self._epoch.membership.renew()
+
+    def elapse(self, seconds: float) -> None:
+        time.sleep(seconds)
 
     def start(self, task: Callable[[], T]) -> BackgroundTask[T]:
         self._watch.background = True

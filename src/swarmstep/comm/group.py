@@ -58,6 +58,10 @@ class Group(Comm):
         """For each rank, its rank in the group before this one, None for a newcomer; empty if all begin."""
 
     @abstractmethod
+    def elapse(self, seconds: float) -> None:
+        """Let time pass, to play a slower worker: real processes sleep, virtual time moves."""
+
+    @abstractmethod
     def split(self, color: int, name: str = "") -> Group:
         """As in `Comm`; decisions and background tasks of the part belong to the same series of groups."""
 

@@ -94,6 +94,9 @@ class Metered(Group):
     def clock(self) -> float:
         return self._comm.clock()
 
+    def elapse(self, seconds: float) -> None:
+        self._comm.elapse(seconds)
+
     def mean(self, x: Tensor, weight: float = 1.0) -> tuple[Tensor, float]:
         result = self._comm.mean(x, weight)
         total = 2 * (self.size - 1) * (x.numel() + 1) * x.element_size()

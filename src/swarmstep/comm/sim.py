@@ -24,8 +24,8 @@ from swarmstep.errors import CommError, UsageError
 class SimComm(Group):
     """One worker's view of a group within one process; made by `simulate`."""
 
-    def __init__(self, world: World[Any], group: Meeting, world_rank: int) -> None:
-        self._world = world
+    def __init__(self, world: World[Any], group: Meeting, world_rank: int, virtual_time: bool) -> None:
+        self._world, self._virtual_time = world, virtual_time
         self._group = group
         self._world_rank = world_rank
         self.rank = group.members.index(world_rank)
@@ -55,7 +55,7 @@ class SimComm(Group):
         raise not_elastic(self)
 
     def start(self, task: Callable[[], T]) -> Done[T]:
-        return Done(task)
+        return _Overlapped(task, self._world.now, self._world_rank)
 
     def settle(self) -> None:
         """Nothing is under way: a task has run when `start` returns."""
@@ -67,8 +67,14 @@ class SimComm(Group):
         """Nothing is reused: all results are new tensors."""
 
     def clock(self) -> float:
-        """Return this worker's own processor time: what the others compute meanwhile does not count."""
-        return time.thread_time()
+        """Return virtual time, or this worker's own processor time: what the others compute does not count."""
+        return self._world.now[self._world_rank] if self._virtual_time else time.thread_time()
+
+    def elapse(self, seconds: float) -> None:
+        if self._virtual_time:
+            self._world.now[self._world_rank] += seconds
+        else:
+            time.sleep(seconds)
 
     def _meet(self, call: Call, brought: Any, combine: Callable[..., Any]) -> Any:
         return self._world.meet(self._group, self._world_rank, call, brought, combine)
@@ -115,17 +121,30 @@ class SimComm(Group):
             }
             return [groups[c] for c in colors]
 
-        part = SimComm(self._world, self._meet(("split", name), color, combine), self._world_rank)
+        part = SimComm(self._world, self._meet(("split", name), color, combine), self._world_rank, self._virtual_time)
         if name:
             self._parts[name] = part
         return part
+
+
+class _Overlapped(Done[T]):
+    """A task that virtual time does not wait for, but where its result is needed."""
+
+    def __init__(self, task: Callable[[], T], now: list[float], rank: int) -> None:
+        self._now, self._rank, began = now, rank, now[rank]
+        super().__init__(task)
+        self._end, now[rank] = now[rank], began
+
+    def result(self) -> T:
+        self._now[self._rank] = max(self._now[self._rank], self._end)
+        return super().result()
 
 
 def _kind(x: Tensor) -> tuple[Any, ...]:
     return tuple(x.shape), x.dtype
 
 
-def simulate(train: Callable[[Group], T], workers: int) -> list[T]:
+def simulate(train: Callable[[Group], T], workers: int, *, virtual_time: bool = False) -> list[T]:
     """Run `train(comm)` once for each of `workers` workers inside this process, and return what they return.
 
     Deterministic: the same function after the same `torch.manual_seed` gives the same numbers each time, and where
@@ -143,6 +162,9 @@ def simulate(train: Callable[[Group], T], workers: int) -> list[T]:
     Args:
         train: called in a thread for each worker, one running at a time.
         workers: how many, at least 1.
+        virtual_time: whether `comm.clock()` is virtual: from 0, it moves by `comm.elapse(seconds)`, and in a
+            collective to the time of the last of those who meet; computing and sending take none. Methods that
+            decide by time are then reproducible, too. Otherwise it is each worker's own processor time.
 
     Raises:
         UsageError: `workers` is below 1, or another thread of this process is in `simulate`: torch's random state
@@ -156,6 +178,6 @@ def simulate(train: Callable[[Group], T], workers: int) -> list[T]:
         raise UsageError(f"simulate: expected workers >= 1, found {workers}")
 
     def work(world: World[T], everyone: Meeting, rank: int) -> T:
-        return train(SimComm(world, everyone, rank))
+        return train(SimComm(world, everyone, rank, virtual_time))
 
     return World(work, workers).run()

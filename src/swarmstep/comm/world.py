@@ -58,10 +58,14 @@ class World(Generic[T]):
     Args:
         work: called with this world, the group of all workers, and the rank, in a thread for each worker.
         workers: how many.
+
+    Attributes:
+        now: each worker's virtual time, seconds from the start.
     """
 
     def __init__(self, work: Callable[[World[T], Meeting, int], T], workers: int) -> None:
         self.work = work
+        self.now = [0.0] * workers
         self.workers = workers
         self.outer: World[Any] | None = getattr(_Process.worlds, "own", None)
         self.turns = [threading.Semaphore(0) for _ in range(workers)]
@@ -194,8 +198,10 @@ class World(Generic[T]):
             results = combine([group.brought[member] for member in group.members])
             group.results = dict(zip(group.members, results, strict=True))
             group.calls, group.brought = {}, {}
+            latest = max(self.now[member] for member in group.members)
             for member in group.members:
                 self.waits.pop(member, None)
+                self.now[member] = latest
         result = group.results.pop(rank)
         if isinstance(result, CommError):
             raise result

@@ -23,7 +23,7 @@ class Window:
         loss: the sum of the steps' losses, a scalar; on the device of the losses, so that no step waits for it.
         steps: their number.
         weight: the sum of their weights, such as examples or tokens.
-        seconds: spent outside of the Synchronizer, by the group's clock; not in checkpoints.
+        seconds: spent outside of the Synchronizer, by the group's clock.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -62,8 +62,9 @@ class Window:
             raise CheckpointError(f"window: expected steps >= 0 and a weight >= 0, found {steps!r} and {weight!r}")
         window = self.fresh()
         window.loss, window.steps, window.weight = loss.clone().to(self.loss), steps, weight
+        window.seconds = saved.get("seconds", 0.0)  # older checkpoints have none
         return window
 
     def state_dict(self) -> dict[str, Any]:
         """Return numbers and tensors."""
-        return {"loss": self.loss.clone(), "steps": self.steps, "weight": self.weight}
+        return {"loss": self.loss.clone(), "steps": self.steps, "weight": self.weight, "seconds": self.seconds}

@@ -51,10 +51,10 @@ def _check_speeds(config: Config) -> None:
     parse_speeds(config.speeds, config.workers)
     if config.speeds and config.elastic in ("local", "torchft"):
         raise UsageError("--speeds: an elastic run's workers change; expected no --elastic")
-    if config.backend == "sim" and bool(config.speeds) != (config.balance != "off"):
+    if config.backend == "sim" and config.balance != "off" and not config.speeds:
         raise UsageError(
-            "--balance and --speeds: in one process workers are equally fast, and the speeds are only what the "
-            "balance measures; expected both, such as --balance batch --speeds 1,1,1,3, or --backend gloo"
+            f"--balance {config.balance}: in one process workers are equally fast; expected --speeds, such as "
+            "--speeds 1,1,1,3, or --backend gloo"
         )
 
 

@@ -19,6 +19,7 @@ from swarmstep.train.config import Config
 from swarmstep.train.coordinator import Coordinator
 from swarmstep.train.evaluate import evaluate_together
 from swarmstep.train.job import Job
+from swarmstep.train.pace import has_virtual_time
 from swarmstep.train.rank_0 import from_rank_0
 from swarmstep.train.resume import restore
 from swarmstep.train.run_folder import RunFolder, new_folder
@@ -31,7 +32,8 @@ LOOK_EVERY = 25  # steps between two looks of all workers at each other
 
 def simulated(config: Config, workload: Workload, job: Job) -> dict[str, Any]:
     """Run all workers inside this process and return the summary."""
-    return simulate(lambda comm: run(config, workload, comm, job), config.workers)[0]
+    virtual = has_virtual_time(config)
+    return simulate(lambda comm: run(config, workload, comm, job), config.workers, virtual_time=virtual)[0]
 
 
 def run(config: Config, workload: Workload, comm: Group, job: Job) -> dict[str, Any]:

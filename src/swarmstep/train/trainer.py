@@ -30,6 +30,7 @@ from swarmstep.train.job import Job
 from swarmstep.train.local_step import build_model, clip_gradient, learning_rate, measure_loss
 from swarmstep.train.model_file import check_extra_state
 from swarmstep.train.optimizer import build_optimizer
+from swarmstep.train.pace import Pace
 from swarmstep.train.progress import Progress, describe_distrust
 from swarmstep.train.tally import Tally
 from swarmstep.train.work_share import WorkShare
@@ -71,6 +72,7 @@ class Trainer:
         self.sync = Synchronizer(self.model, self.strategy, comm, self._options())
         self._ddp = DataParallel(self.model, comm) if config.strategy == DDP else None
         self.share = WorkShare(config, self.sync)
+        self._pace = Pace(config, comm.rank, job.pace)
 
     @property
     def taken(self) -> int:
@@ -140,14 +142,15 @@ class Trainer:
     @contextlib.contextmanager
     def timed(self) -> Generator[None]:
         """Count what is done within as training."""
-        started = time.perf_counter()
+        clock = self.sync.comm.clock if self._pace.virtual else time.perf_counter
+        started = clock()
         yield
-        self.tally.seconds += time.perf_counter() - started
+        self.tally.seconds += clock() - started
 
     def _take_step(self, step: int) -> tuple[Tensor, list[Event]]:
         """Take a local step and what is due of rounds; return the step's loss, and what has happened."""
         comm = self.sync.comm
-        began, end = comm.clock(), time.monotonic() + self.job.pace * self.share.pace
+        began = comm.clock()
         seed_torch(mix(self.config.seed, step, comm.rank), self.device)  # dropout: a stop changes nothing
         inputs, targets = self.feed.batch(step, self.share.places)
         lr, weight = learning_rate(self.config, self.share.step), self.share.weight
@@ -156,8 +159,7 @@ class Trainer:
         loss = measure_loss(self.workload, outputs, targets)
         self.optimizer.zero_grad()
         loss.backward()
-        if self.share.pace > 1.0 and self.config.backend != "sim":
-            time.sleep((self.share.pace - 1.0) * (comm.clock() - began))
+        self._pace.wait(began, len(targets), comm)
         computed = comm.clock()
         self.sync.reduce(lr, weight)
         reducing = comm.clock() - computed
@@ -165,12 +167,10 @@ class Trainer:
         self.optimizer.step(lr)
         if self.fault:
             self.fault.after_step(self.model, step)
-        if self.job.pace:
-            time.sleep(max(0.0, end - time.monotonic()))
         spent = comm.clock() - began - reducing
         self.tally.compute_seconds += spent
         event = self.sync.step(loss, lr, weight) or (self._ddp.report(step) if self._ddp else None)
-        self.share.worked(spent, weight)
+        self.share.worked(spent)
         return loss.detach(), self._events(event)
 
     def _events(self, first: Event | None) -> list[Event]:

@@ -8,7 +8,6 @@ from typing import Any
 
 from swarmstep.runtime.balance import Balance
 from swarmstep.runtime.synchronizer import Synchronizer
-from swarmstep.train.balance_options import parse_speeds
 from swarmstep.train.config import Config
 from swarmstep.when import Balanced
 
@@ -22,17 +21,11 @@ class WorkShare:
     Args:
         config: resolved.
         sync: of this worker.
-
-    Attributes:
-        pace: how much slower than the fastest worker this one is made, at least 1.
     """
 
     def __init__(self, config: Config, sync: Synchronizer) -> None:
         self._sync, self._rank, self._workers = sync, sync.comm.rank, config.workers
         self._batch, self._steps = config.training.batch, config.training.steps
-        speeds = parse_speeds(config.speeds, config.workers)
-        self.pace = speeds[self._rank] / min(speeds) if config.speeds else 1.0
-        self._cost = speeds[self._rank] if config.backend == "sim" else None  # virtual seconds of an example
         self._by_steps = config.balance == "steps"
         self._balance: Balance | None = None
         if self._by_steps:
@@ -109,16 +102,15 @@ class WorkShare:
             return 1.0
         return float(self._batch if self._by_steps else self._balance.batch)
 
-    def worked(self, seconds: float, weight: float) -> None:
+    def worked(self, seconds: float) -> None:
         """Count a step, after `Synchronizer.step`.
 
         Args:
             seconds: spent computing it.
-            weight: its examples.
         """
         if not self._balance:
             return
-        self._spent += seconds if self._cost is None else self._cost * weight
+        self._spent += seconds
         if not self._by_steps:
             self._parts += 1
             return
