@@ -75,7 +75,7 @@ def test_without_virtual_time_the_clock_is_the_workers_own() -> None:
 )
 def test_a_run_takes_as_long_as_its_slowest(fields: dict[str, Any], seconds: float, tmp_path: Path) -> None:
     summary = train({"speeds": SPEEDS, "steps": 12, "eval_every": 100, **fields}, tmp_path)
-    assert summary["seconds"] == pytest.approx(seconds, rel=0.02)  # the first round of a balanced run is equal
+    assert summary["seconds"] == pytest.approx(seconds, rel=0.06)  # the first rounds of a balanced run are equal
     if "balance" not in fields:
         assert summary["compute_seconds"] == 12 * (1 + 2 + 4) / 3
     if fields["strategy"] == "local-sgd" and "balance" not in fields:

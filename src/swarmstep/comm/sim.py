@@ -121,7 +121,8 @@ class SimComm(Group):
             }
             return [groups[c] for c in colors]
 
-        part = SimComm(self._world, self._meet(("split", name), color, combine), self._world_rank, self._virtual_time)
+        meeting = self._meet(("split", name), color, combine)
+        part = SimComm(self._world, meeting, self._world_rank, self._virtual_time)
         if name:
             self._parts[name] = part
         return part
