@@ -142,13 +142,19 @@ def weights(folder: Path) -> bytes:
 def rows(folder: Path) -> list[dict[str, Any]]:
     """Return metrics.jsonl without what a clock measured."""
     found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not k.endswith("seconds")} for row in found]
+    return _unclocked(found)
+
+
+def _unclocked(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _unclocked(v) for k, v in value.items() if not k.endswith("seconds")}
+    return [*map(_unclocked, value)] if isinstance(value, list) else value
 
 
 def report(folder: Path) -> dict[str, Any]:
     """Return summary.json without what a clock measured, and where it was."""
     summary = json.loads((folder / "summary.json").read_text())
-    return {k: v for k, v in summary.items() if not k.endswith("seconds") and k not in ("out", "backend")}
+    return {k: v for k, v in _unclocked(summary).items() if k not in ("out", "backend")}
 
 
 def same_run(one: Path, other: Path) -> None:

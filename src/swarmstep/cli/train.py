@@ -96,6 +96,7 @@ def train(
 
 def _print_summary(summary: dict[str, Any], *, as_json: bool) -> None:
     from swarmstep.train.progress import in_bytes
+    from swarmstep.train.work_done import WorkDone, unequal, work_table
 
     if as_json:
         print_json(summary)
@@ -110,6 +111,9 @@ def _print_summary(summary: dict[str, Any], *, as_json: bool) -> None:
     print(f"{judged}test loss {summary['test_loss']:.4f}, {also}training loss {summary['train_loss']:.4f}")
     print(f"{summary['rounds']} rounds; each worker sent {in_bytes(sent)} and received {in_bytes(received)}")
     print(f"{summary['seconds']:.1f} s, {summary['sync_seconds']:.1f} s of them synchronizing")
+    by_worker = [WorkDone(**row) for row in summary["by_worker"]]
+    if unequal(by_worker):
+        print("\n".join(aligned(work_table(by_worker))))
     if "shares" in summary:
         print(f"shares of the work at the end: {', '.join(map(str, summary['shares']))}")
     for worker in summary["distrusted"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -13,6 +14,7 @@ from swarmstep.checkpoint.saver import Saver
 from swarmstep.signal import MembershipChange, Round
 from swarmstep.train.job import Job
 from swarmstep.train.run_logger import RunLogger
+from swarmstep.train.work_done import WorkDone
 
 if TYPE_CHECKING:
     from swarmstep.train.trainer import Trainer
@@ -79,15 +81,16 @@ class Coordinator(ABC):
         row = {**dataclasses.asdict(report), "decision": None}
         self.logger.record(kind="round", landed=self.trainer.taken, **row)
 
-    def record_end(self, means: dict[str, float]) -> dict[str, Any]:
+    def record_end(self, means: dict[str, float], by_worker: Sequence[WorkDone] = ()) -> dict[str, Any]:
         """Record the trace, the model and the summary; return the summary.
 
         Args:
             means: of the workers' figures, as `Tally.means` returns them.
+            by_worker: what each has done, where that is known.
         """
         trainer = self.trainer
         self.logger.record(kind="trace", step=trainer.taken, folded=trainer.trace.folded)
-        summary = trainer.summary(means, str(self.logger.path) if self.logger.path else None)
+        summary = trainer.summary(means, by_worker, str(self.logger.path) if self.logger.path else None)
         self.logger.end(trainer.model, summary)
         return summary
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from swarmstep.train.rank_0 import from_rank_0
 from swarmstep.train.resume import restore
 from swarmstep.train.run_folder import RunFolder, new_folder
 from swarmstep.train.run_logger import RunLogger
+from swarmstep.train.tally import work_done
 from swarmstep.train.trainer import Trainer
 from swarmstep.workloads import Workload
 
@@ -184,15 +186,18 @@ class Lockstep(Coordinator):
         loss = float(self._window) / max(1, own - self._looked)
         self._window.zero_()
         self._looked = own
-        row = [loss, self.job.stopping(), tally.bytes_sent, trainer.share.measurement()]
+        row = [loss, self.job.stopping(), tally.bytes_sent, trainer.share.measurement(), *tally.done()]
         rows = self.comm.gather(torch.tensor(row, dtype=torch.float64))
         losses = rows[:, 0].tolist()
         self._bytes_sent = float(rows[:, 2].mean())
         tally.train_loss = sum(losses) / len(losses)
         trainer.share.update(rows[:, 3].tolist())
         shares = {"shares": list(trainer.share.shares)} if trainer.share.balanced else {}
-        self.logger.record(kind="look", step=trainer.taken, losses=losses, **shares)
-        self.logger.show(trainer.progress(losses))
+        by_worker = work_done(rows[:, 4:])
+        self.logger.record(
+            kind="look", step=trainer.taken, losses=losses, **shares, by_worker=[*map(asdict, by_worker)]
+        )
+        self.logger.show(trainer.progress(losses, by_worker))
         return bool(rows[:, 1].any())
 
     def _evaluate(self, model: torch.nn.Module) -> None:
@@ -220,7 +225,9 @@ class Lockstep(Coordinator):
         """Evaluate the final model together; return the summary on all ranks."""
         if self.saver:
             self._agree(self.saver)
-        means = self.trainer.tally.means(self.comm)
+        tally = self.trainer.tally
+        means = tally.means(self.comm)
+        by_worker = work_done(self.comm.gather(torch.tensor(tally.done(), dtype=torch.float64)))
         self._bytes_sent = means["bytes_sent"]
         self._evaluate(self.trainer.model)
-        return self.record_end(means)
+        return self.record_end(means, by_worker)

@@ -10,6 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from swarmstep.train.work_done import WorkDone, work_table
+
+SHOWN = 8  # workers
+
 if TYPE_CHECKING:
     from rich.live import Live
     from rich.table import Table
@@ -26,6 +30,7 @@ class Progress:
     bytes_sent: int  # by this worker
     scores: dict[str, float]
     distrusted: list[str] = field(default_factory=list[str])  # who, since when and why, in words
+    by_worker: list[WorkDone] = field(default_factory=list[WorkDone])
 
 
 class View:
@@ -85,6 +90,11 @@ class LiveView(View):
             table.add_row(name, f"{score:.4f}")
         for left_out in progress.distrusted:
             table.add_row("distrusted", Text(left_out, style="yellow"))
+        if progress.by_worker:
+            workers = Table.grid(padding=(0, 2))
+            for line in work_table(progress.by_worker)[: 1 + SHOWN]:
+                workers.add_row(*line)
+            table.add_row("", workers)
         return table
 
     def close(self) -> None:
@@ -134,8 +144,8 @@ def in_bytes(count: float) -> str:
 
 
 def _losses(losses: list[float]) -> str:
-    shown = [f"{loss:.3f}" if math.isfinite(loss) else "not finite" for loss in losses[:8]]
-    return " ".join(shown) + (f" and {len(losses) - 8} more" if len(losses) > 8 else "")
+    shown = [f"{loss:.3f}" if math.isfinite(loss) else "not finite" for loss in losses[:SHOWN]]
+    return " ".join(shown) + (f" and {len(losses) - SHOWN} more" if len(losses) > SHOWN else "")
 
 
 def choose_view(title: str) -> View:

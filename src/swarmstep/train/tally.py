@@ -7,11 +7,14 @@ import math
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from swarmstep.comm.base import Comm
 from swarmstep.signal import Round
+from swarmstep.train.work_done import WorkDone
 
 MEANS = ("bytes_sent", "bytes_received", "seconds", "compute_seconds", "sync_seconds", "probe_seconds")
+DONE = ("steps", "compute_seconds", "wait_seconds", "send_seconds")  # of `WorkDone`, from first to last
 
 
 @dataclasses.dataclass
@@ -32,6 +35,9 @@ class Tally:
         sync_seconds: that training spent on rounds, as `Round.seconds`: with the wait for the slowest worker in
             real processes, without it in simulation; not what a delayed round did in the background.
         probe_seconds: of the rounds, for probes.
+        steps: local steps that this worker took.
+        wait_seconds: of the rounds but the last, waiting for the slowest; not counted in elastic runs.
+        send_seconds: of them, exchanging vectors.
         train_loss: mean over the workers of their mean losses since they last told each other: at a look of the
             lockstep coordinator, or in a round of an elastic run. NaN: not yet known.
         distrusted: whom the strategy left out of the last round, as `Distrust` has it.
@@ -43,18 +49,37 @@ class Tally:
     compute_seconds: float = 0.0
     sync_seconds: float = 0.0
     probe_seconds: float = 0.0
+    steps: int = 0
+    wait_seconds: float = 0.0
+    send_seconds: float = 0.0
     train_loss: float = math.nan
     distrusted: list[dict[str, Any]] = dataclasses.field(default_factory=list[dict[str, Any]])
 
-    def add_round(self, report: Round) -> None:
-        """Count a round that has landed."""
+    def add_round(self, report: Round, rank: int) -> None:
+        """Count a round that has landed; `rank` is this worker's."""
         self.bytes_sent += report.bytes_sent
         self.bytes_received += report.bytes_received
         self.sync_seconds += report.seconds
         self.probe_seconds += report.probe_seconds
+        if report.wait_seconds and not report.members:  # in an elastic run ranks change
+            self.wait_seconds += report.wait_seconds[rank]
+            self.send_seconds += report.send_seconds[rank]
         self.distrusted = [dataclasses.asdict(worker) for worker in report.distrusted]
 
     def means(self, comm: Comm | None) -> dict[str, float]:
         """Return the mean over the workers of each of MEANS; without a group, this worker's own. Collective."""
         own = torch.tensor([getattr(self, name) for name in MEANS], dtype=torch.float64)
         return dict(zip(MEANS, (comm.gather(own).sum(dim=0) / comm.size if comm else own).tolist(), strict=True))
+
+    def done(self) -> list[float]:
+        """Return what this worker has done, one number for each of DONE."""
+        return [float(getattr(self, name)) for name in DONE]
+
+
+def work_done(rows: Tensor) -> list[WorkDone]:
+    """Return what the workers have done.
+
+    Args:
+        rows: [W, len(DONE)], of all ranks.
+    """
+    return [WorkDone(rank, round(steps), *seconds) for rank, (steps, *seconds) in enumerate(rows.tolist())]

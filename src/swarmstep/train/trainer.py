@@ -6,7 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ from swarmstep.train.optimizer import build_optimizer
 from swarmstep.train.pace import Pace
 from swarmstep.train.progress import Progress, describe_distrust
 from swarmstep.train.tally import Tally
+from swarmstep.train.work_done import WorkDone
 from swarmstep.train.work_share import WorkShare
 from swarmstep.workloads import Examples, Workload
 
@@ -169,6 +170,7 @@ class Trainer:
             self.fault.after_step(self.model, step)
         spent = comm.clock() - began - reducing
         self.tally.compute_seconds += spent
+        self.tally.steps += 1
         event = self.sync.step(loss, lr, weight) or (self._ddp.report(step) if self._ddp else None)
         self.share.worked(spent)
         return loss.detach(), self._events(event)
@@ -185,7 +187,7 @@ class Trainer:
                 coordinator.membership_changed(event)
             else:
                 report = dataclasses.replace(event, step=self.taken) if self.share.stride > 1 else event
-                self.tally.add_round(report)
+                self.tally.add_round(report, self.sync.comm.rank)
                 self.trace.add(report.step, self.taken, report.calls)
                 coordinator.round_landed(report)
         return [event for event in events if isinstance(event, Round)]
@@ -198,11 +200,12 @@ class Trainer:
             values |= {"loss": score.loss, "accuracy": score.accuracy}
             self.scores |= {f"{name}_{measure}": value for measure, value in values.items()}
 
-    def progress(self, losses: list[float]) -> Progress:
+    def progress(self, losses: list[float], by_worker: Sequence[WorkDone] = ()) -> Progress:
         """Return how far this worker is.
 
         Args:
             losses: the latest of all workers, in rank order.
+            by_worker: what each has done, where that is known.
         """
         tally = self.tally
         return Progress(
@@ -213,13 +216,15 @@ class Trainer:
             tally.bytes_sent,
             self.scores,
             [describe_distrust(worker) for worker in tally.distrusted],
+            [*by_worker],
         )
 
-    def summary(self, means: dict[str, float], out: str | None) -> dict[str, Any]:
+    def summary(self, means: dict[str, float], by_worker: Sequence[WorkDone], out: str | None) -> dict[str, Any]:
         """Return the summary of the run: its config, how good the model is, and what it took.
 
         Args:
             means: of the workers' figures, as `Tally.means` returns them.
+            by_worker: what each has done; empty where that is not known.
             out: the run's folder.
         """
         return {
@@ -234,6 +239,7 @@ class Trainer:
             "parameters": Flat(self.model).layout.parameters,
             "corpus": self.workload.corpus,
             "steps_taken": self.taken,
+            "by_worker": [dataclasses.asdict(worker) for worker in by_worker],
             **({"shares": list(self.share.shares)} if self.share.balanced else {}),
             "out": out,
         }
