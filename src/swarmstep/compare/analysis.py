@@ -23,10 +23,12 @@ from swarmstep.compare.sections import (
     MethodRow,
     Section,
     ToTarget,
+    Worked,
 )
 from swarmstep.compare.series import Series, distinct, series_of
 from swarmstep.compare.statistics import Estimate, Range, estimate
 from swarmstep.train.config import DDP
+from swarmstep.train.work_done import WorkDone, unequal
 
 ALL_FAILED = "all runs failed"
 POINTS, PART = 0.005, 0.02  # differences of interest: of an accuracy, and the part of any other quantity
@@ -84,6 +86,7 @@ def _section(runs: Sequence[Cell], related: Sequence[Cell], sources: Sequence[Re
         curves=tuple(_curve(one) for one in series if one.cells),
         by_n=_by_n(rows),
         trust=tuple(_distrusted(one, cell) for one in series for cell in one.cells if _judges_workers(cell)),
+        work=tuple(work for one in series for cell in one.cells if (work := _worked(one, cell))),
         clock_errors=tuple(_clock_errors(series, related) if real and link else ()),
         command=labels.commands(sources),
         environment=labels.environment(runs),
@@ -247,6 +250,11 @@ def _judges_workers(cell: Cell) -> bool:
 def _distrusted(one: Series, cell: Cell) -> Distrusted:
     changes = tuple((step, tuple(ranks)) for step, ranks in cell.trust)
     return Distrusted(one.method, one.every, cell.seed, changes, cell.points[-1].step)
+
+
+def _worked(one: Series, cell: Cell) -> Worked | None:
+    workers = tuple(WorkDone(**row) for row in cell.by_worker)
+    return Worked(one.method, one.every, cell.seed, workers) if unequal(workers) else None
 
 
 def _clock_errors(series: Sequence[Series], related: Sequence[Cell]) -> Iterator[ClockError]:

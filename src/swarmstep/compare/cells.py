@@ -9,6 +9,7 @@ from typing import Any
 
 from swarmstep.compare.plan import Task
 from swarmstep.compare.results import Cell, Point
+from swarmstep.train.pace import has_virtual_time
 from swarmstep.train.run_folder import environment
 
 
@@ -21,16 +22,17 @@ def finished(task: Task, events: Sequence[Mapping[str, Any]], summary: Mapping[s
         summary: of the run.
         seconds: wall time of the whole run.
     """
-    real = task.config.backend != "sim"
+    timed = task.config.backend != "sim" or has_virtual_time(task.config)
     steps, rounds = max(1, summary["steps_taken"]), max(1, summary["rounds"])
     return Cell(
         purpose=task.purpose,
         method=task.method,
         config=dataclasses.asdict(task.config),
         link=task.link,
-        points=_points(events, real),
+        points=_points(events, timed),
         trace=[event["folded"] for event in events if event["kind"] == "trace"][-1],
         trust=_trust(events),
+        by_worker=summary.get("by_worker", ()),
         parameters=summary["parameters"],
         compute_seconds=summary["compute_seconds"] / steps,
         # With a delay, real processes run the probes in the background: they cost the training no time.
@@ -58,7 +60,7 @@ def is_finite(cell: Cell) -> bool:
     return not cell.failed and math.isfinite(cell.points[-1].test_loss)
 
 
-def _points(events: Sequence[Mapping[str, Any]], real: bool) -> tuple[Point, ...]:
+def _points(events: Sequence[Mapping[str, Any]], timed: bool) -> tuple[Point, ...]:
     """Return one point a step; the first if a step was evaluated twice (before the last round and after it)."""
     points: dict[int, Point] = {}
     for event in events:
@@ -68,7 +70,7 @@ def _points(events: Sequence[Mapping[str, Any]], real: bool) -> tuple[Point, ...
                 for part in ("validation", "test")
                 for what in ("loss", "accuracy")
             )  # fmt: skip
-            seconds = event["seconds"] if real else math.nan
+            seconds = event["seconds"] if timed else math.nan
             point = Point(event["step"], seconds, event["bytes_sent"], *scores)
             points.setdefault(point.step, point)
     return tuple(points.values())

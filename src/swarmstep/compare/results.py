@@ -55,6 +55,7 @@ class Cell:
         points: in the order of steps; the last one is at the end of the run.
         trace: Trace.folded of rank 0.
         trust: (step, distrusted ranks) for each round in which they changed.
+        by_worker: what each worker did, in rank order: the fields of `WorkDone`; empty where that is not known.
         parameters: of the model.
         compute_seconds: mean time of a local step of one worker, without rounds.
         round_seconds: mean time of a round without probes; in simulation only the worker's own work.
@@ -71,6 +72,7 @@ class Cell:
     points: tuple[Point, ...] = ()
     trace: Sequence[Any] = ()
     trust: Sequence[tuple[int, Sequence[int]]] = ()
+    by_worker: Sequence[Mapping[str, Any]] = ()
     parameters: int = 0
     compute_seconds: float = math.nan
     round_seconds: float = math.nan
@@ -179,6 +181,7 @@ def from_json(content: Any, where: str) -> Cell:
     try:
         if content["version"] != VERSION:
             raise DataError(f"{where}: expected version {VERSION}, found {content['version']!r}; run it again")
+        content = {"by_worker": (), **content}  # earlier versions lack it
         fields: dict[str, Any] = {f.name: content[f.name] for f in dataclasses.fields(Cell)}
         points = [Point(int(step), *map(_number, rest)) for step, *rest in fields["points"]]
         for name in ("compute_seconds", "round_seconds", "probe_seconds", "seconds"):

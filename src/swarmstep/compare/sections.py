@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from swarmstep.compare.statistics import Estimate
+from swarmstep.train.work_done import WorkDone
 
 
 class ToTarget(NamedTuple):
@@ -107,6 +108,16 @@ class Distrusted:
     steps: int
 
 
+@dataclass(frozen=True)
+class Worked:
+    """What each worker of a run did, in rank order."""
+
+    method: str
+    every: int
+    seed: int
+    workers: tuple[WorkDone, ...]
+
+
 class ClockError(NamedTuple):
     """Seconds of real processes and of the virtual clock, means over the seeds, and the relative error.
 
@@ -131,7 +142,7 @@ class Section:
         real: whether the seconds were measured in real processes.
         target: such as "test accuracy 0.95"; "" for none.
         rows: the best first; rows that are not ranked at the end.
-        curves, trust, clock_errors: for the figures of the page.
+        curves, trust, work, clock_errors: for the figures of the page; `work` of runs with unequal workers.
         by_n: method -> [(n, accuracy at the end), ...].
         command: what made the results.
         environment: name -> value.
@@ -148,6 +159,7 @@ class Section:
     curves: tuple[Curve, ...]
     by_n: Mapping[str, tuple[tuple[int, Estimate], ...]]
     trust: tuple[Distrusted, ...]
+    work: tuple[Worked, ...]
     clock_errors: tuple[ClockError, ...]
     command: str
     environment: Mapping[str, str]

@@ -9,12 +9,15 @@ from typing import Literal
 from swarmstep import spec_help
 from swarmstep.errors import UsageError
 from swarmstep.settings import same_setting, setting
-from swarmstep.train.config import Config
+from swarmstep.train.config import Balance, Config
 from swarmstep.workloads.defaults import Optimizer, Schedule
 
 METHODS = "swarm,diloco,local-sgd,pso-ps,synchronous"
 # As in a Config.
-SAME = ("model", "steps", "batch", "optimizer", "weight_decay", "schedule", "warmup", "clip", "eval_every")
+SAME = (
+    *("model", "steps", "batch", "optimizer", "weight_decay", "schedule", "warmup", "clip", "eval_every"),
+    *("balance", "speeds"),
+)
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ class ComparisonSettings:
     schedule: Schedule | None = same_setting(Config, "schedule")
     warmup: int | None = same_setting(Config, "warmup")
     clip: float | None = same_setting(Config, "clip")
+    balance: Balance = same_setting(Config, "balance")
+    speeds: str | None = same_setting(Config, "speeds")
     eval_every: int | None = setting(
         None,
         "local steps between evaluations; the target is looked for at each (default: about 20 in a run, if cheap)",
@@ -107,6 +112,15 @@ class ComparisonSettings:
         if self.backend == "gloo" and self.link:
             raise UsageError(
                 "--link: loopback has no limits; expected --backend netns, or sim with its virtual clock"
+            )
+        if (
+            self.backend == "sim"
+            and self.speeds
+            and (self.link or self.stragglers or self.failures or self.compute)
+        ):
+            raise UsageError(
+                "--speeds: a simulated run then has seconds of its own, in which sending takes none; expected no "
+                "--link, --compute, --stragglers and --failures, or --backend netns"
             )
         if self.backend != "sim" and (self.compute or self.stragglers or self.failures):
             raise UsageError(

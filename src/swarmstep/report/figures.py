@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from swarmstep.compare.sections import Distrusted, Section
 from swarmstep.compare.statistics import Estimate
 from swarmstep.report.labels import DASH, interval, ranges, target_of, value
+from swarmstep.train.work_done import HEAD, in_words
 
 MANY = 8  # curves: if there are more, not all are shown at first
 
@@ -194,6 +195,15 @@ def trust(section: Section) -> TrustFigure | None:
             rows.append(TrustRow(run.method, run.every, run.seed, rank, _bars(of_rank, last), steps))
     named = [f"{name} (seed{'s' * (len(seeds) > 1)} {ranges(sorted(seeds))})" for name, seeds in never.items()]
     return TrustFigure("Distrusted workers", f"step 0 to {last:,}", rows, "; ".join(named))
+
+
+def work(section: Section) -> DataTable | None:
+    """Return what each worker of each run with unequal workers did; None if there is none."""
+    heads, rows = ["method", "n", "seed", *HEAD], list[list[str]]()
+    for run in section.work:
+        of_run = [run.method, str(run.every), str(run.seed)]
+        rows += [[*of_run, *row] for row in in_words(run.workers)]
+    return DataTable("What each worker did", heads, rows) if rows else None
 
 
 def _spans(run: Distrusted) -> dict[int, list[tuple[int, int]]]:

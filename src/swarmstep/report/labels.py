@@ -148,6 +148,8 @@ def timing(section: Section) -> str:
         return f"seconds measured in real processes{f' over {section.link}' if section.link else ''}"
     if section.link:
         return f"seconds by the virtual clock for {section.link}"
+    if section.condition.get("speeds", "None") != "None":
+        return "virtual seconds: a step takes each worker as many as its speed says, sending takes none"
     return "no seconds: simulated, and no link was named"
 
 

@@ -82,6 +82,7 @@ def _section(section: Section, index: int) -> dict[str, Any]:
         "curves": figures.curves(section, index),
         "over_n": figures.over_n(section, index),
         "trust": figures.trust(section),
+        "work": figures.work(section),
         "clock_errors": figures.clock_errors(section),
         "command": section.command,
         "facts": _facts(section),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 
@@ -43,22 +44,26 @@ def unequal(rows: Sequence[WorkDone]) -> bool:
 
 
 HEAD = ("worker", "steps", "share", "computed", "waited", "sent", "late by", "dropped")
+NOTHING = {"0.0 s", "0.0", "0"}
 
 
-def work_table(rows: Sequence[WorkDone]) -> list[tuple[str, ...]]:
-    """Return the rows as words, with a head; columns in which nothing has happened are left out."""
-    seconds = [(row.compute_seconds, row.wait_seconds, row.send_seconds) for row in rows]
-    lines = [
+def in_words(rows: Sequence[WorkDone]) -> list[tuple[str, ...]]:
+    """Return each row as words, one for each of HEAD."""
+    return [
         (
             str(row.rank),
             str(row.steps),
             f"{share:.0%}",
-            *(f"{value:.1f} s" for value in spent),
+            *(f"{seconds:.1f} s" for seconds in (row.compute_seconds, row.wait_seconds, row.send_seconds)),
             f"{row.staleness:.1f}",
             str(row.dropped),
         )
-        for row, share, spent in zip(rows, shares(rows), seconds, strict=True)
+        for row, share in zip(rows, shares(rows), strict=True)
     ]
-    idle = {4: not any(s[1] for s in seconds), 5: not any(s[2] for s in seconds)}
-    idle |= {6: not any(row.staleness for row in rows), 7: not any(row.dropped for row in rows)}
-    return [tuple(cell for column, cell in enumerate(line) if not idle.get(column)) for line in (HEAD, *lines)]
+
+
+def work_table(rows: Sequence[WorkDone]) -> list[tuple[str, ...]]:
+    """Return a head and the rows as words, without columns in which nothing has happened."""
+    table = [HEAD, *in_words(rows)]
+    shown = [column < 3 or not {line[column] for line in table[1:]} <= NOTHING for column in range(len(HEAD))]
+    return [tuple(itertools.compress(line, shown)) for line in table]
