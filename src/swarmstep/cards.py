@@ -238,6 +238,24 @@ ASYNCHRONOUS: dict[str, Card] = {
             weighted=False,
             key="fokam2025layup",
         ),
+        Card(
+            name="pd-asgd",
+            title="forward and backward passes side by side; each layer's step at once",
+            traffic="1",
+            memory="2",
+            paper="arXiv 2410.05985",
+            weighted=False,
+            key="fokam2025layup",
+        ),
+        Card(
+            name="quorum",
+            title="rounds that close without the slowest; what comes late enters the next one",
+            traffic="1",
+            memory="1",
+            paper="arXiv 2604.21428",
+            weighted=True,
+            key="douillard2026decoupled",
+        ),
     )
 }
 
@@ -245,6 +263,7 @@ ASYNCHRONOUS: dict[str, Card] = {
 CITATIONS: dict[str, str] = {
     **{card.name: card.key for card in (*_ALL, *ASYNCHRONOUS.values()) if card.key},
     "halos": "kim2025halos",
+    "heloco": "alasif2026heloco",
     "muloco": "therien2025muloco",
     "sparseloco": "sarfi2025sparseloco",
     "streaming-diloco": "douillard2025streaming",

@@ -28,6 +28,7 @@ from swarmstep.asynchronous import (
     Message,
     Method,
     Outer,
+    Quorum,
     Simulator,
     replay,
 )
@@ -53,6 +54,8 @@ def made(kind: str) -> tuple[Method[Any], torch.Tensor]:
     if kind == "layup":
         return LayUp(4, model, loss, lr=0.1, seed=2), Flat(model).read()
     job = Displacement(model, loss, 2, lambda ps: torch.optim.SGD(ps, lr=0.05, momentum=0.9))
+    if kind == "quorum":
+        return Quorum(3, job, Outer(0.7, 0.5), 2, 0.002, "staleness", 3), Flat(model).read()
     return AsGrad(3, job, Outer(0.7, 0.5, 3), kind, "staleness", 2, 3), Flat(model).read()
 
 
@@ -82,7 +85,7 @@ def equal(a: Any, b: Any) -> bool:
     return a == b
 
 
-@pytest.mark.parametrize("kind", ["pure", "random", "shuffled", "layup"])
+@pytest.mark.parametrize("kind", ["pure", "random", "shuffled", "layup", "quorum"])
 def test_the_order_of_the_simulator_gives_its_states_bit_for_bit(pool: Pool, kind: str) -> None:
     method, x = made(kind)
     lost = 0.2 if kind == "layup" else 0.0
@@ -104,7 +107,7 @@ def freely(comm: Comm, kind: str, results: int) -> Any:
         return vars(run_worker(method, x, box)), box.node
 
 
-@pytest.mark.parametrize("kind", ["pure", "random"])
+@pytest.mark.parametrize("kind", ["pure", "random", "quorum"])
 def test_what_happens_freely_is_replayed_bit_for_bit(pool: Pool, kind: str) -> None:
     *workers, (state, order) = pool.run(freely, kind, 40)
     method, x = made(kind)
@@ -113,6 +116,31 @@ def test_what_happens_freely_is_replayed_bit_for_bit(pool: Pool, kind: str) -> N
     assert sum(state["received"]) == 40
     for worker, node in workers:
         assert worker["done"] >= state["received"][node]
+
+
+def held_up(comm: Comm) -> Any:
+    """A worker that cannot deliver before the first round has closed: worker 0's second job is of the next round."""
+
+    def job(x: torch.Tensor, worker: int, number: int) -> torch.Tensor:
+        if (worker, number) == (0, 1):
+            dist.send(torch.zeros(1), 2)
+        if (worker, number) == (2, 0):
+            dist.recv(torch.zeros(1), 0)
+        return x - worker
+
+    method = Quorum(3, Function(job), Outer(0.5), 2, 0.01)
+    with group(60) as ranks, GlooMailbox(method, ranks) as box:
+        if box.node == SERVER:
+            served = run_server(method, torch.zeros(3), box, 20)
+            return vars(served.state), served.order
+        return run_worker(method, torch.zeros(3), box).done
+
+
+def test_a_round_closes_without_who_is_held_up(pool: Pool) -> None:
+    *_, (state, order) = pool.run(held_up)
+    assert [event.kind for event in order if event.node == SERVER][:3] == ["message", "message", "timer"]
+    method = Quorum(3, Function(lambda x, worker, number: x - worker), Outer(0.5), 2, 0.01)
+    assert equal(state, vars(replay(method, torch.zeros(3), order).states[SERVER]))
 
 
 def polled(comm: Comm) -> list[float]:

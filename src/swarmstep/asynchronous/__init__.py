@@ -10,21 +10,31 @@
 """
 
 from swarmstep.asynchronous.asgrad import AsGrad, ServerState, WorkerState
-from swarmstep.asynchronous.contract import SERVER, Mailbox, Message, Method
+from swarmstep.asynchronous.contract import SERVER, Mailbox, Message, Method, Timer
 from swarmstep.asynchronous.layup import LayUp, LayUpState
+from swarmstep.asynchronous.merging import Direction
 from swarmstep.asynchronous.nodes import Event, Nodes, replay
 from swarmstep.asynchronous.outer import Outer
+from swarmstep.asynchronous.pd_asgd import PDASGD, BackwardState, ForwardState
 from swarmstep.asynchronous.processes import GlooMailbox, Served, replay_node, run_server, run_worker
+from swarmstep.asynchronous.quorum import Quorum, QuorumState
 from swarmstep.asynchronous.simulator import Simulator
+from swarmstep.asynchronous.speeds import Disturbance, Speeds
+from swarmstep.asynchronous.threads import Threaded, run_threads
 from swarmstep.asynchronous.work import Displacement, Function, Gradient, Work
 from swarmstep.runtime.flat import Flat
 
 __all__ = [
+    "PDASGD",
     "SERVER",
     "AsGrad",
+    "BackwardState",
+    "Direction",
     "Displacement",
+    "Disturbance",
     "Event",
     "Flat",
+    "ForwardState",
     "Function",
     "GlooMailbox",
     "Gradient",
@@ -35,13 +45,19 @@ __all__ = [
     "Method",
     "Nodes",
     "Outer",
+    "Quorum",
+    "QuorumState",
     "Served",
     "ServerState",
     "Simulator",
+    "Speeds",
+    "Threaded",
+    "Timer",
     "Work",
     "WorkerState",
     "replay",
     "replay_node",
     "run_server",
+    "run_threads",
     "run_worker",
 ]

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from swarmstep.arguments import Checked
 from swarmstep.asynchronous.contract import SERVER, Mailbox, Message, Method
+from swarmstep.asynchronous.merging import RULES, Direction, arrived, check_direction, flat_settings, scale
 from swarmstep.asynchronous.outer import Outer
 from swarmstep.asynchronous.work import Work
 from swarmstep.cards import ASYNCHRONOUS, Card
-from swarmstep.errors import CollectiveMismatch, UsageError
+from swarmstep.errors import UsageError
 from swarmstep.seeding import generator
 
 ASSIGNMENTS = ("pure", "random", "shuffled")
-RULES = ("constant", "delay-adaptive", "staleness", "rescaled")
 
 
 @dataclasses.dataclass
@@ -64,19 +64,16 @@ class AsGrad(Checked, Method[Any]):
     `assign`, who gets a new job: "pure", the worker that has just delivered; "random", any, uniformly; "shuffled",
     all in a random order, which is drawn anew after W jobs.
 
-    `rule`, the scale of a result: "constant", 1; "delay-adaptive", W / max(W, tau); "staleness", 1 / (1 + tau);
-    "rescaled", n / (W n_i), where n_i of the n results that count are of worker i: a worker that delivers k times
-    as often counts 1/k as much each time, so that none has more say than another.
-
     Args:
         workers: W, at least 1.
         work: what a worker does with a job.
         outer: the server's optimizer.
         assign: one of ASSIGNMENTS.
-        rule: one of RULES.
+        rule: the scale of a result, one of RULES: see `merging.scale`.
         wait: b, 1 to W: results that the server waits for; W with "pure" is mini-batch SGD, or a round.
         ignore: R, Ringmaster's: a result with tau >= R is dropped, and a new job handed out; 0: none is.
         seed: of the assignment.
+        direction: what becomes of a result with tau > 0 that does not go the way of the momentum; None: nothing.
 
     Raises:
         UsageError: an argument is out of its range.
@@ -103,6 +100,7 @@ class AsGrad(Checked, Method[Any]):
     wait: int = 1
     ignore: int = 0
     seed: int = 0
+    direction: Direction | None = None
 
     def __post_init__(self) -> None:
         for name, value, choices in (("assign", self.assign, ASSIGNMENTS), ("rule", self.rule, RULES)):
@@ -113,6 +111,7 @@ class AsGrad(Checked, Method[Any]):
                 f"expected workers of at least 1, wait 1 to workers, ignore of at least 0; found workers "
                 f"{self.workers}, wait {self.wait}, ignore {self.ignore}"
             )
+        check_direction(self.direction, self.outer)
 
     @property
     def steps(self) -> int:
@@ -120,8 +119,7 @@ class AsGrad(Checked, Method[Any]):
 
     @property
     def settings(self) -> dict[str, Any]:
-        own = {name: value for name, value in vars(self).items() if name not in ("work", "outer")}
-        return {**own, "steps": self.steps, **{f"outer.{name}": value for name, value in vars(self.outer).items()}}
+        return flat_settings(self)
 
     def init(self, node: int, x: Tensor) -> ServerState | WorkerState:
         if node != SERVER:
@@ -157,20 +155,16 @@ class AsGrad(Checked, Method[Any]):
 
     def _take(self, state: ServerState, message: Message, box: Mailbox) -> None:
         """Let a result count, wait for others, or drop it; each once."""
-        worker, (version, number) = message.source, map(int, message.numbers)
-        if number != state.received[worker]:
-            raise CollectiveMismatch(
-                f"server, step {state.version}: worker {worker} delivered its job {number}, expected "
-                f"{state.received[worker]}; a message was lost or came twice; start from a checkpoint"
-            )
-        state.received[worker] += 1
-        delay = state.version - version
+        worker, number, delay = arrived(state, message)
         if self.ignore and delay >= self.ignore:
             state.dropped.append((worker, number))
             self._hand_out(state, worker, box)
             return
         state.entered[worker] += 1
-        state.waiting.append((worker, self._scale(state, worker, delay), message.x))
+        d = message.x
+        if self.direction and delay:
+            d = self.direction.turned(d, state.memory.get("momentum"))
+        state.waiting.append((worker, scale(self.rule, state.entered, worker, delay), d))
         if len(state.waiting) < self.wait:
             return
         delivered = [worker for worker, _, _ in state.waiting]
@@ -181,15 +175,6 @@ class AsGrad(Checked, Method[Any]):
         state.x = self.outer.step(state.x, g, state.memory, state.version)
         for each in delivered:
             self._hand_out(state, each, box)
-
-    def _scale(self, state: ServerState, worker: int, delay: int) -> float:
-        if self.rule == "delay-adaptive":
-            return self.workers / max(self.workers, delay)
-        if self.rule == "staleness":
-            return 1 / (1 + delay)
-        if self.rule == "rescaled":
-            return sum(state.entered) / (self.workers * state.entered[worker])
-        return 1.0
 
     def _hand_out(self, state: ServerState, delivered: int, box: Mailbox) -> None:
         """Give the present model to the next worker."""

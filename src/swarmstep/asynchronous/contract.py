@@ -1,8 +1,9 @@
 """The contract of asynchronous methods: nodes with mailboxes, and no rounds.
 
-A node is a worker, 0 to W-1, or the SERVER of methods that have one. A node does something at two events only: it
-has finished a step of its own, or a message has arrived. Whatever delivers messages and says when a step is
-finished is a backend: the simulator's virtual time, or real processes.
+A node is a worker, 0 to W-1, or the SERVER of methods that have one. A node does something at three events only:
+it has finished a step of its own, a message has arrived, or a timer that it asked for has run out. Whatever
+delivers messages and says when a step or a timer has ended is a backend: the simulator's virtual time, threads, or
+real processes.
 """
 
 from __future__ import annotations
@@ -32,6 +33,18 @@ class Message(NamedTuple):
     x: Tensor
 
 
+class Timer(NamedTuple):
+    """What a node waits for beside messages: that some time passes.
+
+    Args:
+        number: which timer it is. One with another number is a new one; no number is used again.
+        seconds: from its start until `Method.on_timer`, at least 0; virtual or real.
+    """
+
+    number: int
+    seconds: float
+
+
 class Mailbox(Protocol):
     """A node's: messages from one node to another arrive in the order in which they were posted."""
 
@@ -56,9 +69,9 @@ State = TypeVar("State", bound=NodeState)
 class Method(ABC, Generic[State]):
     """An asynchronous method: hyper-parameters, and what a node does with its state at an event.
 
-    All that a node remembers is in its state, which `on_step` and `on_message` change. They depend on nothing
-    else: the same events in the same order give the same states bit for bit, on every backend. Random numbers are
-    functions of a seed and of counts in the state.
+    All that a node remembers is in its state, which `on_step`, `on_message` and `on_timer` change. They depend on
+    nothing else: the same events in the same order give the same states bit for bit, on every backend. Random
+    numbers are functions of a seed and of counts in the state.
     """
 
     card: ClassVar[Card]
@@ -100,6 +113,17 @@ class Method(ABC, Generic[State]):
     @abstractmethod
     def on_message(self, state: State, message: Message, box: Mailbox) -> None:
         """Take a message in; may post others."""
+
+    def timer(self, state: State) -> Timer | None:
+        """Return the timer that is to run, None for none; asked after each event of the node.
+
+        As long as its number stays the same it goes on; it is forgotten at an answer of None or another number.
+        """
+        return None
+
+    def on_timer(self, state: State, box: Mailbox) -> None:
+        """Do what is due when the timer has run out; may post messages."""
+        return
 
     @abstractmethod
     def result(self, states: Mapping[int, State]) -> Tensor:

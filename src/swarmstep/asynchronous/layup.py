@@ -6,7 +6,6 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from functools import partial
-from itertools import accumulate
 from typing import Any, ClassVar, final
 
 import torch
@@ -60,10 +59,10 @@ class LayUp(Method[LayUpState]):
 
     Cost: a worker sends P for each step, in L messages. Memory: x and its copy at the start of the step, 2 P.
 
-    Source: Fokam et al., LayUp, arXiv 2410.05985 v4: asynchronous and decentralised, the update of each layer sent
-    to a random peer during the backward pass and applied on arrival without buffers. Ours, since only the abstract
-    was read: push-sum, plain SGD as the layer's step, and weights in place of differences on the wire. Of PD-ASGD,
-    versions 1 to 3 under the same number, nothing is built.
+    Source: Fokam et al., LayUp, arXiv 2410.05985 v4: asynchronous and decentralised, the update of each layer
+    sent to a random peer during the backward pass and applied on arrival without buffers. Ours, since only the
+    abstract was read: push-sum, plain SGD as the layer's step, and weights in place of differences on the wire.
+    Versions 1 to 3 under the same number are another method: `PDASGD`.
     """
 
     card: ClassVar[Card] = ASYNCHRONOUS["layup"]
@@ -74,11 +73,7 @@ class LayUp(Method[LayUpState]):
             raise UsageError(f"expected workers of at least 1, lr 0 to 10; found workers {workers}, lr {lr}")
         self.workers, self._lr, self._seed = workers, lr, seed
         self._replica = Replica(model, loss, seed)
-        layout = self._replica.flat.layout
-        own = dict(model.named_parameters())
-        self._parameters = [own[name] for name in layout.names]
-        starts = accumulate(layout.sizes, initial=0)
-        self._slices = [slice(start, start + size) for start, size in zip(starts, layout.sizes, strict=False)]
+        self._slices = self._replica.slices
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -94,7 +89,7 @@ class LayUp(Method[LayUpState]):
         self._replica.flat.write(state.point)
         hooks = [
             parameter.register_post_accumulate_grad_hook(partial(self._leave, state, box, layer))
-            for layer, parameter in enumerate(self._parameters)
+            for layer, parameter in enumerate(self._replica.layers)
         ]
         try:
             self._replica.backward(state.node, state.done)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from torch import Tensor
 from swarmstep.asynchronous.contract import Message, Method
 from swarmstep.errors import UsageError
 
-STEP, MESSAGE, LOST = "step", "message", "lost"
+STEP, MESSAGE, LOST, TIMER = "step", "message", "lost", "timer"
 
 
 class Event(NamedTuple):
@@ -20,9 +21,9 @@ class Event(NamedTuple):
     Args:
         time: when, virtual seconds.
         kind: "step": the node has finished what it computed; "message": one from `source` has arrived; "lost": one
-            from `source` would have arrived.
+            from `source` would have arrived; "timer": the one that the node asked for has run out.
         node: to which it happened.
-        source: the sender, of a step the node itself.
+        source: the sender, of a step or a timer the node itself.
     """
 
     time: float
@@ -49,6 +50,36 @@ class Box:
         return self.arrived.popleft() if self.arrived else None
 
 
+def check_receiver(method: Method[Any], node: int, to: int) -> None:
+    """Raise UsageError unless `to`, for which `node` has a message, is a node."""
+    if to not in method.nodes:
+        raise UsageError(f"node {node} posted a message to {to}, expected one of {method.nodes}")
+
+
+class Countdown:
+    """A node's timer by the clock of this machine.
+
+    Args:
+        method: whose timer it is.
+    """
+
+    def __init__(self, method: Method[Any]) -> None:
+        self._method = method
+        self._number: int | None = None
+        self._end = 0.0
+
+    def left(self, state: Any) -> float | None:
+        """Return the seconds until the timer has run out, at least 0; None if none is to run."""
+        timer = self._method.timer(state)
+        if timer is None:
+            self._number = None
+            return None
+        now = time.monotonic()
+        if timer.number != self._number:
+            self._number, self._end = timer.number, now + timer.seconds
+        return max(0.0, self._end - now)
+
+
 class Nodes:
     """The states of all nodes, and the messages under way, oldest first for each pair of nodes.
 
@@ -72,8 +103,7 @@ class Nodes:
 
     def _sender(self, node: int) -> Callable[[int, Message], None]:
         def deliver(to: int, message: Message) -> None:
-            if to not in self.states:
-                raise UsageError(f"node {node} posted a message to {to}, expected one of {self.method.nodes}")
+            check_receiver(self.method, node, to)
             self.under_way.setdefault((node, to), deque()).append(message)
             self._posted(node, to)
 
@@ -83,22 +113,32 @@ class Nodes:
         """Let an event happen.
 
         Raises:
-            UsageError: it cannot: no such message is under way, or the node has nothing to compute.
+            UsageError: it cannot: no such message is under way, the node has nothing to compute, or no timer.
         """
-        kind, node, source = event[1:]
+        kind, node, _ = event[1:]
         state, box = self.states.get(node), self._boxes.get(node)
-        if state is None or box is None or kind not in (STEP, MESSAGE, LOST):
-            raise UsageError(f"{event}: expected step, message or lost at one of the nodes {self.method.nodes}")
+        if state is None or box is None or kind not in (STEP, MESSAGE, LOST, TIMER):
+            raise UsageError(
+                f"{event}: expected step, message, lost or timer at one of the nodes {self.method.nodes}"
+            )
         if kind == STEP:
             if not self.method.ready(state):
                 raise UsageError(f"{event}: node {node} has nothing to compute; the order is of another run")
             self.method.on_step(state, box)
-            return
-        queue = self.under_way.get((source, node))
+        elif kind == TIMER:
+            if self.method.timer(state) is None:
+                raise UsageError(f"{event}: no timer of node {node} is running; the order is of another run")
+            self.method.on_timer(state, box)
+        else:
+            self._arrive(event, state, box)
+
+    def _arrive(self, event: Event, state: Any, box: Box) -> None:
+        """Let the oldest message from a node to another arrive, or be lost."""
+        queue = self.under_way.get((event.source, event.node))
         if not queue:
-            raise UsageError(f"{event}: no message from {source} is under way; the order is of another run")
+            raise UsageError(f"{event}: no message from {event.source} is under way; the order is of another run")
         message = queue.popleft()
-        if kind == MESSAGE:
+        if event.kind == MESSAGE:
             box.arrived.append(message)
         while (arrived := box.poll()) is not None:
             self.method.on_message(state, arrived, box)

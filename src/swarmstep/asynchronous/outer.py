@@ -19,16 +19,17 @@ class Outer(Checked):
 
     ::
 
-        at every N-th arrival    m = b m + (the sum of the last N g) / N
+        at every N-th arrival    m = b m + (1 - a) (the sum of the last N g) / N
                                  x = x - s (b m + g / N)
         at the others            x = x - s g / N
 
-    N = 1 is torch.optim.SGD(lr=s, momentum=b, nesterov=True), and b = 0, N = 1 plain SGD: the default.
+    N = 1, a = 0 is torch.optim.SGD(lr=s, momentum=b, nesterov=True), and b = 0, N = 1 plain SGD: the default.
 
     Args:
         lr: s, 0 to 10.
         momentum: b, 0 to 0.9999.
         every: N, at least 1.
+        dampening: a, 0 to below 1, also of the first g. a = b is HeLoCo's outer step, arXiv 2606.00271.
 
     Raises:
         UsageError: an argument is out of its range.
@@ -40,10 +41,16 @@ class Outer(Checked):
     lr: float
     momentum: float = 0.0
     every: int = 1
+    dampening: float = 0.0
 
     def __post_init__(self) -> None:
-        if not (0 <= self.lr <= 10 and 0 <= self.momentum <= 0.9999 and self.every >= 1):
-            raise UsageError(f"expected lr 0 to 10, momentum 0 to 0.9999, every of at least 1; found {self}")
+        if not (
+            0 <= self.lr <= 10 and 0 <= self.momentum <= 0.9999 and self.every >= 1 and 0 <= self.dampening < 1
+        ):
+            raise UsageError(
+                f"expected lr 0 to 10, momentum 0 to 0.9999, every of at least 1, dampening 0 to below 1; "
+                f"found {self}"
+            )
 
     def step(self, x: Tensor, g: Tensor, memory: dict[str, Tensor], arrival: int) -> Tensor:
         """Return the new x [P], a new tensor.
@@ -59,7 +66,7 @@ class Outer(Checked):
             total = memory["total"] + g if "total" in memory else g.clone()
             if arrival % self.every == 0:
                 old = memory.get("momentum", torch.zeros_like(x))
-                memory["momentum"] = self.momentum * old + total / self.every
+                memory["momentum"] = self.momentum * old + (1 - self.dampening) * total / self.every
                 direction = direction + self.momentum * memory["momentum"]
                 total.zero_()
             memory["total"] = total

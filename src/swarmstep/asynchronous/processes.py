@@ -17,7 +17,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from swarmstep.asynchronous.contract import SERVER, Message, Method
-from swarmstep.asynchronous.nodes import MESSAGE, STEP, Event
+from swarmstep.asynchronous.nodes import MESSAGE, STEP, TIMER, Countdown, Event
 from swarmstep.comm.process_groups import brief, close_connections
 from swarmstep.errors import PeerLost, UsageError
 
@@ -101,19 +101,23 @@ class GlooMailbox:
     def poll(self) -> Message | None:
         return self._take(None, wait=False)
 
-    def receive(self, source: int | None = None) -> Message | None:
+    def receive(self, source: int | None = None, within: float | None = None) -> Message | None:
         """Return the next message, of `source` if given, and wait for it; None if nothing more comes.
+
+        Args:
+            source: None: any.
+            within: seconds; None is also returned if nothing comes within them (None: the limit counts).
 
         Raises:
             PeerLost: none came within the limit, or a connection was lost.
         """
-        return self._take(source, wait=True)
+        return self._take(source, wait=True, within=within)
 
-    def _take(self, source: int | None, wait: bool) -> Message | None:
+    def _take(self, source: int | None, wait: bool, within: float | None = None) -> Message | None:
         parked = [queue for node, queue in self._parked.items() if queue and source in (None, node)]
         if parked:
             return parked[0].popleft()
-        while (found := self._next(source, wait)) is not None:
+        while (found := self._next(source, wait, within)) is not None:
             if isinstance(found, PeerLost):
                 raise found
             if source in (None, found.source):
@@ -121,12 +125,14 @@ class GlooMailbox:
             self._parked[found.source].append(found)
         return None
 
-    def _next(self, source: int | None, wait: bool) -> Message | PeerLost | None:
+    def _next(self, source: int | None, wait: bool, within: float | None) -> Message | PeerLost | None:
         """Return what the threads have next: None once all peers have ended, or where nobody waits for it."""
         try:
-            found = self._arrived.get(wait, self._limit)
+            found = self._arrived.get(wait, self._limit if within is None else within)
         except queue.Empty:
-            return self._lost(f"waiting for {_name(source)}", TimeoutError("nothing came")) if wait else None
+            if not wait or within is not None:
+                return None
+            return self._lost(f"waiting for {_name(source)}", TimeoutError("nothing came"))
         if not isinstance(found, Message):
             self._arrived.put(found)  # for whoever asks again
         return found
@@ -215,13 +221,18 @@ def run_server(method: Method[Any], x: Tensor, box: GlooMailbox, results: int) -
     """
     state = method.init(SERVER, x)
     order: list[Event] = []
-    start = time.perf_counter()
+    start, came, timer = time.perf_counter(), 0, Countdown(method)
     method.start(state, box)
-    for _ in range(results):
-        message = box.receive()
+    while came < results:
+        message = box.receive(within=timer.left(state))
+        now = time.perf_counter() - start
         if message is None:
-            raise PeerLost(f"the server: all workers have ended after {len(order) // 3} of {results} results")
-        now, worker = time.perf_counter() - start, message.source
+            if box.ended:
+                raise PeerLost(f"the server: all workers have ended after {came} of {results} results")
+            order.append(Event(now, TIMER, SERVER, SERVER))
+            method.on_timer(state, box)
+            continue
+        worker, came = message.source, came + 1
         order += [Event(now, MESSAGE, worker, SERVER), Event(now, STEP, worker, worker)]
         order.append(Event(now, MESSAGE, SERVER, worker))
         method.on_message(state, message, box)
@@ -264,6 +275,9 @@ def replay_node(method: Method[Any], x: Tensor, box: GlooMailbox, order: Iterabl
     method.start(state, box)
     for event in order:
         if event.node != box.node:
+            continue
+        if event.kind == TIMER:
+            method.on_timer(state, box)
             continue
         if event.kind == STEP:
             if not method.ready(state):

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from swarmstep.asynchronous.contract import Message, Method
-from swarmstep.asynchronous.nodes import LOST, MESSAGE, STEP, Event, Nodes
+from swarmstep.asynchronous.nodes import LOST, MESSAGE, STEP, TIMER, Event, Nodes
+from swarmstep.asynchronous.speeds import Speeds
 from swarmstep.checkpoint.fields import field, same
 from swarmstep.errors import UsageError
 from swarmstep.seeding import generator
@@ -24,14 +25,15 @@ class Simulator:
     """All nodes of a method in one process, in virtual time.
 
     A worker that is `ready` finishes after `method.steps` times its seconds per step; a message arrives `latency`
-    later. The queue is a heap of (time, count, kind, node, source): of events at the same time, the one that was
-    foreseen first happens first. Everything follows from the arguments, bit for bit.
+    later; a timer runs out after its seconds. The queue is a heap of (time, count, kind, node, source or number of
+    the timer): of events at the same time, the one that was foreseen first happens first. Everything follows from
+    the arguments, bit for bit.
 
     Args:
         method: what the nodes do.
         x: the common start [P].
-        seconds: of each worker per local step, above 0.
-        jitter: each job takes seconds * (1 + jitter * u), u uniform in -1..1 from the seed; 0 to below 1.
+        seconds: of each worker per local step, above 0, and what follows from them, or `Speeds`.
+        jitter: of plain seconds, as in `Speeds`, with this seed; 0 to below 1.
         latency: seconds that each message travels, at least 0.
         lost: the share of messages that are lost, 0 to below 1; only for methods that bear it.
         seed: of jitter and losses.
@@ -48,19 +50,21 @@ class Simulator:
         self,
         method: Method[Any],
         x: Tensor,
-        seconds: Sequence[float],
+        seconds: Sequence[float] | Speeds,
         *,
         jitter: float = 0.0,
         latency: float = 0.0,
         lost: float = 0.0,
         seed: int = 0,
     ) -> None:
-        if len(seconds) != method.workers or not all(0 < s < math.inf for s in seconds):
-            raise UsageError(f"seconds: expected {method.workers} numbers above 0, found {list(seconds)}")
-        if not (0 <= jitter < 1 and 0 <= latency < math.inf and 0 <= lost < 1):
-            found = f"jitter {jitter}, latency {latency}, lost {lost}"
+        if isinstance(seconds, Speeds) and jitter:
+            raise UsageError(f"jitter: expected it in Speeds, which was given, found {jitter} beside it")
+        speeds = seconds if isinstance(seconds, Speeds) else Speeds(tuple(seconds), jitter, seed=seed)
+        if len(speeds.seconds) != method.workers:
+            raise UsageError(f"seconds: expected {method.workers} numbers above 0, found {list(speeds.seconds)}")
+        if not (0 <= latency < math.inf and 0 <= lost < 1):
             raise UsageError(
-                f"expected jitter 0 to below 1, latency of at least 0, lost 0 to below 1; found {found}"
+                f"expected latency of at least 0, lost 0 to below 1; found latency {latency}, lost {lost}"
             )
         if lost and not method.may_lose:
             raise UsageError(f"lost: {method.card.name} waits for every message; expected 0, found {lost}")
@@ -69,16 +73,17 @@ class Simulator:
             "method": method.card.name,
             "elements": x.numel(),
             **{f"method.{name}": value for name, value in method.settings.items()},
-            "seconds": [*seconds],
-            "jitter": jitter,
+            **{f"speeds.{name}": value for name, value in speeds.settings.items()},
             "latency": latency,
             "lost": lost,
             "seed": seed,
         }
-        self._seconds, self._jitter, self._latency, self._lost, self._seed = seconds, jitter, latency, lost, seed
+        self._speeds, self._latency, self._lost, self._seed = speeds, latency, lost, seed
         self._heap: list[tuple[float, int, str, int, int]] = []
         self._count = 0  # of events foreseen
         self._computing = dict.fromkeys(method.nodes, False)
+        self._begun = dict.fromkeys(method.nodes, 0)  # jobs, for the jitter
+        self._timers: dict[int, int] = {}  # number of the one that was started last, by node
         self.now = 0.0
         self.order: list[Event] = []
         self._nodes = Nodes(method, x, self._posted)
@@ -120,6 +125,10 @@ class Simulator:
                 self.now = max(self.now, until)
                 return
             self.now, _, kind, node, source = heapq.heappop(self._heap)
+            if kind == TIMER:
+                if not self._runs(node, source):
+                    continue
+                source = node
             self.order.append(Event(self.now, kind, node, source))
             if kind == STEP:
                 self._computing[node] = False
@@ -131,23 +140,32 @@ class Simulator:
         self._count += 1
 
     def _begin(self, node: int) -> None:
-        """Let a node compute, if it has something to and does not yet: also one that still holds other jobs."""
+        """Start a node's timer, and let it compute if it has something to and does not yet.
+
+        Also one that still holds other jobs.
+        """
+        timer = self._method.timer(self.states[node])
+        if timer and self._timers.get(node) != timer.number:
+            self._timers[node] = timer.number
+            self._foresee(self.now + timer.seconds, TIMER, node, timer.number)
         if self._computing[node] or not self._method.ready(self.states[node]):
             return
         self._computing[node] = True
-        duration = self._method.steps * self._seconds[node]
-        if self._jitter:
-            duration *= 1 + self._jitter * (2 * self._uniform("duration") - 1)
+        duration = self._speeds.duration(node, self.now, self._method.steps, self._begun[node])
+        self._begun[node] += 1
         self._foresee(self.now + duration, STEP, node, node)
 
-    def _posted(self, source: int, to: int) -> None:
-        lost = self._lost > 0 and self._uniform("lost") < self._lost
-        self._foresee(self.now + self._latency, LOST if lost else MESSAGE, to, source)
+    def _runs(self, node: int, number: int) -> bool:
+        """Return whether a timer still counts: the node may have done without it."""
+        timer = self._method.timer(self.states[node])
+        return timer is not None and timer.number == number
 
-    def _uniform(self, purpose: str) -> float:
-        """Return a number in [0, 1) for the event that is foreseen next."""
-        drawn = torch.rand((), dtype=torch.float64, generator=generator(self._seed, purpose, self._count))
-        return float(drawn)
+    def _posted(self, source: int, to: int) -> None:
+        lost = False
+        if self._lost:
+            drawn = generator(self._seed, "lost", self._count)
+            lost = float(torch.rand((), dtype=torch.float64, generator=drawn)) < self._lost
+        self._foresee(self.now + self._latency, LOST if lost else MESSAGE, to, source)
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of all there is, as tensors and plain values: states, queue, messages under way, order."""
@@ -161,6 +179,8 @@ class Simulator:
             "heap": [*self._heap],
             "count": self._count,
             "computing": dict(self._computing),
+            "begun": dict(self._begun),
+            "timers": dict(self._timers),
             "now": self.now,
             "order": [tuple(event) for event in self.order],
         }
@@ -183,4 +203,5 @@ class Simulator:
         }
         self._heap = [*map(tuple, field(saved, "heap"))]
         self._count, self._computing = field(saved, "count"), field(saved, "computing")
+        self._begun, self._timers = field(saved, "begun"), field(saved, "timers")
         self.now, self.order = field(saved, "now"), [Event(*event) for event in field(saved, "order")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -35,6 +36,10 @@ class Work(ABC):
             memory: the worker's own, empty at first: tensors and plain values that a checkpoint keeps.
         """
 
+    def end(self, x: Tensor, worker: int, number: int, memory: dict[str, Any]) -> Tensor:
+        """Return x' = x - D [P], where the work leads from x; arguments as above."""
+        return x - self(x, worker, number, memory)
+
 
 class Function(Work):
     """Work without a model: D = function(x, worker, number)."""
@@ -55,6 +60,10 @@ class Replica:
             (seed, worker, step) alone.
         seed: see `loss`.
 
+    Attributes:
+        layers: the parameter tensors, in the order in which they lie in x.
+        slices: of x, each layer's.
+
     Raises:
         UsageError: the model has floating-point buffers; or as `Flat`.
     """
@@ -69,6 +78,11 @@ class Replica:
                 f"buffer {name!r}: asynchronous methods do not average running statistics; use layers without "
                 "them, LayerNorm or GroupNorm in place of BatchNorm, or rounds (Synchronizer)"
             )
+
+        own = dict(model.named_parameters())
+        self.layers = [own[name] for name in layout.names]
+        ends = [*accumulate(layout.sizes)]
+        self.slices = [slice(end - size, end) for end, size in zip(ends, layout.sizes, strict=True)]
 
     def backward(self, worker: int, step: int) -> None:
         """Compute the gradients of a worker's loss at the model's present weights."""
@@ -120,9 +134,13 @@ class Displacement(Work):
         self._replica, self._optimizer = Replica(model, loss, seed), optimizer
 
     def __call__(self, x: Tensor, worker: int, number: int, memory: dict[str, Any]) -> Tensor:
+        self._replica.flat.write(x)
+        start = self._replica.flat.read()  # x as the model's dtype has it
+        return start - self.end(x, worker, number, memory)
+
+    def end(self, x: Tensor, worker: int, number: int, memory: dict[str, Any]) -> Tensor:
         replica = self._replica
         replica.flat.write(x)
-        start = replica.flat.read()  # x as the model's dtype has it
         optimizer = self._optimizer([p for p in replica.model.parameters() if p.requires_grad])
         if memory:
             optimizer.load_state_dict(memory["optimizer"])
@@ -130,4 +148,4 @@ class Displacement(Work):
             replica.backward(worker, step)
             optimizer.step()
         memory["optimizer"] = optimizer.state_dict()
-        return start - replica.flat.read()
+        return replica.flat.read()

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from swarmstep import asynchronous
-from swarmstep.asynchronous import SERVER, AsGrad, Displacement, Flat, LayUp, Message, Outer
+from swarmstep.asynchronous import PDASGD, SERVER, AsGrad, Displacement, Flat, LayUp, Message, Outer, Quorum
 from swarmstep.asynchronous.nodes import Box, Nodes
 from swarmstep.cards import ASYNCHRONOUS, CITATIONS, bibtex
 from swarmstep.errors import UsageError
 
 from .quadratics import ZERO, asgrad, loss, network
 
-METHODS = {cls.card.name: cls for cls in (AsGrad, LayUp)}
+METHODS = {cls.card.name: cls for cls in (AsGrad, LayUp, PDASGD, Quorum)}
 
 
 def test_every_name_is_documented() -> None:
@@ -41,13 +41,18 @@ def test_a_method_has_a_card_a_paper_and_says_its_cost_and_source(name: str) -> 
 @pytest.mark.parametrize("name", METHODS)
 def test_what_a_job_or_step_sends_is_on_the_card(name: str) -> None:
     model = network()
-    work = Displacement(model, loss, 2, lambda ps: torch.optim.SGD(ps, lr=0.1))
-    method = AsGrad(3, work, Outer(1.0)) if name == "asgrad" else LayUp(3, model, loss, lr=0.1)
-    x = Flat(model).read()
+    work, x = Displacement(model, loss, 2, lambda ps: torch.optim.SGD(ps, lr=0.1)), Flat(model).read()
+    methods = {
+        "asgrad": AsGrad(3, work, Outer(1.0)),
+        "layup": LayUp(3, model, loss, lr=0.1),
+        "pd-asgd": PDASGD(2, model, loss, lr=0.1),
+        "quorum": Quorum(3, work, Outer(1.0), 2),
+    }
+    method = methods[name]
     state = method.init(0, x)
     sent: list[Message] = []
     box = Box(lambda to, message: sent.append(message))
-    if name == "asgrad":
+    if method.has_server:
         method.on_message(state, Message(SERVER, (0,), x), box)
     assert method.ready(state)
     method.on_step(state, box)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from itertools import pairwise
 
 import pytest
@@ -11,18 +12,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swarmstep.asynchronous import (
+    PDASGD,
     SERVER,
     AsGrad,
+    Direction,
     Displacement,
+    Disturbance,
     Event,
     Flat,
     Function,
     LayUp,
     Outer,
+    Quorum,
     Simulator,
+    Speeds,
     replay,
 )
-from swarmstep.asynchronous.asgrad import ASSIGNMENTS, RULES
+from swarmstep.asynchronous.asgrad import ASSIGNMENTS
+from swarmstep.asynchronous.merging import RULES
 from swarmstep.errors import CheckpointError, UsageError
 
 from .quadratics import FOUR, SECONDS, ZERO, asgrad, loss, network, server
@@ -30,15 +37,21 @@ from .quadratics import FOUR, SECONDS, ZERO, asgrad, loss, network, server
 
 def made(kind: str) -> Simulator:
     model = network()
+    work = Displacement(model, loss, 2, lambda ps: torch.optim.AdamW(ps, lr=0.01))
+    lost, direction = 0.0, Direction(0.8, 0.5, 0.5, 1.0, 0.5, tuple(Flat(model).layout.sizes))
     if kind == "layup":
         method, lost = LayUp(4, model, loss, lr=0.1, seed=2), 0.1
+    elif kind == "pd-asgd":
+        method = PDASGD(3, model, loss, lr=0.1)
+    elif kind == "quorum":
+        method = Quorum(4, work, Outer(0.7, 0.5), 2, 0.5, "staleness", 3, direction, (1.0, 1.0, 2.0, 3.0))
     else:
-        work = Displacement(model, loss, 2, lambda ps: torch.optim.AdamW(ps, lr=0.01))
-        method, lost = AsGrad(4, work, Outer(0.7, 0.5, 4), kind, "staleness", 2, 3), 0.0
-    return Simulator(method, Flat(model).read(), SECONDS, jitter=0.4, latency=0.25, lost=lost, seed=11)
+        method = AsGrad(4, work, Outer(0.7, 0.5, 4), kind, "staleness", 2, 3, direction=direction)
+    speeds = Speeds(SECONDS, 0.4, (Disturbance(1, 5.0, 20.0, 3.0), Disturbance(2, 10.0, 12.0, math.inf)), seed=11)
+    return Simulator(method, Flat(model).read(), speeds, latency=0.25, lost=lost, seed=11)
 
 
-KINDS = ["pure", "random", "shuffled", "layup"]
+KINDS = ["pure", "random", "shuffled", "layup", "pd-asgd", "quorum"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -59,7 +72,8 @@ def test_the_same_again_resumed_and_replayed_bit_for_bit(kind: str) -> None:
     assert whole.now == again.now == resumed.now
     found = [whole.result(), again.result(), resumed.result(), whole._method.result(replayed.states)]
     assert all(torch.equal(found[0], other) for other in found)
-    assert {event.kind for event in whole.order} >= {"step", "message"}
+    timers = {"timer"} if kind == "quorum" else set[str]()
+    assert {event.kind for event in whole.order} >= {"step", "message", *timers}
 
 
 @given(
@@ -98,6 +112,33 @@ def test_any_run_is_resumed_at_any_event(
     assert torch.equal(whole.result(), replay(method, ZERO, whole.order).states[SERVER].x)
 
 
+@given(
+    workers=st.integers(1, 5),
+    data=st.data(),
+    grace=st.sampled_from([0.0, 0.4, 3.0]),
+    latency=st.sampled_from([0.0, 0.7]),
+    cut=st.integers(0, 80),
+)
+def test_a_quorum_is_resumed_at_any_event(
+    workers: int, data: st.DataObject, grace: float, latency: float, cut: int
+) -> None:
+    """Timers that run, and those that are no longer needed, go on after a resume."""
+    seconds = data.draw(st.lists(st.sampled_from([0.5, 1.0, 1.7]), min_size=workers, max_size=workers))
+    method = Quorum(workers, FOUR, Outer(0.3, 0.5), data.draw(st.integers(1, workers)), grace)
+    whole, before, after = (
+        Simulator(method, ZERO, seconds, jitter=0.5, latency=latency, seed=cut) for _ in range(3)
+    )
+    whole.run(events=80)
+    before.run(events=cut)
+    after.load_state_dict(before.state_dict())
+    after.run(events=80 - cut)
+    assert whole.order == after.order
+    assert {node: str(state) for node, state in whole.states.items()} == {
+        n: str(s) for n, s in after.states.items()
+    }
+    assert str(server(whole)) == str(replay(method, ZERO, whole.order).states[SERVER])
+
+
 def test_a_saved_state_is_a_copy() -> None:
     simulator = made("pure")
     simulator.run(events=20)
@@ -114,7 +155,7 @@ def test_a_state_of_another_run_is_refused_by_name() -> None:
     saved = Simulator(asgrad(), ZERO, SECONDS).state_dict()
     with pytest.raises(CheckpointError, match=r"method.outer.lr: expected 0.2 \(this run\), found 0.1"):
         Simulator(asgrad(0.2), ZERO, SECONDS).load_state_dict(saved)
-    with pytest.raises(CheckpointError, match=r"jitter: expected 0.5"):
+    with pytest.raises(CheckpointError, match=r"speeds.jitter: expected 0.5"):
         Simulator(asgrad(), ZERO, SECONDS, jitter=0.5).load_state_dict(saved)
     del saved["heap"]
     with pytest.raises(CheckpointError, match="heap: missing"):
@@ -168,8 +209,8 @@ def test_64_workers() -> None:
     ("arguments", "message"),
     [
         ({"seconds": [1.0]}, r"seconds: expected 4 numbers above 0, found \[1.0\]"),
-        ({"seconds": [1.0, 1.0, 1.0, 0.0]}, "seconds: expected 4 numbers above 0"),
-        ({"jitter": 1.0}, "jitter 1.0"),
+        ({"seconds": [1.0, 1.0, 1.0, 0.0]}, r"expected seconds above 0.*found \(1.0, 1.0, 1.0, 0.0\)"),
+        ({"jitter": 1.0}, "jitter 0 to below 1; found.*, jitter 1.0"),
         ({"latency": -1.0}, "latency -1.0"),
         ({"lost": 0.1}, "lost: asgrad waits for every message; expected 0, found 0.1"),
     ],
@@ -193,8 +234,12 @@ def test_a_run_needs_an_end() -> None:
     [
         (Event(0, "step", 0, 0), "node 0 has nothing to compute"),
         (Event(0, "message", 0, 1), "no message from 1 is under way"),
-        (Event(0, "message", 7, 1), r"expected step, message or lost at one of the nodes \(0, 1, 2, 3, -1\)"),
-        (Event(0, "dance", 0, 0), "expected step, message or lost"),
+        (Event(0, "timer", SERVER, SERVER), "no timer of node -1 is running"),
+        (
+            Event(0, "message", 7, 1),
+            r"expected step, message, lost or timer at one of the nodes \(0, 1, 2, 3, -1\)",
+        ),
+        (Event(0, "dance", 0, 0), "expected step, message, lost or timer"),
     ],
 )
 def test_an_order_of_another_run_is_refused(event: Event, message: str) -> None:

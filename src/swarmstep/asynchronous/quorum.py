@@ -1,0 +1,205 @@
+"""Quorum: rounds that close without the slowest; what comes late enters the next one."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar, final
+
+from torch import Tensor
+
+from swarmstep.arguments import Checked
+from swarmstep.asynchronous.asgrad import WorkerState
+from swarmstep.asynchronous.contract import SERVER, Mailbox, Message, Method, Timer
+from swarmstep.asynchronous.merging import RULES, Direction, arrived, check_direction, flat_settings, scale
+from swarmstep.asynchronous.outer import Outer
+from swarmstep.asynchronous.work import Work
+from swarmstep.cards import ASYNCHRONOUS, Card
+from swarmstep.comm.base import rank_ordered_sum
+from swarmstep.errors import UsageError
+
+
+@dataclasses.dataclass
+class QuorumState:
+    """What the server remembers; lists [W] are indexed by worker."""
+
+    node: int
+    x: Tensor  # the model [P]
+    version: int  # rounds that have closed
+    points: dict[int, Tensor]  # x [P] by version, of those that a worker computes at
+    holds: list[int]  # [W] the version of each worker's job
+    received: list[int]  # [W] results
+    entered: list[int]  # [W] of them those that count
+    dropped: list[tuple[int, int]]  # (worker, number of its job) of the results that were ignored
+    waiting: list[tuple[int, int, Tensor]]  # (worker, delay, y [P]) that enter when the round closes
+    idle: list[int]  # workers that get their next job then
+    memory: dict[str, Tensor]  # of the outer optimizer
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Quorum(Checked, Method[Any]):
+    """A round closes `grace` seconds after K of W workers have delivered, or when nobody is left to wait for.
+
+    ::
+
+        x'_i = where the work leads from x at hand-out
+        tau = rounds that have closed since hand-out
+        y_i = x'_i                                   in time: tau = 0
+              x - scale(tau, i) (x[-tau] - x'_i)     late
+        g = x - (sum_i w_i y_i) / (sum_i w_i)        over all that has come since the last round
+        x = outer(x, g)
+
+    Who delivers in time waits for the close and then gets the new x, as in a round. Who comes late gets the
+    present x at once, and its result enters the round that is open; so a slow worker never idles. Only if the
+    quorum is there already does it wait, too, for the rest of the grace at most: x is then about to be old.
+    Late results do not count toward the quorum, so that a round always has K results of its own.
+
+    A worker that is behind by less than the grace is in time again. If all are equally fast, one that fell behind
+    by more gains what the others wait for it, the grace, in each round; with grace 0 it stays late.
+
+    Args:
+        workers: W, at least 1.
+        work: what a worker does with a job.
+        outer: the server's optimizer, a step for each round.
+        quorum: K, 1 to W. With W a round of all: `DiLoCo`.
+        grace: seconds, virtual or real, from the K-th result to the close, at least 0.
+        rule: the scale of a late result, one of RULES: see `merging.scale`.
+        ignore: R: a result with tau >= R is dropped; 0: none is.
+        direction: what becomes of a late result that does not go the way of the outer momentum; None: nothing.
+        weights: w, of each worker, above 0; the examples of its jobs, say. Empty: all the same.
+
+    Raises:
+        UsageError: an argument is out of its range.
+
+    Cost: a worker sends P and receives P for each job; the server as much for all. Memory: the server keeps x,
+    with momentum 2 P more, the results of the open round, and each version of x that a worker still computes
+    at.
+
+    Source: Douillard et al., Decoupled DiLoCo, arXiv 2604.21428, of which the abstract was read: a minimum
+    quorum, a grace window, weights. Ours: all the rules above; the grace is a number, where theirs adapts; the
+    weights are given, where theirs, as a collection of optimizers has them (zij), are tokens times tokens per
+    step; no fragments.
+    """
+
+    card: ClassVar[Card] = ASYNCHRONOUS["quorum"]
+    has_server: ClassVar[bool] = True
+
+    workers: int
+    work: Work
+    outer: Outer
+    quorum: int
+    grace: float = 0.0
+    rule: str = "constant"
+    ignore: int = 0
+    direction: Direction | None = None
+    weights: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.rule not in RULES:
+            raise UsageError(f"rule: expected one of {', '.join(RULES)}, found {self.rule!r}")
+        if not 1 <= self.quorum <= self.workers or not 0 <= self.grace < math.inf or self.ignore < 0:
+            raise UsageError(
+                f"expected quorum 1 to workers, grace of at least 0, ignore of at least 0; found workers "
+                f"{self.workers}, quorum {self.quorum}, grace {self.grace}, ignore {self.ignore}"
+            )
+        if self.weights and (len(self.weights) != self.workers or not all(0 < w < math.inf for w in self.weights)):
+            raise UsageError(f"weights: expected {self.workers} numbers above 0, or none; found {self.weights}")
+        check_direction(self.direction, self.outer)
+
+    @property
+    def steps(self) -> int:
+        return self.work.steps
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return flat_settings(self)
+
+    def init(self, node: int, x: Tensor) -> QuorumState | WorkerState:
+        if node != SERVER:
+            return WorkerState(node, 0, [], {})
+        x, none = x.clone(), [0] * self.workers
+        return QuorumState(node, x, 0, {0: x}, [*none], [*none], [*none], [], [], [], {})
+
+    def start(self, state: QuorumState | WorkerState, box: Mailbox) -> None:
+        if isinstance(state, QuorumState):
+            for worker in range(self.workers):
+                self._hand_out(state, worker, box)
+
+    def ready(self, state: QuorumState | WorkerState) -> bool:
+        return isinstance(state, WorkerState) and bool(state.jobs)
+
+    def on_step(self, state: QuorumState | WorkerState, box: Mailbox) -> None:
+        assert isinstance(state, WorkerState)
+        version, x = state.jobs.pop(0)
+        end = self.work.end(x, state.node, state.done, state.memory)
+        box.post(SERVER, Message(state.node, (version, state.done), end))
+        state.done += 1
+
+    def on_message(self, state: QuorumState | WorkerState, message: Message, box: Mailbox) -> None:
+        if isinstance(state, WorkerState):
+            state.jobs.append((int(message.numbers[0]), message.x))
+        else:
+            self._take(state, message, box)
+
+    def timer(self, state: QuorumState | WorkerState) -> Timer | None:
+        if isinstance(state, QuorumState) and self._complete(state):
+            return Timer(state.version, self.grace)
+        return None
+
+    def on_timer(self, state: QuorumState | WorkerState, box: Mailbox) -> None:
+        assert isinstance(state, QuorumState)
+        self._close(state, box)
+
+    def result(self, states: Mapping[int, QuorumState | WorkerState]) -> Tensor:
+        server = states[SERVER]
+        assert isinstance(server, QuorumState)
+        return server.x.clone()
+
+    def _complete(self, state: QuorumState) -> bool:
+        return sum(not delay for _, delay, _ in state.waiting) >= self.quorum
+
+    def _take(self, state: QuorumState, message: Message, box: Mailbox) -> None:
+        """Let a result enter the open round, or drop it; each once."""
+        worker, number, delay = arrived(state, message)
+        if self.ignore and delay >= self.ignore:
+            state.dropped.append((worker, number))
+        else:
+            state.entered[worker] += 1
+            y = message.x
+            if delay:
+                y = self._late(state, worker, delay, y)
+            state.waiting.append((worker, delay, y))
+        if delay and not self._complete(state):
+            self._hand_out(state, worker, box)
+            return
+        state.idle.append(worker)
+        if len(state.idle) == self.workers:
+            self._close(state, box)
+
+    def _late(self, state: QuorumState, worker: int, delay: int, end: Tensor) -> Tensor:
+        """Return where a late displacement leads from the present x."""
+        d = state.points[state.version - delay] - end
+        if self.direction:
+            d = self.direction.turned(d, state.memory.get("momentum"))
+        return state.x - scale(self.rule, state.entered, worker, delay) * d
+
+    def _close(self, state: QuorumState, box: Mailbox) -> None:
+        weights = self.weights or (1.0,) * self.workers
+        parts = sorted(state.waiting, key=lambda part: part[0])
+        total = rank_ordered_sum([weights[worker] * y for worker, _, y in parts])
+        g = state.x - total / sum(weights[worker] for worker, _, _ in parts)
+        state.version += 1
+        state.x = state.points[state.version] = self.outer.step(state.x, g, state.memory, state.version)
+        idle, state.waiting, state.idle = sorted(state.idle), [], []
+        for worker in idle:
+            self._hand_out(state, worker, box)
+
+    def _hand_out(self, state: QuorumState, worker: int, box: Mailbox) -> None:
+        """Give a worker the present model."""
+        state.holds[worker] = state.version
+        state.points = {
+            version: x for version, x in state.points.items() if version in {*state.holds, state.version}
+        }
+        box.post(worker, Message(SERVER, (state.version,), state.x))
