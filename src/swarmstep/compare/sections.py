@@ -159,9 +159,9 @@ class Section:
     curves: tuple[Curve, ...]
     by_n: Mapping[str, tuple[tuple[int, Estimate], ...]]
     trust: tuple[Distrusted, ...]
-    work: tuple[Worked, ...]
     clock_errors: tuple[ClockError, ...]
     command: str
     environment: Mapping[str, str]
     cells: int
     tuned_on: str = ""
+    work: tuple[Worked, ...] = ()

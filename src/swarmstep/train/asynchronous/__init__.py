@@ -1,0 +1,1 @@
+"""Runs of asynchronous methods: `swarmstep train --strategy asgrad`, in virtual time or in real processes."""

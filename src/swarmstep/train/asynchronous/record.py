@@ -1,0 +1,110 @@
+"""What an asynchronous run writes down and shows: looks, evaluations, and a summary with each worker."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from swarmstep.checkpoint.saver import Saver
+from swarmstep.runtime.flat import Flat
+from swarmstep.train.asynchronous.local_steps import LocalSteps
+from swarmstep.train.config import Config
+from swarmstep.train.evaluate import evaluate
+from swarmstep.train.job import Job
+from swarmstep.train.progress import Progress
+from swarmstep.train.run_folder import RunFolder, new_folder
+from swarmstep.train.run_logger import RunLogger
+from swarmstep.train.work_done import WorkDone
+from swarmstep.workloads import Workload
+
+
+class Record:
+    """The folder, the display and the scores of an asynchronous run.
+
+    Args:
+        config: resolved.
+        workload: its data.
+        job: how the run is carried out.
+        work: of this process, whose model is used to evaluate.
+    """
+
+    def __init__(self, config: Config, workload: Workload, job: Job, work: LocalSteps) -> None:
+        self._config, self._workload, self._work = config, workload, work
+        self._folder = RunFolder(job.out or new_folder(config), resume=job.resume) if job.keep else None
+        path = self._folder.path if self._folder else None
+        title = (
+            None
+            if job.quiet
+            else f"{config.workload} {config.strategy}, {config.workers} workers, {config.backend}"
+        )
+        self.logger = RunLogger(path, self._folder, title, job.listen)
+        self.logger.lead()
+        self.saver = Saver(path / "checkpoints") if path else None
+        self._model = copy.deepcopy(work.model)
+        self._flat = Flat(self._model)
+        self.scores: dict[str, float] = {}
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        assert self.logger.path
+        return self.logger.path / "checkpoints"
+
+    def look(self, step: int, rounds: int, losses: Sequence[float], workers: Sequence[WorkDone]) -> None:
+        """Record and show how far the run is."""
+        rows = [dataclasses.asdict(worker) for worker in workers]
+        self.logger.record(kind="look", step=step, losses=[*losses], by_worker=rows)
+        steps = self._config.training.steps
+        self.logger.show(
+            Progress(step, steps, [*losses], rounds, self._bytes(workers[0]), self.scores, by_worker=[*workers])
+        )
+
+    def evaluate(self, x: Tensor, step: int, seconds: float, workers: Sequence[WorkDone]) -> None:
+        """Evaluate a model [P] and record it."""
+        self._flat.write(x)
+        sets = {"validation": self._work.feed(0).validation, "test": self._workload.test}
+        for name, examples in sets.items():
+            score = evaluate(self._model, self._workload, examples).score
+            values = {measure: function(score.loss) for measure, function in self._workload.measures.items()}
+            values |= {"loss": score.loss, "accuracy": score.accuracy}
+            self.scores |= {f"{name}_{measure}": value for measure, value in values.items()}
+        sent = sum(map(self._bytes, workers)) / len(workers)
+        self.logger.record(kind="evaluation", step=step, seconds=seconds, bytes_sent=sent, **self.scores)
+
+    def _bytes(self, worker: WorkDone) -> int:
+        """Return what a worker has sent: a vector of weights for each job."""
+        return worker.steps // self._work.steps * self._work.x.nbytes
+
+    def end(
+        self, x: Tensor, step: int, rounds: int, seconds: float, workers: Sequence[WorkDone]
+    ) -> dict[str, Any]:
+        """Evaluate the result, write it down, and return the summary."""
+        self.evaluate(x, step, seconds, workers)
+        sent = sum(map(self._bytes, workers)) / len(workers)
+        known = [loss for loss in self._work.losses if not math.isnan(loss)]
+        summary = {
+            **dataclasses.asdict(self._config),
+            **self.scores,
+            "train_loss": sum(known) / len(known) if known else math.nan,
+            "rounds": rounds,
+            "bytes_sent_per_worker": sent,
+            "bytes_received_per_worker": sent,
+            "seconds": seconds,
+            "compute_seconds": sum(worker.compute_seconds for worker in workers) / len(workers),
+            "sync_seconds": sum(worker.wait_seconds for worker in workers) / len(workers),
+            "probe_seconds": 0.0,
+            "distrusted": [],
+            "parameters": self._flat.layout.parameters,
+            "corpus": self._workload.corpus,
+            "steps_taken": step,
+            "by_worker": [dataclasses.asdict(worker) for worker in workers],
+            "out": str(self.logger.path) if self.logger.path else None,
+        }
+        self.logger.end(self._model, summary)
+        return summary
