@@ -4,6 +4,10 @@ The parsers stand beside the code that they build; these texts stand apart, so t
 """
 
 CODECS = "bfloat16, int8, int4, topk:FRACTION (such as topk:0.02)"
+DISTURB = (
+    "WORKER:FROM-TO:FACTOR,..., such as 0:60-120:4, or random:RATE:SECONDS:FACTOR with RATE an hour and worker; "
+    "the seconds are the run's, and with FACTOR inf the worker stands still"
+)
 FAILURES = "RATE:SECONDS, failures an hour and worker above 0 and seconds from 0 until the group goes on"
 FAULTS = "noise:K:SIGMA, scale:K:FACTOR, sign:K, nan:K:STEP"
 LINK = "RATE[,DELAY][,LOSS], such as 100mbit or 1gbit,5ms or 50mbit,20ms,0.1%"

@@ -129,7 +129,7 @@ def one(comm: Comm, name: str, fields: dict[str, Any], out: str | None, job: dic
 def train(fields: dict[str, Any], out: Path | None, name: str = "classes", **job: Any) -> dict[str, Any]:
     """Run all workers in process."""
     workers = fields.get("workers", 3)
-    virtual = "speeds" in fields
+    virtual = bool({"speeds", "jitter", "disturb"} & fields.keys())
     return simulate(
         lambda comm: one(comm, name, fields, str(out) if out else None, job), workers, virtual_time=virtual
     )[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,10 @@ import torch
 
 from runs import rows, same_run, train
 from swarmstep import Group, simulate
+from swarmstep.errors import UsageError
+from swarmstep.network.speeds import Speeds
+from swarmstep.train.config import Config
+from swarmstep.train.speed_options import HORIZON, parse_speeds
 
 SPEEDS = "1,2,4"  # virtual seconds of a step
 
@@ -93,3 +98,46 @@ def test_rounds_by_time_are_reproducible(tmp_path: Path) -> None:
     train(fields, tmp_path / "parts", stop_at=11)
     train(fields, tmp_path / "parts", resume=True)
     same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_disturbed_worker_costs_the_others_as_much_as_it_waits_for() -> None:
+    fields = {"strategy": "local-sgd", "every": 4, "steps": 40, "eval_every": 100}
+    assert train({**fields, "speeds": "1,1,1"}, None)["seconds"] == 40
+    disturbed = train({**fields, "disturb": "1:10-14:5,1:20-25:inf"}, None)
+    # In 4 s it does 0.8 steps' work in place of 4, in 5 s none.
+    assert disturbed["seconds"] == pytest.approx(40 + 3.2 + 5)
+    assert [row["compute_seconds"] for row in disturbed["by_worker"]] == pytest.approx([40, 48.2, 40])
+
+
+def test_random_disturbances_and_jitter_follow_from_the_seed() -> None:
+    def speeds(seed: int) -> Speeds:
+        return parse_speeds(Config("digits", workers=3, disturb="random:60:10:4", jitter=0.3, seed=seed))
+
+    assert speeds(1) == speeds(1)
+    assert speeds(1) != speeds(2)
+    for worker in range(3):
+        own = [one for one in speeds(1).disturbances if one.worker == worker]
+        assert len(own) == pytest.approx(HORIZON / (60 + 10), rel=0.1)
+        assert all(one.end - one.start == pytest.approx(10) and one.factor == 4 for one in own)
+        assert all(one.end < two.start for one, two in itertools.pairwise(own))
+    seconds = [speeds(1).duration(0, 0.0, 1.0, number) for number in range(200)]
+    assert 0.7 < min(seconds) < 0.72
+    assert sum(seconds) / 200 == pytest.approx(1.0, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"jitter": 1.0}, "--jitter: expected 0 to below 1, found 1"),
+        ({"disturb": "0:60-120"}, "--disturb: expected WORKER:FROM-TO:FACTOR.*; found '0:60-120'"),
+        ({"disturb": "0:60-x:2"}, "--disturb: expected WORKER"),
+        ({"disturb": "random:0:1:2"}, "--disturb: expected WORKER"),
+        ({"disturb": "3:1-2:2"}, "--disturb: expected a worker from 0 to 2"),
+        ({"disturb": "0:2-1:2"}, "FROM before TO"),
+        ({"disturb": "0:1-2:0.5"}, "a factor of at least 1"),
+        ({"disturb": "0:1-2:2", "elastic": "local", "backend": "gloo"}, "--disturb: .*expected no --elastic"),
+    ],
+)
+def test_what_cannot_be_played_is_refused_by_name(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        train(fields, None)

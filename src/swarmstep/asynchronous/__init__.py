@@ -19,9 +19,9 @@ from swarmstep.asynchronous.pd_asgd import PDASGD, BackwardState, ForwardState
 from swarmstep.asynchronous.processes import GlooMailbox, Served, replay_node, run_server, run_worker
 from swarmstep.asynchronous.quorum import Quorum, QuorumState
 from swarmstep.asynchronous.simulator import Simulator
-from swarmstep.asynchronous.speeds import Disturbance, Speeds
 from swarmstep.asynchronous.threads import Threaded, run_threads
 from swarmstep.asynchronous.work import Displacement, Function, Gradient, Work
+from swarmstep.network.speeds import Disturbance, Speeds
 from swarmstep.runtime.flat import Flat
 
 __all__ = [

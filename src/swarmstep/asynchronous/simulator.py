@@ -15,9 +15,9 @@ from torch import Tensor
 
 from swarmstep.asynchronous.contract import Message, Method
 from swarmstep.asynchronous.nodes import LOST, MESSAGE, STEP, TIMER, Event, Nodes
-from swarmstep.asynchronous.speeds import Speeds
 from swarmstep.checkpoint.fields import field, same
 from swarmstep.errors import UsageError
+from swarmstep.network.speeds import Speeds
 from swarmstep.seeding import generator
 
 

@@ -23,7 +23,10 @@ from swarmstep.train.run_folder import replace_file
 VERSION = 1
 IGNORED = ("backend", "data", "checkpoint_every")  # fields of a config that do not tell cells apart
 # Fields that older cells lack, with what those were run with; a key does not have them then.
-ADDED: Mapping[str, Any] = {"warmup": 0, "clip": 0.0, "balance": "off", "speeds": None}
+ADDED: Mapping[str, Any] = {
+    **{"warmup": 0, "clip": 0.0},
+    **{"balance": "off", "speeds": None, "jitter": 0.0, "disturb": None},
+}
 
 
 class Point(NamedTuple):

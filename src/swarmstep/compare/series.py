@@ -14,7 +14,10 @@ from swarmstep.train.config import DDP, SYNCHRONOUS
 _SEED_AND_PLACE = ("seed", "backend", "data")
 _UNSHOWN = ("checkpoint_every",)  # follows from the steps and changes no result
 # Fields of a config besides those that are tuned and those that the method's specification names.
-TRAINING = ("steps", "batch", "optimizer", "schedule", "weight_decay", "warmup", "clip", "balance", "speeds")
+TRAINING = (
+    *("steps", "batch", "optimizer", "schedule", "weight_decay", "warmup", "clip"),
+    *("balance", "speeds", "jitter", "disturb"),
+)
 
 
 @dataclasses.dataclass(frozen=True)

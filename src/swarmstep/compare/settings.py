@@ -16,7 +16,7 @@ METHODS = "swarm,diloco,local-sgd,pso-ps,synchronous"
 # As in a Config.
 SAME = (
     *("model", "steps", "batch", "optimizer", "weight_decay", "schedule", "warmup", "clip", "eval_every"),
-    *("balance", "speeds"),
+    *("balance", "speeds", "jitter", "disturb"),
 )
 
 
@@ -63,6 +63,8 @@ class ComparisonSettings:
     clip: float | None = same_setting(Config, "clip")
     balance: Balance = same_setting(Config, "balance")
     speeds: str | None = same_setting(Config, "speeds")
+    jitter: float = same_setting(Config, "jitter")
+    disturb: str | None = same_setting(Config, "disturb")
     eval_every: int | None = setting(
         None,
         "local steps between evaluations; the target is looked for at each (default: about 20 in a run, if cheap)",
@@ -113,14 +115,11 @@ class ComparisonSettings:
             raise UsageError(
                 "--link: loopback has no limits; expected --backend netns, or sim with its virtual clock"
             )
-        if (
-            self.backend == "sim"
-            and self.speeds
-            and (self.link or self.stragglers or self.failures or self.compute)
-        ):
+        virtual = self.backend == "sim" and (self.speeds or self.jitter or self.disturb)
+        if virtual and (self.link or self.stragglers or self.failures or self.compute):
             raise UsageError(
-                "--speeds: a simulated run then has seconds of its own, in which sending takes none; expected no "
-                "--link, --compute, --stragglers and --failures, or --backend netns"
+                "--speeds, --jitter and --disturb: a simulated run then has seconds of its own, in which sending "
+                "takes none; expected no --link, --compute, --stragglers and --failures, or --backend netns"
             )
         if self.backend != "sim" and (self.compute or self.stragglers or self.failures):
             raise UsageError(

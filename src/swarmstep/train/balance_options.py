@@ -6,26 +6,7 @@ from swarmstep.cards import CARDS
 from swarmstep.errors import UsageError
 from swarmstep.strategies.base import check_choice
 from swarmstep.train.config import BALANCES, BASELINES, DDP, SYNCHRONOUS, Config
-
-
-def parse_speeds(spec: str | None, workers: int) -> list[float]:
-    """Return each worker's relative time per example; 1 without a spec.
-
-    Raises:
-        UsageError: these are not numbers from 0.001 to 1000, one for each worker.
-    """
-    if spec is None:
-        return [1.0] * workers
-    try:
-        speeds = [float(text) for text in spec.split(",")]
-    except ValueError:
-        speeds = []
-    if len(speeds) != workers or not all(1e-3 <= speed <= 1e3 for speed in speeds):
-        raise UsageError(
-            f"--speeds: expected {workers} numbers from 0.001 to 1000, one for each worker, such as "
-            f"{','.join(['1'] * (workers - 1) + ['3'])}; found {spec!r}"
-        )
-    return speeds
+from swarmstep.train.speed_options import parse_speeds, unequal
 
 
 def check_balance(config: Config) -> None:
@@ -48,10 +29,11 @@ def check_balance(config: Config) -> None:
 
 
 def _check_speeds(config: Config) -> None:
-    parse_speeds(config.speeds, config.workers)
-    if config.speeds and config.elastic in ("local", "torchft"):
-        raise UsageError("--speeds: an elastic run's workers change; expected no --elastic")
-    if config.backend == "sim" and config.balance != "off" and not config.speeds:
+    parse_speeds(config)
+    if unequal(config) and config.elastic in ("local", "torchft"):
+        option = "--speeds" if config.speeds else "--jitter" if config.jitter else "--disturb"
+        raise UsageError(f"{option}: an elastic run's workers change; expected no --elastic")
+    if config.backend == "sim" and config.balance != "off" and not unequal(config):
         raise UsageError(
             f"--balance {config.balance}: in one process workers are equally fast; expected --speeds, such as "
             "--speeds 1,1,1,3, or --backend gloo"

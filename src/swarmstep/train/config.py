@@ -79,6 +79,18 @@ class Config:
             "1,1,1,3; real workers are paced, with sim it is what --balance measures",
         ),
     )
+    jitter: float = field(
+        default=0.0,
+        metadata=_about(
+            "Run",
+            "J",
+            "for experiments, too: each step takes up to this part more or less, at random; 0 to below 1",
+        ),
+    )
+    disturb: str | None = field(
+        default=None,
+        metadata=_about("Run", "SPEC", f"for experiments: workers are slower for a while: {spec_help.DISTURB}"),
+    )
     model: str | None = field(
         default=None, metadata=_about("Data and model", "NAME", "one of the workload's models")
     )

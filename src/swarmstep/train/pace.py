@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from swarmstep.comm.group import Group
-from swarmstep.train.balance_options import parse_speeds
 from swarmstep.train.config import Config
+from swarmstep.train.speed_options import parse_speeds, unequal
 
 
 class Pace:
-    """Lets a worker's step take as long as `--speeds` and `--pace` say.
+    """Lets a worker's steps take as long as --speeds, --jitter, --disturb and --pace say.
 
-    In one process with --speeds, time is virtual: a step of --batch examples takes its worker's number of seconds.
-    Real processes sleep: the fastest works as fast as it can, the others as much longer as their numbers say.
+    In one process time is then virtual: a step of --batch examples takes its worker's number of seconds. Real
+    processes sleep: the fastest works as fast as it can, the others as much longer as their numbers say.
 
     Args:
         config: resolved.
@@ -20,25 +22,31 @@ class Pace:
     """
 
     def __init__(self, config: Config, rank: int, least: float) -> None:
-        speeds = parse_speeds(config.speeds, config.workers)
+        speeds = parse_speeds(config)
         self.virtual = has_virtual_time(config)
-        self._batch, self._least = config.training.batch, least
-        self._factor = speeds[rank] if self.virtual else speeds[rank] / min(speeds)
+        if not self.virtual:
+            fastest = min(speeds.seconds)
+            speeds = dataclasses.replace(speeds, seconds=tuple(s / fastest for s in speeds.seconds))
+        self._speeds, self._rank, self._batch, self._least = speeds, rank, config.training.batch, least
 
-    def wait(self, began: float, examples: float, comm: Group) -> None:
-        """Let the rest of a step's time pass, after it has been computed.
+    def rest(self, now: float, computed: float, step: int, examples: float) -> float:
+        """Return the seconds that a step still has to take, after it has been computed.
 
         Args:
-            began: when, by the group's clock.
-            examples: of the step.
-            comm: the group.
+            now: seconds of the run when the step began.
+            computed: seconds that it took.
+            step: its number.
+            examples: it was computed on.
         """
-        computed = comm.clock() - began
         work = examples / self._batch if self.virtual else max(computed, self._least)
-        if work * self._factor > computed:
-            comm.elapse(work * self._factor - computed)
+        return max(0.0, self._speeds.duration(self._rank, now, work, step) - computed)
+
+    def wait(self, now: float, began: float, step: int, examples: float, comm: Group) -> None:
+        """Let the rest of a step's time pass; `began` is its start by the group's clock, the others as above."""
+        if rest := self.rest(now, comm.clock() - began, step, examples):
+            comm.elapse(rest)
 
 
 def has_virtual_time(config: Config) -> bool:
     """Return whether the run's seconds are virtual."""
-    return config.backend == "sim" and config.speeds is not None
+    return config.backend == "sim" and unequal(config)

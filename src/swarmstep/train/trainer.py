@@ -160,7 +160,7 @@ class Trainer:
         loss = measure_loss(self.workload, outputs, targets)
         self.optimizer.zero_grad()
         loss.backward()
-        self._pace.wait(began, len(targets), comm)
+        self._pace.wait(self.tally.seconds, began, step, len(targets), comm)
         computed = comm.clock()
         self.sync.reduce(lr, weight)
         reducing = comm.clock() - computed
