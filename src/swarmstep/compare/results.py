@@ -24,8 +24,12 @@ VERSION = 1
 IGNORED = ("backend", "data", "checkpoint_every")  # fields of a config that do not tell cells apart
 # Fields that older cells lack, with what those were run with; a key does not have them then.
 ADDED: Mapping[str, Any] = {
-    **{"warmup": 0, "clip": 0.0},
-    **{"balance": "off", "speeds": None, "jitter": 0.0, "disturb": None},
+    "warmup": 0,
+    "clip": 0.0,
+    "balance": "off",
+    "speeds": None,
+    "jitter": 0.0,
+    "disturb": None,
 }
 
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import types
-import typing
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from swarmstep import spec_help
 from swarmstep.comm import codecs
@@ -18,8 +15,10 @@ from swarmstep.strategies import STRATEGIES, Strategy
 from swarmstep.strategies.base import check_choice
 from swarmstep.strategies.warmup import Warmup
 from swarmstep.train import faults
+from swarmstep.train.asynchronous import methods
 from swarmstep.train.balance_options import check_balance, mean_steps
-from swarmstep.train.config import BACKENDS, BASELINES, DDP, ELASTIC, SYNCHRONOUS, Config
+from swarmstep.train.config import ASYNCHRONOUS, BACKENDS, BASELINES, DDP, ELASTIC, SYNCHRONOUS, Config
+from swarmstep.train.set_options import parse_settings
 from swarmstep.when import Balanced, Every, EveryTime, GradientChange, Never, QuadraticRule, When
 from swarmstep.workloads import Workload
 from swarmstep.workloads.defaults import Defaults
@@ -35,6 +34,9 @@ def resolve(config: Config, workload: Workload) -> Config:
     filled = {name: getattr(workload.defaults, name) for name in names if getattr(config, name) is None}
     config = dataclasses.replace(config, **filled, model=config.model or next(iter(workload.models)))
     _check_ranges(config, workload)
+    if config.asynchronous:
+        methods.check(config)
+        return config
     build_options(config)
     check_balance(config)
     build_strategy(config)
@@ -118,7 +120,7 @@ def build_strategy(config: Config) -> Strategy:
     Raises:
         UsageError: an unknown strategy, setting or trigger, or a value out of range.
     """
-    names = sorted({*STRATEGIES, *BASELINES})
+    names = sorted({*STRATEGIES, *BASELINES, *ASYNCHRONOUS})
     if config.strategy not in names:
         raise UsageError(f"unknown strategy {config.strategy!r}; expected one of {', '.join(names)}")
     kind = STRATEGIES["independent" if config.strategy == DDP else config.strategy]
@@ -129,7 +131,7 @@ def build_strategy(config: Config) -> Strategy:
     steps, spec = _warmup(config.when)
     every = 1 if config.strategy == SYNCHRONOUS else config.every or 1
     when = Balanced(mean_steps(config)) if config.balance == "steps" else parse_when(spec, every)
-    strategy = kind(when=when, **_settings(kind, config.settings))
+    strategy = kind(when=when, **parse_settings(kind, config.settings))
     return strategy if steps is None else Warmup(strategy, steps)
 
 
@@ -174,34 +176,3 @@ def _first(text: str) -> str:
 
 def _rest(text: str) -> str:
     return text.partition(",")[2]
-
-
-def setting_types(kind: type[Strategy]) -> dict[str, Any]:
-    """Return name -> type of what `--set` can set on a strategy."""
-    hints = typing.get_type_hints(kind)
-    return {f.name: hints[f.name] for f in dataclasses.fields(kind) if f.name != "when"}
-
-
-def _settings(kind: type[Strategy], given: Mapping[str, str]) -> dict[str, Any]:
-    known = setting_types(kind)
-    for name in given:
-        if name not in known:
-            valid = ", ".join(known) or "none"
-            raise UsageError(f"unknown setting {name!r} of {kind.__name__}; expected one of {valid}")
-    return {name: _value(name, text, known[name]) for name, text in given.items()}
-
-
-def _value(name: str, text: str, kind: Any) -> Any:
-    """Return `text` as a value of type `kind`: str, int, float, bool, or one of them or None."""
-    if isinstance(kind, types.UnionType):
-        if text.lower() == "none":
-            return None
-        kind = next(k for k in typing.get_args(kind) if k is not type(None))
-    if kind is bool:
-        if text.lower() not in ("true", "false"):
-            raise UsageError(f"{name}: expected true or false, found {text!r}")
-        return text.lower() == "true"
-    try:
-        return kind(text)
-    except ValueError:
-        raise UsageError(f"{name}: expected {kind.__name__}, found {text!r}") from None

@@ -22,6 +22,7 @@ Group = Literal["Method", "Data and model", "Training", "Communication", "Run"]
 SYNCHRONOUS = "synchronous"  # averages the gradients at every step
 DDP = "ddp"  # the same, done by torch's DistributedDataParallel
 BASELINES = (DDP, "independent")  # without settings or a trigger
+ASYNCHRONOUS = ("asgrad", "layup", "quorum")  # without rounds in which all meet
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 BALANCES: tuple[Balance, ...] = get_args(Balance)
 ELASTIC: tuple[ElasticMode, ...] = get_args(ElasticMode)
@@ -177,6 +178,11 @@ class Config:
     def by_gradients(self) -> bool:
         """Whether the workers synchronize gradients, and not weights."""
         return self.strategy in (SYNCHRONOUS, DDP)
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether nobody waits: the method has no rounds in which all meet."""
+        return self.strategy in ASYNCHRONOUS
 
     @property
     def training(self) -> Defaults:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from swarmstep.strategies import STRATEGIES
 from swarmstep.strategies.base import Strategy
-from swarmstep.train.build import setting_types
+from swarmstep.train.set_options import setting_types
 
 
 class MethodSetting(NamedTuple):

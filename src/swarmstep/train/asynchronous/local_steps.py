@@ -17,6 +17,7 @@ from swarmstep.train.local_step import build_model, clip_gradient, learning_rate
 from swarmstep.train.optimizer import build_optimizer
 from swarmstep.workloads import Workload
 
+LAYUP = "layup"  # sends at each step
 CPU = torch.device("cpu")
 
 
@@ -38,7 +39,7 @@ class LocalSteps(Work):
     """
 
     def __init__(self, config: Config, workload: Workload) -> None:
-        self.steps = config.every or 1
+        self.steps = 1 if config.strategy == LAYUP else config.every or 1
         self._config, self._workload = config, workload
         seed_torch(mix(config.seed, "model"), CPU)
         self.model: nn.Module = build_model(config, workload)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from swarmstep.asynchronous import AsGrad, LayUp, Method, Outer, Quorum
+from swarmstep.asynchronous import AsGrad, Function, LayUp, Method, Outer, Quorum, Work
 from swarmstep.errors import UsageError
 from swarmstep.train.asynchronous.local_steps import LocalSteps
 from swarmstep.train.config import Config
+from swarmstep.train.set_options import parse_settings
+from swarmstep.train.speed_options import parse_speeds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +35,7 @@ class AsGradSettings:
     outer_momentum: float = 0.0
     outer_every: int = 1
 
-    def build(self, config: Config, work: LocalSteps) -> Method[Any]:
+    def build(self, config: Config, work: Work) -> Method[Any]:
         """Return the method."""
         outer = _outer(self, self.wait / config.workers)
         return AsGrad(
@@ -63,7 +65,7 @@ class QuorumSettings:
     outer_momentum: float = 0.0
     outer_every: int = 1
 
-    def build(self, config: Config, work: LocalSteps) -> Method[Any]:
+    def build(self, config: Config, work: Work) -> Method[Any]:
         """Return the method."""
         quorum = max(1, config.workers - 1) if self.quorum is None else self.quorum
         return Quorum(config.workers, work, _outer(self, 1.0), quorum, self.grace, self.rule, self.ignore)
@@ -73,8 +75,8 @@ class QuorumSettings:
 class LayUpSettings:
     """What --set takes for `layup`: nothing."""
 
-    def build(self, config: Config, work: LocalSteps) -> Method[Any]:
-        """Return the method."""
+    def check(self, config: Config) -> None:
+        """Raise UsageError unless the workers take plain steps."""
         training = config.training
         plain = training.optimizer == "sgd" and not training.weight_decay and not training.clip
         if not plain or training.schedule != "constant" or training.warmup:
@@ -83,9 +85,10 @@ class LayUpSettings:
                 f"--weight-decay 0 --clip 0, found {training.optimizer}, {training.schedule}, {training.warmup}, "
                 f"{training.weight_decay}, {training.clip}"
             )
-        if (config.every or 1) != 1:
-            raise UsageError(f"layup sends at each step; expected --every 1, found {config.every}")
-        return LayUp(config.workers, work.model, work.loss, lr=training.lr, seed=config.seed)
+
+    def build(self, config: Config, work: LocalSteps) -> Method[Any]:
+        """Return the method."""
+        return LayUp(config.workers, work.model, work.loss, lr=config.training.lr, seed=config.seed)
 
 
 Settings = AsGradSettings | QuorumSettings | LayUpSettings
@@ -97,8 +100,18 @@ def _outer(settings: AsGradSettings | QuorumSettings, lr: float) -> Outer:
     return Outer(lr, settings.outer_momentum, settings.outer_every)
 
 
+def build_method(config: Config, work: LocalSteps) -> Method[Any]:
+    """Return the method of a resolved config."""
+    return _settings(config).build(config, work)
+
+
+def _settings(config: Config) -> Settings:
+    kind = SETTINGS[config.strategy]
+    return kind(**parse_settings(kind, config.settings))
+
+
 def check(config: Config) -> None:
-    """Raise UsageError where an option does not go with an asynchronous method."""
+    """Raise UsageError where an option does not go with an asynchronous method, or is out of its range."""
     absent = {
         "--when": config.when,
         "--delay": config.delay,
@@ -118,3 +131,9 @@ def check(config: Config) -> None:
         raise UsageError(f"{config.strategy}: nobody deals out examples; expected --shards iid, found dealt")
     if config.backend == "nccl":
         raise UsageError(f"{config.strategy}: expected --backend sim or gloo, found nccl")
+    parse_speeds(config)
+    settings = _settings(config)
+    if isinstance(settings, LayUpSettings):
+        settings.check(config)
+    else:
+        settings.build(config, Function(lambda x, worker, number: x))

@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from swarmstep.checkpoint.saver import Saver
+from swarmstep.errors import CheckpointError
 from swarmstep.runtime.flat import Flat
 from swarmstep.train.asynchronous.local_steps import LocalSteps
 from swarmstep.train.config import Config
@@ -56,14 +58,31 @@ class Record:
         assert self.logger.path
         return self.logger.path / "checkpoints"
 
-    def look(self, step: int, rounds: int, losses: Sequence[float], workers: Sequence[WorkDone]) -> None:
+    def look(self, step: int, rounds: int, workers: Sequence[WorkDone]) -> None:
         """Record and show how far the run is."""
-        rows = [dataclasses.asdict(worker) for worker in workers]
+        losses, rows = self._work.losses, [dataclasses.asdict(worker) for worker in workers]
         self.logger.record(kind="look", step=step, losses=[*losses], by_worker=rows)
-        steps = self._config.training.steps
-        self.logger.show(
-            Progress(step, steps, [*losses], rounds, self._bytes(workers[0]), self.scores, by_worker=[*workers])
-        )
+        steps, sent = self._config.training.steps, self._bytes(workers[0])
+        self.logger.show(Progress(step, steps, [*losses], rounds, sent, self.scores, by_worker=[*workers]))
+
+    def save(self, step: int, state: Mapping[str, Any]) -> None:
+        """Write a checkpoint, in the background; one that fails does not stop the training."""
+        if self.saver:
+            try:
+                self.saver.start(step, {**state, "losses": self._work.losses, "scores": self.scores}, 0, 1)
+            except CheckpointError as error:
+                self.logger.complain(error)
+
+    def resume_hint(self) -> str:
+        """Wait for the checkpoint; return how to go on from it, for the end of a message."""
+        if not self.saver:
+            return ""
+        self.saver.settle()
+        return f"; go on with: swarmstep train --resume {shlex.quote(str(self.logger.path))}"
+
+    def close(self) -> None:
+        """Release the folder and the terminal."""
+        self.logger.close()
 
     def evaluate(self, x: Tensor, step: int, seconds: float, workers: Sequence[WorkDone]) -> None:
         """Evaluate a model [P] and record it."""
