@@ -31,6 +31,7 @@ class ServerState:
     handed: int  # jobs handed out after the first W
     received: list[int]  # [W] results
     entered: list[int]  # [W] of them those that count
+    late: list[int]  # [W] their delays, summed
     dropped: list[tuple[int, int]]  # (worker, number of its job) of the results that were ignored
     waiting: list[tuple[int, float, Tensor]]  # (worker, scale, D [P]) that will enter with the next step
     memory: dict[str, Tensor]  # of the outer optimizer
@@ -42,7 +43,7 @@ class WorkerState:
 
     node: int
     done: int  # jobs
-    jobs: list[tuple[int, Tensor]]  # (version, point [P]) of those it holds, oldest first
+    jobs: list[tuple[int, int, Tensor]]  # (version, results, point [P]) of those it holds, oldest first
     memory: dict[str, Any]  # of the work
 
 
@@ -125,7 +126,7 @@ class AsGrad(Checked, Method[Any]):
         if node != SERVER:
             return WorkerState(node, 0, [], {})
         none = [0] * self.workers
-        return ServerState(node, x.clone(), 0, 0, [*none], [*none], [], [], {})
+        return ServerState(node, x.clone(), 0, 0, [*none], [*none], [*none], [], [], {})
 
     def start(self, state: ServerState | WorkerState, box: Mailbox) -> None:
         if isinstance(state, ServerState):
@@ -137,14 +138,15 @@ class AsGrad(Checked, Method[Any]):
 
     def on_step(self, state: ServerState | WorkerState, box: Mailbox) -> None:
         assert isinstance(state, WorkerState)
-        version, x = state.jobs.pop(0)
-        d = self.work(x, state.node, state.done, state.memory)
+        version, results, x = state.jobs.pop(0)
+        d = self.work(x, state.node, state.done, results, state.memory)
         box.post(SERVER, Message(state.node, (version, state.done), d))
         state.done += 1
 
     def on_message(self, state: ServerState | WorkerState, message: Message, box: Mailbox) -> None:
         if isinstance(state, WorkerState):
-            state.jobs.append((int(message.numbers[0]), message.x))
+            version, results = map(int, message.numbers)
+            state.jobs.append((version, results, message.x))
         else:
             self._take(state, message, box)
 
@@ -161,6 +163,7 @@ class AsGrad(Checked, Method[Any]):
             self._hand_out(state, worker, box)
             return
         state.entered[worker] += 1
+        state.late[worker] += delay
         d = message.x
         if self.direction and delay:
             d = self.direction.turned(d, state.memory.get("momentum"))
@@ -189,4 +192,4 @@ class AsGrad(Checked, Method[Any]):
 
 
 def _job(state: ServerState) -> Message:
-    return Message(SERVER, (state.version,), state.x)
+    return Message(SERVER, (state.version, sum(state.entered)), state.x)

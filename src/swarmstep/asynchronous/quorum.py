@@ -31,6 +31,7 @@ class QuorumState:
     holds: list[int]  # [W] the version of each worker's job
     received: list[int]  # [W] results
     entered: list[int]  # [W] of them those that count
+    late: list[int]  # [W] their delays, summed
     dropped: list[tuple[int, int]]  # (worker, number of its job) of the results that were ignored
     waiting: list[tuple[int, int, Tensor]]  # (worker, delay, y [P]) that enter when the round closes
     idle: list[int]  # workers that get their next job then
@@ -120,7 +121,7 @@ class Quorum(Checked, Method[Any]):
         if node != SERVER:
             return WorkerState(node, 0, [], {})
         x, none = x.clone(), [0] * self.workers
-        return QuorumState(node, x, 0, {0: x}, [*none], [*none], [*none], [], [], [], {})
+        return QuorumState(node, x, 0, {0: x}, [*none], [*none], [*none], [*none], [], [], [], {})
 
     def start(self, state: QuorumState | WorkerState, box: Mailbox) -> None:
         if isinstance(state, QuorumState):
@@ -132,14 +133,15 @@ class Quorum(Checked, Method[Any]):
 
     def on_step(self, state: QuorumState | WorkerState, box: Mailbox) -> None:
         assert isinstance(state, WorkerState)
-        version, x = state.jobs.pop(0)
-        end = self.work.end(x, state.node, state.done, state.memory)
+        version, results, x = state.jobs.pop(0)
+        end = self.work.end(x, state.node, state.done, results, state.memory)
         box.post(SERVER, Message(state.node, (version, state.done), end))
         state.done += 1
 
     def on_message(self, state: QuorumState | WorkerState, message: Message, box: Mailbox) -> None:
         if isinstance(state, WorkerState):
-            state.jobs.append((int(message.numbers[0]), message.x))
+            version, results = map(int, message.numbers)
+            state.jobs.append((version, results, message.x))
         else:
             self._take(state, message, box)
 
@@ -167,6 +169,7 @@ class Quorum(Checked, Method[Any]):
             state.dropped.append((worker, number))
         else:
             state.entered[worker] += 1
+            state.late[worker] += delay
             y = message.x
             if delay:
                 y = self._late(state, worker, delay, y)
@@ -202,4 +205,4 @@ class Quorum(Checked, Method[Any]):
         state.points = {
             version: x for version, x in state.points.items() if version in {*state.holds, state.version}
         }
-        box.post(worker, Message(SERVER, (state.version,), state.x))
+        box.post(worker, Message(SERVER, (state.version, sum(state.entered)), state.x))

@@ -40,6 +40,7 @@ class Simulator:
 
     Attributes:
         now: the virtual time, in seconds.
+        computed: [W] seconds of the steps that each worker has finished.
         order: the events so far.
 
     Raises:
@@ -83,6 +84,8 @@ class Simulator:
         self._count = 0  # of events foreseen
         self._computing = dict.fromkeys(method.nodes, False)
         self._begun = dict.fromkeys(method.nodes, 0)  # jobs, for the jitter
+        self._durations = dict.fromkeys(method.nodes, 0.0)  # of the jobs that nodes compute
+        self.computed = [0.0] * method.workers
         self._timers: dict[int, int] = {}  # number of the one that was started last, by node
         self.now = 0.0
         self.order: list[Event] = []
@@ -132,6 +135,7 @@ class Simulator:
             self.order.append(Event(self.now, kind, node, source))
             if kind == STEP:
                 self._computing[node] = False
+                self.computed[node] += self._durations[node]
             self._nodes.perform(self.order[-1])
             self._begin(node)
 
@@ -153,6 +157,7 @@ class Simulator:
         self._computing[node] = True
         duration = self._speeds.duration(node, self.now, self._method.steps, self._begun[node])
         self._begun[node] += 1
+        self._durations[node] = duration
         self._foresee(self.now + duration, STEP, node, node)
 
     def _runs(self, node: int, number: int) -> bool:
@@ -180,6 +185,8 @@ class Simulator:
             "count": self._count,
             "computing": dict(self._computing),
             "begun": dict(self._begun),
+            "durations": dict(self._durations),
+            "computed": [*self.computed],
             "timers": dict(self._timers),
             "now": self.now,
             "order": [tuple(event) for event in self.order],
@@ -204,4 +211,5 @@ class Simulator:
         self._heap = [*map(tuple, field(saved, "heap"))]
         self._count, self._computing = field(saved, "count"), field(saved, "computing")
         self._begun, self._timers = field(saved, "begun"), field(saved, "timers")
+        self._durations, self.computed = field(saved, "durations"), field(saved, "computed")
         self.now, self.order = field(saved, "now"), [Event(*event) for event in field(saved, "order")]

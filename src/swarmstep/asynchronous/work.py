@@ -26,19 +26,20 @@ class Work(ABC):
     steps = 1  # local steps that a job takes, for the clock
 
     @abstractmethod
-    def __call__(self, x: Tensor, worker: int, number: int, memory: dict[str, Any]) -> Tensor:
+    def __call__(self, x: Tensor, worker: int, number: int, results: int, memory: dict[str, Any]) -> Tensor:
         """Return D [P], in the direction that is subtracted from x; changes only `memory`.
 
         Args:
             x: the point [P].
             worker: whose data it is.
             number: of the worker's job, from 0.
+            results: that had counted, of all workers, when the job was handed out: how far the run was.
             memory: the worker's own, empty at first: tensors and plain values that a checkpoint keeps.
         """
 
-    def end(self, x: Tensor, worker: int, number: int, memory: dict[str, Any]) -> Tensor:
+    def end(self, x: Tensor, worker: int, number: int, results: int, memory: dict[str, Any]) -> Tensor:
         """Return x' = x - D [P], where the work leads from x; arguments as above."""
-        return x - self(x, worker, number, memory)
+        return x - self(x, worker, number, results, memory)
 
 
 class Function(Work):
@@ -47,7 +48,7 @@ class Function(Work):
     def __init__(self, function: Callable[[Tensor, int, int], Tensor]) -> None:
         self._function = function
 
-    def __call__(self, x: Tensor, worker: int, number: int, memory: dict[str, Any]) -> Tensor:
+    def __call__(self, x: Tensor, worker: int, number: int, results: int, memory: dict[str, Any]) -> Tensor:
         return self._function(x, worker, number)
 
 
@@ -103,7 +104,7 @@ class Gradient(Work):
     def __init__(self, model: nn.Module, loss: Loss, seed: int = 0) -> None:
         self._replica = Replica(model, loss, seed)
 
-    def __call__(self, x: Tensor, worker: int, number: int, memory: dict[str, Any]) -> Tensor:
+    def __call__(self, x: Tensor, worker: int, number: int, results: int, memory: dict[str, Any]) -> Tensor:
         self._replica.flat.write(x)
         self._replica.backward(worker, number)
         return self._replica.flat.gradient()
@@ -133,12 +134,12 @@ class Displacement(Work):
         self.steps = steps
         self._replica, self._optimizer = Replica(model, loss, seed), optimizer
 
-    def __call__(self, x: Tensor, worker: int, number: int, memory: dict[str, Any]) -> Tensor:
+    def __call__(self, x: Tensor, worker: int, number: int, results: int, memory: dict[str, Any]) -> Tensor:
         self._replica.flat.write(x)
         start = self._replica.flat.read()  # x as the model's dtype has it
-        return start - self.end(x, worker, number, memory)
+        return start - self.end(x, worker, number, results, memory)
 
-    def end(self, x: Tensor, worker: int, number: int, memory: dict[str, Any]) -> Tensor:
+    def end(self, x: Tensor, worker: int, number: int, results: int, memory: dict[str, Any]) -> Tensor:
         replica = self._replica
         replica.flat.write(x)
         optimizer = self._optimizer([p for p in replica.model.parameters() if p.requires_grad])

@@ -63,12 +63,12 @@ class LocalSteps(Work):
         self.losses[worker] = float(loss.detach())
         return loss
 
-    def __call__(self, x: Tensor, worker: int, number: int, memory: dict[str, Any], results: int) -> Tensor:
+    def __call__(self, x: Tensor, worker: int, number: int, results: int, memory: dict[str, Any]) -> Tensor:
         self._flat.write(x)
         start = self._flat.read()  # x as the model's dtype has it
-        return start - self.end(x, worker, number, memory, results)
+        return start - self.end(x, worker, number, results, memory)
 
-    def end(self, x: Tensor, worker: int, number: int, memory: dict[str, Any], results: int) -> Tensor:
+    def end(self, x: Tensor, worker: int, number: int, results: int, memory: dict[str, Any]) -> Tensor:
         self._flat.write(x)
         self._optimizer.forget()
         if memory:
