@@ -26,8 +26,8 @@ from swarmstep.compare.run_processes import arguments
 from swarmstep.compare.settings import ComparisonSettings
 from swarmstep.microbench.benchmarks import BENCHMARKS
 from swarmstep.strategies import STRATEGIES
-from swarmstep.train.set_options import setting_types
 from swarmstep.train.config import Config, Invocation
+from swarmstep.train.set_options import setting_types
 from swarmstep.workloads.defaults import BUILT_IN, Defaults
 
 ROOT = Path(__file__).parents[2]

@@ -18,6 +18,7 @@ from swarmstep.compare.runner import Runner
 from swarmstep.compare.settings import SAME, ComparisonSettings
 from swarmstep.errors import CheckpointError, UsageError
 from swarmstep.network import link, virtual_clock
+from swarmstep.train.config import ASYNCHRONOUS
 from swarmstep.train.run_folder import locked, replace_file
 from swarmstep.workloads import Workload, load
 
@@ -43,6 +44,7 @@ def compare(settings: ComparisonSettings, folder: Path, command: str) -> tuple[R
     """
     _check(settings)
     methods = parse_all(settings.strategies)
+    _check_asynchronous(methods, settings)
     workload = load(settings.workload, Path(settings.data) if settings.data else None)
     everies = _list(settings.every, _whole, "--every")
     target = _target(settings, folder)
@@ -83,6 +85,16 @@ def _check(settings: ComparisonSettings) -> None:
     virtual_clock.parse_failures(settings.failures)
     for workers in _list(settings.workers, _whole, "--workers"):
         virtual_clock.parse_stragglers(settings.stragglers, workers)
+
+
+def _check_asynchronous(methods: Sequence[Method], settings: ComparisonSettings) -> None:
+    """Raise UsageError where there are asynchronous methods, and no virtual time to compare them in."""
+    name = next((method.name for method in methods if method.name in ASYNCHRONOUS), None)
+    if name and (settings.backend != "sim" or not settings.speeds):
+        raise UsageError(
+            f"{name} has no rounds, and is compared in virtual time: expected --backend sim and --speeds, such as "
+            "--speeds 1,1,1,3"
+        )
 
 
 def _conditions(settings: ComparisonSettings) -> list[dict[str, Any]]:

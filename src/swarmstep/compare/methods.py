@@ -10,9 +10,9 @@ from typing import Any
 from swarmstep.errors import UsageError
 from swarmstep.spec_help import METHODS
 from swarmstep.strategies import STRATEGIES
-from swarmstep.train.config import BASELINES, Config
+from swarmstep.train.config import ASYNCHRONOUS, BASELINES, Config
 
-OPTIONS = ("codec", "delay", "mix", "fragments", "when")
+OPTIONS = ("codec", "delay", "mix", "fragments", "when", "balance")
 
 # Settings tried besides the defaults, in this order, at the learning rate that was best with the defaults. Methods
 # with fewer settings than trials spend the rest on more learning rates.
@@ -56,7 +56,7 @@ def parse(spec: str) -> Method:
         UsageError: the specification is malformed; unknown settings are found when a Config is resolved.
     """
     name, *parts = spec.strip().split("+")
-    known = sorted({*STRATEGIES, *BASELINES})
+    known = sorted({*STRATEGIES, *BASELINES, *ASYNCHRONOUS})
     if name not in known:
         raise UsageError(f"unknown strategy {name!r}; expected one of {', '.join(known)}")
     settings: dict[str, str] = {}

@@ -16,7 +16,7 @@ _UNSHOWN = ("checkpoint_every",)  # follows from the steps and changes no result
 # Fields of a config besides those that are tuned and those that the method's specification names.
 TRAINING = (
     *("steps", "batch", "optimizer", "schedule", "weight_decay", "warmup", "clip"),
-    *("balance", "speeds", "jitter", "disturb"),
+    *("speeds", "jitter", "disturb"),
 )
 
 

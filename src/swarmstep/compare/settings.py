@@ -9,14 +9,14 @@ from typing import Literal
 from swarmstep import spec_help
 from swarmstep.errors import UsageError
 from swarmstep.settings import same_setting, setting
-from swarmstep.train.config import Balance, Config
+from swarmstep.train.config import Config
 from swarmstep.workloads.defaults import Optimizer, Schedule
 
 METHODS = "swarm,diloco,local-sgd,pso-ps,synchronous"
 # As in a Config.
 SAME = (
     *("model", "steps", "batch", "optimizer", "weight_decay", "schedule", "warmup", "clip", "eval_every"),
-    *("balance", "speeds", "jitter", "disturb"),
+    *("speeds", "jitter", "disturb"),
 )
 
 
@@ -61,7 +61,6 @@ class ComparisonSettings:
     schedule: Schedule | None = same_setting(Config, "schedule")
     warmup: int | None = same_setting(Config, "warmup")
     clip: float | None = same_setting(Config, "clip")
-    balance: Balance = same_setting(Config, "balance")
     speeds: str | None = same_setting(Config, "speeds")
     jitter: float = same_setting(Config, "jitter")
     disturb: str | None = same_setting(Config, "disturb")

@@ -49,4 +49,4 @@ class Pace:
 
 def has_virtual_time(config: Config) -> bool:
     """Return whether the run's seconds are virtual."""
-    return config.backend == "sim" and unequal(config)
+    return config.backend == "sim" and (config.asynchronous or unequal(config))

@@ -105,6 +105,7 @@ class Record:
     ) -> dict[str, Any]:
         """Evaluate the result, write it down, and return the summary."""
         self.evaluate(x, step, seconds, workers)
+        self.logger.record(kind="trace", step=step, folded=[])  # no rounds
         sent = sum(map(self._bytes, workers)) / len(workers)
         known = [loss for loss in self._work.losses if not math.isnan(loss)]
         summary = {
