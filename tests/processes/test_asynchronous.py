@@ -119,7 +119,7 @@ def test_what_happens_freely_is_replayed_bit_for_bit(pool: Pool, kind: str) -> N
 
 
 def held_up(comm: Comm) -> Any:
-    """A worker that cannot deliver before the first round has closed: worker 0's second job is of the next round."""
+    """Let a worker deliver only after the first round has closed, at worker 0's second job."""
 
     def job(x: torch.Tensor, worker: int, number: int) -> torch.Tensor:
         if (worker, number) == (0, 1):

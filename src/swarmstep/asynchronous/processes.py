@@ -277,6 +277,8 @@ def replay_node(method: Method[Any], x: Tensor, box: GlooMailbox, order: Iterabl
         if event.node != box.node:
             continue
         if event.kind == TIMER:
+            if method.timer(state) is None:
+                raise UsageError(f"{event}: {_name(box.node)} has no timer; the order is of another run")
             method.on_timer(state, box)
             continue
         if event.kind == STEP:
