@@ -167,8 +167,8 @@ def test_whose_minimum_it_finds() -> None:
     """Half of the workers close a round: the others count more seldom, unless they count more for it."""
 
     def limit(rule: str) -> float:
-        simulator = Simulator(quorum(0.01, quorum=2, rule=rule), ZERO, SECONDS)
-        simulator.run(until=2000.0)
+        simulator = Simulator(quorum(0.03, quorum=2, rule=rule), ZERO, SECONDS)
+        simulator.run(until=700.0)
         return float(simulator.result())
 
     assert limit("staleness") < limit("constant") < limit("rescaled") < 1.5
