@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from swarmstep.asynchronous import AsGrad, Displacement, Flat, LayUp, Method, Outer, Simulator
+from swarmstep.asynchronous import AsGrad, Displacement, Flat, LayUp, Method, Outer, Quorum, Simulator
 from swarmstep.seeding import generator, mix
 from swarmstep.workloads import load
 
@@ -27,7 +27,7 @@ tested, answers = digits.prepare(digits.test.inputs), digits.test.targets
 
 
 def methods(model: nn.Module, seed: int) -> dict[str, Method]:
-    """Return rounds, asynchronous DiLoCo without and with momentum, and LayUp; nothing is tuned."""
+    """Return rounds, asynchronous DiLoCo without and with momentum, a quorum, and LayUp; nothing is tuned."""
 
     def loss(model: nn.Module, worker: int, step: int) -> Tensor:
         """The loss of a batch from this worker's quarter of the examples."""
@@ -39,6 +39,7 @@ def methods(model: nn.Module, seed: int) -> dict[str, Method]:
     return {
         "rounds: the mean, when all have come": AsGrad(WORKERS, work, Outer(lr=1.0), wait=WORKERS),
         "asynchronous": AsGrad(WORKERS, work, Outer(lr=1 / WORKERS)),
+        "rounds with a quorum of three": Quorum(WORKERS, work, Outer(lr=1.0), quorum=3, grace=1.0),
         "asynchronous, stale ones count less": AsGrad(WORKERS, work, Outer(lr=1.0), rule="staleness"),
         "asynchronous, rescaled": AsGrad(WORKERS, work, Outer(lr=1 / WORKERS), rule="rescaled"),
         "asynchronous, delayed Nesterov": AsGrad(WORKERS, work, Outer(lr=0.7, momentum=0.5, every=WORKERS)),

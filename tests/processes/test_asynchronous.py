@@ -119,7 +119,7 @@ def test_what_happens_freely_is_replayed_bit_for_bit(pool: Pool, kind: str) -> N
 
 
 def held_up(comm: Comm) -> Any:
-    """A worker that cannot deliver before the first round has closed: worker 0's second job is of the next."""
+    """Let a worker deliver only after the first round has closed, at worker 0's second job."""
 
     def job(x: torch.Tensor, worker: int, number: int) -> torch.Tensor:
         if (worker, number) == (0, 1):
@@ -185,7 +185,7 @@ def other_order(comm: Comm, order: list[Event]) -> str:
 
 def test_an_order_of_another_run_is_refused(pool: Pool) -> None:
     found = pool.run(other_order, [Event(0.0, "step", 1, 1)])
-    assert re.match(r"UsageError: Event.*: worker 1 has nothing to compute; the order is of another run", found[1])
+    assert re.match(r"UsageError: Event.*: node 1 has nothing to compute; the order is of another run", found[1])
     found = pool.run(other_order, [Event(0.0, "message", 1, -1), Event(0.0, "message", 1, -1)])
     assert re.match(r"UsageError: Event.*: nothing more comes from the server; the order is of another", found[1])
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from swarmstep.asynchronous.contract import Message, Method
+from swarmstep.asynchronous.contract import Mailbox, Message, Method
 from swarmstep.errors import UsageError
 
 STEP, MESSAGE, LOST, TIMER = "step", "message", "lost", "timer"
@@ -54,6 +54,22 @@ def check_receiver(method: Method[Any], node: int, to: int) -> None:
     """Raise UsageError unless `to`, for which `node` has a message, is a node."""
     if to not in method.nodes:
         raise UsageError(f"node {node} posted a message to {to}, expected one of {method.nodes}")
+
+
+def act(method: Method[Any], state: Any, event: Event, box: Mailbox) -> None:
+    """Let a node's step or timer happen.
+
+    Raises:
+        UsageError: it has nothing to compute, or no timer.
+    """
+    if event.kind == STEP:
+        if not method.ready(state):
+            raise UsageError(f"{event}: node {event.node} has nothing to compute; the order is of another run")
+        method.on_step(state, box)
+        return
+    if method.timer(state) is None:
+        raise UsageError(f"{event}: no timer of node {event.node} is running; the order is of another run")
+    method.on_timer(state, box)
 
 
 class Countdown:
@@ -121,14 +137,8 @@ class Nodes:
             raise UsageError(
                 f"{event}: expected step, message, lost or timer at one of the nodes {self.method.nodes}"
             )
-        if kind == STEP:
-            if not self.method.ready(state):
-                raise UsageError(f"{event}: node {node} has nothing to compute; the order is of another run")
-            self.method.on_step(state, box)
-        elif kind == TIMER:
-            if self.method.timer(state) is None:
-                raise UsageError(f"{event}: no timer of node {node} is running; the order is of another run")
-            self.method.on_timer(state, box)
+        if kind in (STEP, TIMER):
+            act(self.method, state, event, box)
         else:
             self._arrive(event, state, box)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from swarmstep.asynchronous.contract import SERVER, Message, Method
-from swarmstep.asynchronous.nodes import MESSAGE, STEP, TIMER, Countdown, Event
+from swarmstep.asynchronous.nodes import MESSAGE, STEP, TIMER, Countdown, Event, act
 from swarmstep.comm.process_groups import brief, close_connections
 from swarmstep.errors import PeerLost, UsageError
 
@@ -276,13 +276,8 @@ def replay_node(method: Method[Any], x: Tensor, box: GlooMailbox, order: Iterabl
     for event in order:
         if event.node != box.node:
             continue
-        if event.kind == TIMER:
-            method.on_timer(state, box)
-            continue
-        if event.kind == STEP:
-            if not method.ready(state):
-                raise UsageError(f"{event}: {_name(box.node)} has nothing to compute; the order is of another run")
-            method.on_step(state, box)
+        if event.kind in (STEP, TIMER):
+            act(method, state, event, box)
             continue
         message = box.receive(event.source)
         if message is None:

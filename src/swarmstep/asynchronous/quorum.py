@@ -33,7 +33,7 @@ class QuorumState:
     entered: list[int]  # [W] of them those that count
     late: list[int]  # [W] their delays, summed
     dropped: list[tuple[int, int]]  # (worker, number of its job) of the results that were ignored
-    waiting: list[tuple[int, int, Tensor]]  # (worker, delay, y [P]) that enter when the round closes
+    waiting: list[tuple[int, int, Tensor]]  # (worker, delay, x' in time or D late, [P]) that enter at the close
     idle: list[int]  # workers that get their next job then
     memory: dict[str, Tensor]  # of the outer optimizer
 
@@ -47,8 +47,8 @@ class Quorum(Checked, Method[Any]):
 
         x'_i = where the work leads from x at hand-out
         tau = rounds that have closed since hand-out
-        y_i = x'_i                                   in time: tau = 0
-              x - scale(tau, i) (x[-tau] - x'_i)     late
+        D_i = x[-tau] - x'_i
+        y_i = x - scale(tau, i) D_i                  x'_i itself where tau = 0 and the scale is 1
         g = x - (sum_i w_i y_i) / (sum_i w_i)        over all that has come since the last round
         x = outer(x, g)
 
@@ -66,7 +66,7 @@ class Quorum(Checked, Method[Any]):
         outer: the server's optimizer, a step for each round.
         quorum: K, 1 to W. With W a round of all: `DiLoCo`.
         grace: seconds, virtual or real, from the K-th result to the close, at least 0.
-        rule: the scale of a late result, one of RULES: see `merging.scale`.
+        rule: the scale, one of RULES: see `merging.scale`. Only "rescaled" scales results in time, too.
         ignore: R: a result with tau >= R is dropped; 0: none is.
         direction: what becomes of a late result that does not go the way of the outer momentum; None: nothing.
         weights: w, of each worker, above 0; the examples of its jobs, say. Empty: all the same.
@@ -170,10 +170,12 @@ class Quorum(Checked, Method[Any]):
         else:
             state.entered[worker] += 1
             state.late[worker] += delay
-            y = message.x
+            sent = message.x
             if delay:
-                y = self._late(state, worker, delay, y)
-            state.waiting.append((worker, delay, y))
+                sent = state.points[state.version - delay] - sent
+                if self.direction:
+                    sent = self.direction.turned(sent, state.memory.get("momentum"))
+            state.waiting.append((worker, delay, sent))
         if delay and not self._complete(state):
             self._hand_out(state, worker, box)
             return
@@ -181,17 +183,17 @@ class Quorum(Checked, Method[Any]):
         if len(state.idle) == self.workers:
             self._close(state, box)
 
-    def _late(self, state: QuorumState, worker: int, delay: int, end: Tensor) -> Tensor:
-        """Return where a late displacement leads from the present x."""
-        d = state.points[state.version - delay] - end
-        if self.direction:
-            d = self.direction.turned(d, state.memory.get("momentum"))
-        return state.x - scale(self.rule, state.entered, worker, delay) * d
+    def _leads_to(self, state: QuorumState, worker: int, delay: int, sent: Tensor) -> Tensor:
+        """Return y [P] of a result."""
+        factor = scale(self.rule, state.entered, worker, delay)
+        if not delay and factor == 1:
+            return sent
+        return state.x - factor * (sent if delay else state.x - sent)
 
     def _close(self, state: QuorumState, box: Mailbox) -> None:
         weights = self.weights or (1.0,) * self.workers
         parts = sorted(state.waiting, key=lambda part: part[0])
-        total = rank_ordered_sum([weights[worker] * y for worker, _, y in parts])
+        total = rank_ordered_sum([weights[part[0]] * self._leads_to(state, *part) for part in parts])
         g = state.x - total / sum(weights[worker] for worker, _, _ in parts)
         state.version += 1
         state.x = state.points[state.version] = self.outer.step(state.x, g, state.memory, state.version)

@@ -8,7 +8,7 @@ import re
 from typing import Any, NamedTuple
 
 from swarmstep.strategies import STRATEGIES
-from swarmstep.strategies.base import Strategy
+from swarmstep.train.asynchronous.methods import SETTINGS
 from swarmstep.train.set_options import setting_types
 
 
@@ -23,9 +23,9 @@ class MethodSetting(NamedTuple):
 
 def method_settings(name: str) -> list[MethodSetting]:
     """Return the settings of the method with this name; none of one that is not a strategy."""
-    if name not in STRATEGIES:
+    kind: type[Any] | None = STRATEGIES.get(name) or SETTINGS.get(name)
+    if kind is None:
         return []
-    kind = STRATEGIES[name]
     defaults = {field.name: field.default for field in dataclasses.fields(kind)}
     return [
         MethodSetting(setting, _type_name(hint), defaults[setting], _about(kind, setting))
@@ -37,7 +37,7 @@ def _type_name(hint: Any) -> str:
     return hint.__name__ if isinstance(hint, type) else str(hint)
 
 
-def _about(kind: type[Strategy], setting: str) -> str:
+def _about(kind: type, setting: str) -> str:
     """Return what the docstring says of an argument; that of a base class where it says "as in `...`"."""
     entry = re.compile(rf"^    {setting}: (.+(?:\n {{5,}}.+)*)", re.MULTILINE)
     for cls in kind.__mro__:

@@ -89,7 +89,7 @@ def test_one_worker_is_plain_sgd_bit_for_bit() -> None:
     work = Gradient(other, loss)
     x = start.clone()
     for step in range(20):
-        x = x - 0.1 * work(x, 0, step, {})
+        x = x - 0.1 * work(x, 0, step, step, {})
     assert torch.equal(simulator.result(), x)
 
 
@@ -117,7 +117,7 @@ def test_waiting_with_displacements_is_a_round_of_the_mean() -> None:
     assert simulator.now == 2 * 3 * 3
     x = start
     for number in range(2):
-        x = x - (work(x, 0, number, {}) + work(x, 1, number, {}) + work(x, 2, number, {})) / 3
+        x = x - (work(x, 0, number, 0, {}) + work(x, 1, number, 0, {}) + work(x, 2, number, 0, {})) / 3
     assert torch.equal(simulator.result(), x)
 
 

@@ -68,7 +68,7 @@ def test_one_pending_is_plain_sgd_bit_for_bit() -> None:
         simulator.run(events=1)
     work = Gradient(other, loss)
     for step in range(12):
-        x = x - 0.1 * work(x, 0, step, {})
+        x = x - 0.1 * work(x, 0, step, step, {})
     assert torch.equal(simulator.result(), x)
 
 

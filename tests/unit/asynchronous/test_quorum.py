@@ -23,6 +23,7 @@ from swarmstep.asynchronous import (
     Simulator,
     Speeds,
 )
+from swarmstep.asynchronous.merging import RULES
 from swarmstep.asynchronous.nodes import Box
 from swarmstep.errors import CollectiveMismatch, UsageError
 from swarmstep.seeding import mix, seed_torch
@@ -150,6 +151,28 @@ def test_who_fell_behind_once_catches_up_by_the_grace_in_each_round(grace: float
     simulator = Simulator(quorum(0.1, quorum=3, grace=grace, ignore=1), ZERO, speeds)
     simulator.run(until=30.9)
     assert len(server(simulator).dropped) == dropped
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_among_all_no_rule_scales_anything(rule: str) -> None:
+    found = []
+    for each in ("constant", rule):
+        simulator = Simulator(quorum(0.3, rule=each), ZERO + 7, SECONDS)
+        simulator.run(events=60)
+        found.append(simulator.result())
+    assert torch.equal(*found)
+
+
+def test_whose_minimum_it_finds() -> None:
+    """Half of the workers close a round: the others count more seldom, unless they count more for it."""
+
+    def limit(rule: str) -> float:
+        simulator = Simulator(quorum(0.03, quorum=2, rule=rule), ZERO, SECONDS)
+        simulator.run(until=700.0)
+        return float(simulator.result())
+
+    assert limit("staleness") < limit("constant") < limit("rescaled") < 1.5
+    assert abs(limit("rescaled") - 1.5) < 0.3 * abs(limit("constant") - 1.5)
 
 
 def test_weights() -> None:
