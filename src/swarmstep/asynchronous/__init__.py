@@ -12,9 +12,11 @@
 from swarmstep.asynchronous.asgrad import AsGrad, ServerState, WorkerState
 from swarmstep.asynchronous.contract import SERVER, Mailbox, Message, Method
 from swarmstep.asynchronous.layup import LayUp, LayUpState
+from swarmstep.asynchronous.links import Change, Links
 from swarmstep.asynchronous.nodes import Event, Nodes, replay
 from swarmstep.asynchronous.outer import Outer
-from swarmstep.asynchronous.processes import GlooMailbox, Served, replay_node, run_server, run_worker
+from swarmstep.asynchronous.processes import replay_node, run_peer, run_worker
+from swarmstep.asynchronous.server import Served, run_server
 from swarmstep.asynchronous.simulator import Simulator
 from swarmstep.asynchronous.work import Displacement, Function, Gradient, Work
 from swarmstep.runtime.flat import Flat
@@ -22,14 +24,15 @@ from swarmstep.runtime.flat import Flat
 __all__ = [
     "SERVER",
     "AsGrad",
+    "Change",
     "Displacement",
     "Event",
     "Flat",
     "Function",
-    "GlooMailbox",
     "Gradient",
     "LayUp",
     "LayUpState",
+    "Links",
     "Mailbox",
     "Message",
     "Method",
@@ -42,6 +45,7 @@ __all__ = [
     "WorkerState",
     "replay",
     "replay_node",
+    "run_peer",
     "run_server",
     "run_worker",
 ]

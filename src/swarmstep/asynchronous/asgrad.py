@@ -18,6 +18,7 @@ from swarmstep.errors import CollectiveMismatch, UsageError
 from swarmstep.seeding import generator
 
 ASSIGNMENTS = ("pure", "random", "shuffled")
+REASONS = ("stale", "left", "void")
 RULES = ("constant", "delay-adaptive", "staleness", "rescaled")
 
 
@@ -28,10 +29,14 @@ class ServerState:
     node: int
     x: Tensor  # the model [P]
     version: int  # steps that the server has taken
-    handed: int  # jobs handed out after the first W
-    received: list[int]  # [W] results
-    entered: list[int]  # [W] of them those that count
-    dropped: list[tuple[int, int]]  # (worker, number of its job) of the results that were ignored
+    handed: int  # jobs handed out after the first W; with "shuffled" also the turns of workers that are not there
+    given: list[int]  # [W] jobs, lost ones included: the number of the worker's next one
+    under_way: list[list[int]]  # [W] the numbers of those whose results have not come yet
+    entered: list[int]  # [W] results that count
+    dropped: list[tuple[int, int, str]]  # (worker, number of its job, one of REASONS) of those that do not
+    here: list[bool]  # [W] whether the worker is there
+    free: list[int]  # for each job that nobody can do now, the worker that had it, or whose result made it
+    base: list[int]  # [W] `entered` when a worker came or went last, for "rescaled"
     waiting: list[tuple[int, float, Tensor]]  # (worker, scale, D [P]) that will enter with the next step
     memory: dict[str, Tensor]  # of the outer optimizer
 
@@ -41,8 +46,8 @@ class WorkerState:
     """What a worker remembers."""
 
     node: int
-    done: int  # jobs
-    jobs: list[tuple[int, Tensor]]  # (version, point [P]) of those it holds, oldest first
+    done: int  # jobs, which others of this number may have done: the number of its next one
+    jobs: list[tuple[int, int, Tensor]]  # (version, number, point [P]) of those it holds, oldest first
     memory: dict[str, Any]  # of the work
 
 
@@ -68,6 +73,19 @@ class AsGrad(Checked, Method[Any]):
     "rescaled", n / (W n_i), where n_i of the n results that count are of worker i: a worker that delivers k times
     as often counts 1/k as much each time, so that none has more say than another.
 
+    Workers come and go. The results under way of one that is lost are dropped, and as many jobs handed out again,
+    at the newest model: with "pure" to the same worker, when it is back; else to those that are there, as any
+    other, where "random" draws among them and "shuffled" passes over who is missing. If nobody is there, each that
+    comes gets one; the rest follow with the next result. So there are always W jobs. A step waits for as many
+    results as workers are there, if those are fewer than b. "rescaled" counts anew at each change, with the number
+    of workers that are there as W. A worker that comes back gets new numbers for its jobs, thus other batches, and
+    its memory, such as the inner optimizer's state, is empty. A server that comes back from a checkpoint has lost
+    all workers; what was handed out after the checkpoint is dropped when its worker tells of it.
+
+    `ServerState.dropped` has the reason: "stale", ignored; "left", the worker, or the connection to it, was lost;
+    "void", handed out after the checkpoint from which the server has come back. Always, for each worker,
+    given = entered + dropped + under way.
+
     Args:
         workers: W, at least 1.
         work: what a worker does with a job.
@@ -89,7 +107,8 @@ class AsGrad(Checked, Method[Any]):
     code of Mishchenko et al., NeurIPS 2022. Ringmaster ASGD ignores results of delay R and more. Rescaled ASGD,
     arXiv 2605.13434, makes steps proportional to the time a worker computes; ours counts results, whose number is
     inversely proportional to it, and needs no clock. Ours are also: one job for each at the start, any combination
-    of the options, sums in the order of the workers, and the scale 1 / (1 + tau).
+    of the options, sums in the order of the workers, the scale 1 / (1 + tau), and all about workers that come and
+    go.
     """
 
     card: ClassVar[Card] = ASYNCHRONOUS["asgrad"]
@@ -127,28 +146,57 @@ class AsGrad(Checked, Method[Any]):
         if node != SERVER:
             return WorkerState(node, 0, [], {})
         none = [0] * self.workers
-        return ServerState(node, x.clone(), 0, 0, [*none], [*none], [], [], {})
+        idle: list[list[int]] = [[] for _ in none]
+        here = [True] * self.workers
+        return ServerState(node, x.clone(), 0, 0, [*none], idle, [*none], [], here, [], [*none], [], {})
 
     def start(self, state: ServerState | WorkerState, box: Mailbox) -> None:
         if isinstance(state, ServerState):
             for worker in range(self.workers):
-                box.post(worker, _job(state))
+                _give(state, worker, box)
 
     def ready(self, state: ServerState | WorkerState) -> bool:
         return isinstance(state, WorkerState) and bool(state.jobs)
 
     def on_step(self, state: ServerState | WorkerState, box: Mailbox) -> None:
         assert isinstance(state, WorkerState)
-        version, x = state.jobs.pop(0)
-        d = self.work(x, state.node, state.done, state.memory)
-        box.post(SERVER, Message(state.node, (version, state.done), d))
-        state.done += 1
+        version, number, x = state.jobs.pop(0)
+        d = self.work(x, state.node, number, state.memory)
+        box.post(SERVER, Message(state.node, (version, number), d))
+        state.done = number + 1
 
     def on_message(self, state: ServerState | WorkerState, message: Message, box: Mailbox) -> None:
         if isinstance(state, WorkerState):
-            state.jobs.append((int(message.numbers[0]), message.x))
+            version, number = map(int, message.numbers)
+            state.jobs.append((version, number, message.x))
         else:
             self._take(state, message, box)
+
+    def given(self, state: ServerState | WorkerState) -> int:
+        assert isinstance(state, WorkerState)
+        return state.jobs[-1][1] + 1 if state.jobs else state.done
+
+    def on_left(self, state: ServerState | WorkerState, node: int, box: Mailbox) -> None:
+        assert isinstance(state, ServerState)
+        for worker in range(self.workers) if node == SERVER else [node]:
+            lost, state.under_way[worker] = state.under_way[worker], []
+            state.dropped += [(worker, number, "left") for number in lost]
+            state.free += [worker] * len(lost)
+            state.here[worker] = False
+        state.base = [*state.entered]
+        self._step_if_due(state)
+        self._hand_out(state, box)
+
+    def on_joined(self, state: ServerState | WorkerState, node: int, given: int, box: Mailbox) -> None:
+        assert isinstance(state, ServerState)
+        state.dropped += [(node, number, "void") for number in range(state.given[node], given)]
+        state.given[node] = max(state.given[node], given)
+        state.here[node], state.base = True, [*state.entered]
+        self._step_if_due(state)
+        own = [origin for origin in state.free if self.assign != "pure" or origin == node]
+        if own:
+            state.free.remove(own[0])
+            _give(state, node, box)
 
     def result(self, states: Mapping[int, ServerState | WorkerState]) -> Tensor:
         server = states[SERVER]
@@ -158,29 +206,33 @@ class AsGrad(Checked, Method[Any]):
     def _take(self, state: ServerState, message: Message, box: Mailbox) -> None:
         """Let a result count, wait for others, or drop it; each once."""
         worker, (version, number) = message.source, map(int, message.numbers)
-        if number != state.received[worker]:
+        if state.under_way[worker][:1] != [number]:
             raise CollectiveMismatch(
-                f"server, step {state.version}: worker {worker} delivered its job {number}, expected "
-                f"{state.received[worker]}; a message was lost or came twice; start from a checkpoint"
+                f"server, step {state.version}: worker {worker} delivered its job {number}, expected the first of "
+                f"{state.under_way[worker]}; a message was lost or came twice; start from a checkpoint"
             )
-        state.received[worker] += 1
+        del state.under_way[worker][0]
         delay = state.version - version
         if self.ignore and delay >= self.ignore:
-            state.dropped.append((worker, number))
-            self._hand_out(state, worker, box)
+            state.dropped.append((worker, number, "stale"))
+            state.free.append(worker)
+        else:
+            state.entered[worker] += 1
+            state.waiting.append((worker, self._scale(state, worker, delay), message.x))
+            self._step_if_due(state)
+        self._hand_out(state, box)
+
+    def _step_if_due(self, state: ServerState) -> None:
+        """Take a step if enough results have come; the jobs of those who delivered them are free then."""
+        waiting, here = state.waiting, sum(state.here)
+        if not (waiting and here) or len(waiting) < min(self.wait, here):
             return
-        state.entered[worker] += 1
-        state.waiting.append((worker, self._scale(state, worker, delay), message.x))
-        if len(state.waiting) < self.wait:
-            return
-        delivered = [worker for worker, _, _ in state.waiting]
-        parts = [d if scale == 1 else scale * d for _, scale, d in sorted(state.waiting, key=lambda part: part[0])]
+        parts = [d if scale == 1 else scale * d for _, scale, d in sorted(waiting, key=lambda part: part[0])]
         state.waiting = []
-        g = sum(parts[1:], parts[0]) / self.wait if self.wait > 1 else parts[0]
+        g = sum(parts[1:], parts[0]) / len(parts) if len(parts) > 1 else parts[0]
         state.version += 1
         state.x = self.outer.step(state.x, g, state.memory, state.version)
-        for each in delivered:
-            self._hand_out(state, each, box)
+        state.free += [worker for worker, _, _ in waiting]
 
     def _scale(self, state: ServerState, worker: int, delay: int) -> float:
         if self.rule == "delay-adaptive":
@@ -188,20 +240,42 @@ class AsGrad(Checked, Method[Any]):
         if self.rule == "staleness":
             return 1 / (1 + delay)
         if self.rule == "rescaled":
-            return sum(state.entered) / (self.workers * state.entered[worker])
+            counts = [entered - before for entered, before in zip(state.entered, state.base, strict=True)]
+            return sum(counts) / (sum(state.here) * counts[worker])
         return 1.0
 
-    def _hand_out(self, state: ServerState, delivered: int, box: Mailbox) -> None:
-        """Give the present model to the next worker."""
-        to, W = delivered, self.workers
+    def _hand_out(self, state: ServerState, box: Mailbox) -> None:
+        """Give the present model, for each job that is free, to the next worker, if it is there."""
+        waiting, state.free = state.free, []
+        for origin in waiting:
+            worker = self._next(state, origin)
+            if state.here[worker]:
+                state.handed += 1
+                _give(state, worker, box)
+            else:
+                state.free.append(origin)
+
+    def _next(self, state: ServerState, origin: int) -> int:
+        """Return who gets a job; one that is not there if nobody can."""
+        W = self.workers
+        if self.assign == "pure" or not any(state.here):
+            return origin
         if self.assign == "random":
-            to = int(torch.randint(W, (1,), generator=generator(self.seed, "assign", state.handed)))
-        elif self.assign == "shuffled":
+            here = [worker for worker in range(W) if state.here[worker]]
+            return here[
+                int(torch.randint(len(here), (1,), generator=generator(self.seed, "assign", state.handed)))
+            ]
+        while True:
             order = torch.randperm(W, generator=generator(self.seed, "shuffle", state.handed // W))
-            to = int(order[state.handed % W])
-        state.handed += 1
-        box.post(to, _job(state))
+            worker = int(order[state.handed % W])
+            if state.here[worker]:
+                return worker
+            state.handed += 1
 
 
-def _job(state: ServerState) -> Message:
-    return Message(SERVER, (state.version,), state.x)
+def _give(state: ServerState, worker: int, box: Mailbox) -> None:
+    """Give a worker a job with the present model."""
+    number = state.given[worker]
+    state.given[worker] += 1
+    state.under_way[worker].append(number)
+    box.post(worker, Message(SERVER, (state.version, number), state.x))

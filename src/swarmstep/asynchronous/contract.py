@@ -101,6 +101,25 @@ class Method(ABC, Generic[State]):
     def on_message(self, state: State, message: Message, box: Mailbox) -> None:
         """Take a message in; may post others."""
 
+    def enter(self, node: int, x: Tensor) -> State:
+        """Return the state of a node that comes, or comes back, when others have begun; as `init`."""
+        return self.init(node, x)
+
+    def given(self, state: State) -> int:
+        """Return up to which number the server has given this worker jobs, as it tells when it comes back."""
+        return 0
+
+    def on_left(self, state: State, node: int, box: Mailbox) -> None:
+        """Go on without another node: it is lost, and so are the messages under way from and to it.
+
+        A server that comes back from a checkpoint is told its own name: it has lost all others.
+        """
+        return
+
+    def on_joined(self, state: State, node: int, given: int, box: Mailbox) -> None:
+        """Go on with a node that has come or come back with `enter`; `given` is what it tells by that name."""
+        return
+
     @abstractmethod
     def result(self, states: Mapping[int, State]) -> Tensor:
         """Return the model [P] that the nodes have at this time, a new tensor."""

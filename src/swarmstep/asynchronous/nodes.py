@@ -12,6 +12,7 @@ from swarmstep.asynchronous.contract import Message, Method
 from swarmstep.errors import UsageError
 
 STEP, MESSAGE, LOST = "step", "message", "lost"
+LEFT, JOINED = "left", "joined"
 
 
 class Event(NamedTuple):
@@ -20,15 +21,19 @@ class Event(NamedTuple):
     Args:
         time: when, virtual seconds.
         kind: "step": the node has finished what it computed; "message": one from `source` has arrived; "lost": one
-            from `source` would have arrived.
+            from `source` would have arrived; "left": `source` is lost, with all messages under way between the
+            two, or, if it is the node itself, all others are; "joined": it has come or come back, and begins with
+            `Method.enter`.
         node: to which it happened.
         source: the sender, of a step the node itself.
+        given: what one that joins tells, see `Method.given`.
     """
 
     time: float
     kind: str
     node: int
     source: int
+    given: int = 0
 
 
 class Box:
@@ -59,7 +64,7 @@ class Nodes:
     """
 
     def __init__(self, method: Method[Any], x: Tensor, posted: Callable[[int, int], None] | None = None) -> None:
-        self.method = method
+        self.method, self._x = method, x
         self.states: dict[int, Any] = {node: method.init(node, x) for node in method.nodes}
         self.under_way: dict[tuple[int, int], deque[Message]] = {}  # by (source, to)
         self._posted = posted or (lambda source, to: None)
@@ -85,10 +90,19 @@ class Nodes:
         Raises:
             UsageError: it cannot: no such message is under way, or the node has nothing to compute.
         """
-        kind, node, source = event[1:]
+        _, kind, node, source, _ = event
         state, box = self.states.get(node), self._boxes.get(node)
-        if state is None or box is None or kind not in (STEP, MESSAGE, LOST):
-            raise UsageError(f"{event}: expected step, message or lost at one of the nodes {self.method.nodes}")
+        if (
+            state is None
+            or box is None
+            or source not in self.states
+            or kind not in (STEP, MESSAGE, LOST, LEFT, JOINED)
+        ):
+            kinds = f"{STEP}, {MESSAGE}, {LOST}, {LEFT} or {JOINED}"
+            raise UsageError(f"{event}: expected {kinds} at one of the nodes {self.method.nodes}")
+        if kind in (LEFT, JOINED):
+            self._change(event)
+            return
         if kind == STEP:
             if not self.method.ready(state):
                 raise UsageError(f"{event}: node {node} has nothing to compute; the order is of another run")
@@ -102,6 +116,18 @@ class Nodes:
             box.arrived.append(message)
         while (arrived := box.poll()) is not None:
             self.method.on_message(state, arrived, box)
+
+    def _change(self, event: Event) -> None:
+        """Let a node lose another, or find it anew."""
+        _, kind, node, other, given = event
+        for pair in [*self.under_way]:
+            if node in pair and (other in pair or node == other):
+                del self.under_way[pair]
+        if kind == LEFT:
+            self.method.on_left(self.states[node], other, self._boxes[node])
+        else:
+            self.states[other] = self.method.enter(other, self._x)
+            self.method.on_joined(self.states[node], other, given, self._boxes[node])
 
 
 def replay(method: Method[Any], x: Tensor, order: Iterable[Event]) -> Nodes:

@@ -193,8 +193,11 @@ def test_a_run_needs_an_end() -> None:
     [
         (Event(0, "step", 0, 0), "node 0 has nothing to compute"),
         (Event(0, "message", 0, 1), "no message from 1 is under way"),
-        (Event(0, "message", 7, 1), r"expected step, message or lost at one of the nodes \(0, 1, 2, 3, -1\)"),
-        (Event(0, "dance", 0, 0), "expected step, message or lost"),
+        (
+            Event(0, "message", 7, 1),
+            r"expected step, message, lost, left or joined at one of the nodes \(0, 1, 2, 3, -1\)",
+        ),
+        (Event(0, "dance", 0, 0), "expected step, message, lost, left or joined"),
     ],
 )
 def test_an_order_of_another_run_is_refused(event: Event, message: str) -> None:
