@@ -185,16 +185,22 @@ def alone(comm: Comm, run: str, folder: str) -> list[str]:
         box.mark("begun")
         run_peer(layup, y, box, 10)
 
+    def too_late(box: Links) -> None:
+        box.mark("over")
+        late(box)
+
     raises(layup, 2, late, run + "layup")
+    raises(layup, 2, too_late, run + "over")
     return said
 
 
 def test_who_stays_alone_says_so(pool: Pool, tmp_path: Path) -> None:
-    ((server, worker, replaced, late),) = pool.run(alone, named(), str(tmp_path), workers=1)
+    ((server, worker, replaced, late, over),) = pool.run(alone, named(), str(tmp_path), workers=1)
     assert server == "the server: no worker came within 0.3 s; start the workers"
     assert worker.startswith("worker 1: the server was not there for 0.3 s; start it again, from its checkpoint")
     assert replaced.startswith("worker 1: another process has taken the place of this one")
     assert late.startswith("worker 2: came when the others had begun, and none gave it a model for 0.3 s")
+    assert over == "worker 2: came when the others had taken all steps; nothing is left to do"
 
 
 def anew(comm: Comm, run: str) -> str:

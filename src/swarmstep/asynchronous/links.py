@@ -20,6 +20,7 @@ from swarmstep.comm.process_groups import FORM_TIMEOUT, brief
 from swarmstep.comm.secure.auth import is_loopback
 from swarmstep.comm.torch_private import TCPStore
 from swarmstep.comm.witness import own_address
+from swarmstep.elastic.keys import candidates_key
 from swarmstep.errors import CommError, UsageError
 
 POLL = 0.02  # seconds between two looks at the store, for each peer without a connection
@@ -124,7 +125,10 @@ class Links:
         store, worker = (os.environ[name] for name in VARIABLES)
         host, _, port = store.rpartition(":")
         node = method.nodes[int(worker.partition(".")[0])]
-        return cls(method, node, (host, int(port)), silence=silence, patience=patience)
+        links = cls(method, node, (host, int(port)), silence=silence, patience=patience)
+        with links._reaching():
+            links._store.add(candidates_key(0), 0)  # the supervisor asks whether anybody has met the others
+        return links
 
     @property
     def here(self) -> list[int]:
@@ -237,6 +241,8 @@ class Links:
                 if store.add(self._key("answer", number), 1) == 1:
                     return number
             self._check_place(store)
+        if calls and store.add(self._key("answer", number), 1) > 1:
+            return number  # it has just been answered; else nobody will do so any more
         return None
 
     def _through(self, number: int, peer: int) -> None:

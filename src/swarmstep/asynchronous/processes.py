@@ -14,7 +14,7 @@ from swarmstep.asynchronous.contract import SERVER, Message, Method
 from swarmstep.asynchronous.links import ENDED, JOINED, Change, Links, name_of
 from swarmstep.asynchronous.nodes import MESSAGE, STEP, Event
 from swarmstep.asynchronous.server import OVER
-from swarmstep.errors import PeerLost, UsageError
+from swarmstep.errors import PeerLost, RunOver, UsageError
 
 BEGUN = "begun"  # nodes without a server have; see `Links.mark`
 SLICE = 0.25  # seconds between two questions whether the run is over, while the server is away
@@ -86,6 +86,7 @@ def run_peer(method: Method[Any], x: Tensor, box: Links, steps: int) -> Any:
     Raises:
         UsageError: the method has a server.
         PeerLost: this node came later, and no other gave it a model within the patience of `box`.
+        RunOver: this node came later, and the others have taken all steps.
         CommError: the store cannot be reached, or another process has taken this one's place.
     """
     if method.has_server:
@@ -97,17 +98,28 @@ def run_peer(method: Method[Any], x: Tensor, box: Links, steps: int) -> Any:
         _gather(method, state, box)
     while state.done < steps:
         ready = method.ready(state)
-        found = box.take(0.0 if ready else box.patience)
+        found = box.take() if ready else _await_model(box)
         if found is not None:
             _follow(method, state, box, found)
         elif ready:
             method.on_step(state, box)
-        else:
-            raise PeerLost(
-                f"{name_of(box.node)}: came when the others had begun, and none gave it a model for "
-                f"{box.patience:g} s; those that had one have ended"
-            )
+    box.mark(OVER)
     return state
+
+
+def _await_model(box: Links) -> Message | Change:
+    """Return what comes next to a newcomer that has no model yet."""
+    deadline = time.monotonic() + box.patience
+    while (left := deadline - time.monotonic()) > 0:
+        if not box.here and box.marked(OVER):
+            raise RunOver(f"{name_of(box.node)}: came when the others had taken all steps; nothing is left to do")
+        found = box.take(min(left, SLICE))
+        if found is not None:
+            return found
+    raise PeerLost(
+        f"{name_of(box.node)}: came when the others had begun, and none gave it a model for {box.patience:g} s; "
+        "start all nodes anew"
+    )
 
 
 def _gather(method: Method[Any], state: Any, box: Links) -> None:
