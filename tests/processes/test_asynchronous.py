@@ -31,6 +31,7 @@ from swarmstep.asynchronous import (
     run_server,
     run_worker,
 )
+from swarmstep.asynchronous.server import _Server
 from swarmstep.errors import CheckpointError, CommError, PeerLost, UsageError
 from swarmstep.seeding import generator
 
@@ -221,6 +222,29 @@ def test_a_server_does_not_begin_twice_without_a_checkpoint(pool: Pool) -> None:
     assert pool.run(anew, named())[3].startswith(
         "the server: worker 0 has had 5 jobs of an earlier server, and there is no checkpoint in None"
     )
+
+
+def other_run(comm: Comm, run: str, folder: str) -> list[str]:
+    """Return what a server says of a checkpoint of another run, and of one that is damaged."""
+    method, x = made("pure")
+    said = []
+    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    with Links(method, SERVER, address, run=run, patience=0.3) as box:
+        _Server(method, x, box, Path(folder)).save()
+        other = AsGrad(3, method.work, Outer(0.5), "pure", "staleness", 2, 3)  # type: ignore[attr-defined]
+        for case in (other, method):
+            with pytest.raises(CheckpointError) as caught:
+                run_server(case, x, box, 1, folder=Path(folder))
+            said.append(str(caught.value))
+            path = Path(folder) / "step-00000000" / "rank-00000.pt"
+            path.write_bytes(path.read_bytes()[:-1])
+    return said
+
+
+def test_a_checkpoint_of_another_run_is_refused(pool: Pool, tmp_path: Path) -> None:
+    ((other, damaged),) = pool.run(other_run, named(), str(tmp_path), workers=1)
+    assert other.startswith("method.outer.every: expected 1 (this run), found 3 (the checkpoint)")
+    assert "half-written, damaged or foreign" in damaged
 
 
 def refused(comm: Comm, run: str) -> list[str]:

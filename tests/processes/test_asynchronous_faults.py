@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from asynchronous_trials import Play, Trial, check, drawn
+from swarmstep.asynchronous.asgrad import REASONS
 
 AT_A_TIME = 3  # trials: much of their time is silence
 
@@ -37,4 +38,5 @@ def test_100_trials() -> None:
         for trial, done in zip(trials, threads.map(lambda trial: Play(trial).run(), trials), strict=True):
             found += check(trial, done)
     print(dict(found))
-    assert all(found[what] >= 20 for what in ("left", "joined", "void", "stale"))
+    reasons = [f"dropped: {reason}" for reason in REASONS]
+    assert all(found[what] >= 20 for what in ("left", "joined", *reasons))

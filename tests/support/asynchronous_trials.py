@@ -292,7 +292,7 @@ def check(trial: Trial, done: dict[int, Any]) -> Counter[str]:
     assert sum(map(len, state["under_way"])) + len(state["free"]) + len(state["waiting"]) == WORKERS, trial
     assert abs(float(state["x"].mean()) - 1) < 6, trial  # 8 at the start
     kinds = Counter(event.kind for event in order if event.kind in ("left", "joined"))
-    return kinds + Counter(reason for _, _, reason in state["dropped"])
+    return kinds + Counter(f"dropped: {reason}" for _, _, reason in state["dropped"])
 
 
 def check_layup(trial: Trial, done: dict[int, Any]) -> Counter[str]:

@@ -8,9 +8,8 @@ from datetime import timedelta
 import torch
 from torch import Tensor
 
+from swarmstep.comm.process_groups import UNUSED_TAG
 from swarmstep.comm.torch_private import PrefixStore, TCPStore, pair_group
-
-UNUSED_TAG = (1 << 20) - 1  # of a message that nobody sends
 
 
 class Pair:
