@@ -27,7 +27,6 @@ from swarmstep.asynchronous import (
     Links,
     Outer,
     Work,
-    replay,
     run_peer,
     run_server,
     run_worker,
@@ -253,55 +252,3 @@ class Play:
                 self.thaw()  # no server is there that would notice
                 return
         self.ends[SERVER].send_bytes(b"go on")
-
-
-def same(a: Any, b: Any) -> bool:
-    """Whether two values are the same bit for bit."""
-    if isinstance(a, Tensor):
-        return a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
-
-
-def check(trial: Trial, done: dict[int, Any]) -> Counter[str]:
-    """Check what must hold at the end of a trial; return how often what happened in it."""
-    if trial.options is None:
-        return check_layup(trial, done)
-    state, order = done[SERVER]
-    method, x = asgrad(trial, pause=0.0)
-    again = replay(method, x, order).states[SERVER]
-    assert same(state, vars(again)), trial
-    assert isinstance(method.work, Pull)
-    seen = method.work.seen
-    dropped = Counter((worker, number) for worker, number, _ in state["dropped"])
-    assert max(seen.values()) == 1, trial
-    assert sum(seen.values()) == RESULTS, trial
-    assert max(dropped.values(), default=1) == 1, trial
-    for worker in range(WORKERS):
-        lost = {number for w, number, _ in state["dropped"] if w == worker}
-        came = {number for w, number in seen if w == worker}
-        stale = {number for w, number, reason in state["dropped"] if (w, reason) == (worker, "stale")}
-        assert came & lost == stale, trial
-        under_way = state["under_way"][worker]
-        assert sorted([*(came | lost), *under_way]) == [*range(state["given"][worker])], trial
-        assert state["entered"][worker] == len(came - lost), trial
-        assert state["given"][worker] == state["entered"][worker] + len(lost) + len(under_way), trial
-    assert sum(map(len, state["under_way"])) + len(state["free"]) + len(state["waiting"]) == WORKERS, trial
-    assert abs(float(state["x"].mean()) - 1) < 6, trial  # 8 at the start
-    kinds = Counter(event.kind for event in order if event.kind in ("left", "joined"))
-    return kinds + Counter(f"dropped: {reason}" for _, _, reason in state["dropped"])
-
-
-def check_layup(trial: Trial, done: dict[int, Any]) -> Counter[str]:
-    killed = {node for _, what, node in trial.acts if what == "kill"}
-    assert {*range(WORKERS)} - killed <= {*done}, (trial, [*done])
-    states = [state for state, _ in done.values() if state]
-    for state in states:
-        assert state["done"] == STEPS, trial
-        assert state["x"].isfinite().all(), trial
-        assert all(abs(state["x"] - 1) < 2), trial
-        assert all(weight < 3 for weight in state["weights"]), trial
-    return Counter({"layup": len(states)})
