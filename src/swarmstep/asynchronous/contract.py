@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 from torch import Tensor
 
 from swarmstep.cards import Card
+from swarmstep.errors import PeerLost
 
 SERVER = -1
 
@@ -113,8 +114,13 @@ class Method(ABC, Generic[State]):
         """Go on without another node: it is lost, and so are the messages under way from and to it.
 
         A server that comes back from a checkpoint is told its own name: it has lost all others.
+
+        Raises:
+            PeerLost: the method does not go on without it, as here.
         """
-        return
+        raise PeerLost(
+            f"{self.card.name}: node {node} is lost, and this method does not go on without it; start all nodes anew"
+        )
 
     def on_joined(self, state: State, node: int, given: int, box: Mailbox) -> None:
         """Go on with a node that has come or come back with `enter`; `given` is what it tells by that name."""

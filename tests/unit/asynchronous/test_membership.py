@@ -11,10 +11,22 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarmstep.asynchronous import SERVER, AsGrad, Event, Flat, Function, LayUp, Message, Nodes, Outer, replay
+from swarmstep.asynchronous import (
+    SERVER,
+    AsGrad,
+    Event,
+    Flat,
+    Function,
+    LayUp,
+    Message,
+    Method,
+    Nodes,
+    Outer,
+    replay,
+)
 from swarmstep.asynchronous.asgrad import ASSIGNMENTS
 from swarmstep.asynchronous.nodes import JOINED, LEFT, MESSAGE, STEP, Box
-from swarmstep.errors import UsageError
+from swarmstep.errors import PeerLost, UsageError
 from swarmstep.seeding import generator
 
 from .quadratics import ZERO, asgrad, loss, network
@@ -183,6 +195,11 @@ def test_a_layup_newcomer_changes_no_sum() -> None:
         assert torch.allclose(wx, 2 * x[piece] + 1, rtol=0, atol=1e-13)
         assert torch.allclose(states[2].x[piece], x[piece] + 0.5, rtol=0, atol=0.5 + 1e-13)
     assert torch.allclose(method.result(states), x + 0.5, rtol=0, atol=1e-13)
+
+
+def test_a_method_that_says_nothing_of_losses_ends_with_one() -> None:
+    with pytest.raises(PeerLost, match="asgrad: node 2 is lost, and this method does not go on without it"):
+        Method.on_left(asgrad(), None, 2, Box(lambda to, message: None))
 
 
 @pytest.mark.parametrize("kind", [LEFT, JOINED])
