@@ -119,7 +119,7 @@ class Method(ABC, Generic[State]):
             PeerLost: the method does not go on without it, as here.
         """
         raise PeerLost(
-            f"{self.card.name}: node {node} is lost, and this method does not go on without it; start all nodes anew"
+            f"{self.card.name}: node {node} is lost, and this method does not go on without it; start all anew"
         )
 
     def on_joined(self, state: State, node: int, given: int, box: Mailbox) -> None:
