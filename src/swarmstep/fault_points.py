@@ -48,6 +48,10 @@ ENTERING = "entering"  # all is in its place in the new group; it is not decided
 ENTERED = "entered"
 MEMBERSHIP_CHANGED = "membership changed"  # this worker is in the new group. change: its MembershipChange; x
 
+# An asynchronous server.
+RESULT_TAKEN = "result taken"  # number: how many by now
+WORKERS_CHANGED = "workers changed"  # kind: "joined" or "left"; worker
+
 # The end of a run.
 FINISHING = "finishing"  # this worker has taken its last step
 RESULT = "result"  # the workers are about to agree on the model at the end

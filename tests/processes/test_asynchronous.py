@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-import signal
-from collections.abc import Iterator
-from datetime import timedelta
+import uuid
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from launched import Launched
 from pool import Pool
 from swarmstep import Comm
 from swarmstep.asynchronous import (
@@ -25,15 +22,20 @@ from swarmstep.asynchronous import (
     Flat,
     Function,
     LayUp,
+    Links,
     Message,
     Method,
     Outer,
     Quorum,
     Simulator,
     replay,
+    replay_node,
+    run_peer,
+    run_server,
+    run_worker,
 )
-from swarmstep.asynchronous.processes import GlooMailbox, replay_node, run_server, run_worker
-from swarmstep.errors import PeerLost, UsageError
+from swarmstep.asynchronous.server import _Server
+from swarmstep.errors import CheckpointError, CommError, PeerLost, UsageError
 from swarmstep.seeding import generator
 
 
@@ -59,19 +61,20 @@ def made(kind: str) -> tuple[Method[Any], torch.Tensor]:
     return AsGrad(3, job, Outer(0.7, 0.5, 3), kind, "staleness", 2, 3), Flat(model).read()
 
 
-@contextlib.contextmanager
-def group(limit: float) -> Iterator[Any]:
-    """A group of its own, since what goes wrong closes its connections."""
-    made = dist.new_group(backend="gloo", timeout=timedelta(seconds=limit))
-    try:
-        yield made
-    finally:
-        dist.destroy_process_group(made)
+def links(comm: Comm, method: Method[Any], run: str, **options: Any) -> Links:
+    """The links of the node of this rank, at the pool's store."""
+    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return Links(method, method.nodes[comm.rank], address, run=run, **options)
 
 
-def in_order(comm: Comm, kind: str, order: list[Event]) -> dict[str, Any]:
+def named() -> str:
+    """A name that no other run has."""
+    return uuid.uuid4().hex
+
+
+def in_order(comm: Comm, run: str, kind: str, order: list[Event]) -> dict[str, Any]:
     method, x = made(kind)
-    with group(60) as ranks, GlooMailbox(method, ranks) as box:
+    with links(comm, method, run) as box:
         return vars(replay_node(method, x, box, order))
 
 
@@ -93,14 +96,14 @@ def test_the_order_of_the_simulator_gives_its_states_bit_for_bit(pool: Pool, kin
     simulator = Simulator(method, x, seconds, jitter=0.3, latency=0.1, lost=lost, seed=4)
     simulator.run(events=150)
     assert (lost > 0) == any(event.kind == "lost" for event in simulator.order)
-    states = pool.run(in_order, kind, simulator.order)
+    states = pool.run(in_order, named(), kind, simulator.order)
     for node, state in zip(method.nodes, states, strict=True):
         assert equal(state, vars(simulator.states[node])), node
 
 
-def freely(comm: Comm, kind: str, results: int) -> Any:
+def freely(comm: Comm, run: str, kind: str, results: int) -> Any:
     method, x = made(kind)
-    with group(60) as ranks, GlooMailbox(method, ranks) as box:
+    with links(comm, method, run) as box:
         if box.node == SERVER:
             served = run_server(method, x, box, results)
             return vars(served.state), served.order
@@ -109,16 +112,18 @@ def freely(comm: Comm, kind: str, results: int) -> Any:
 
 @pytest.mark.parametrize("kind", ["pure", "random", "quorum"])
 def test_what_happens_freely_is_replayed_bit_for_bit(pool: Pool, kind: str) -> None:
-    *workers, (state, order) = pool.run(freely, kind, 40)
+    *workers, (state, order) = pool.run(freely, named(), kind, 40)
     method, x = made(kind)
     nodes = replay(method, x, order)
     assert equal(state, vars(nodes.states[SERVER]))
-    assert sum(state["received"]) == 40
+    assert state["here"] == [True] * 3
+    assert sum(state["entered"]) + len(state["dropped"]) == 40
+    assert {reason for _, _, reason in state["dropped"]} <= {"stale"}
     for worker, node in workers:
-        assert worker["done"] >= state["received"][node]
+        assert worker["done"] >= state["given"][node] - len(state["under_way"][node])
 
 
-def held_up(comm: Comm) -> Any:
+def held_up(comm: Comm, run: str) -> Any:
     """Let a worker deliver only after the first round has closed, at worker 0's second job."""
 
     def job(x: torch.Tensor, worker: int, number: int) -> torch.Tensor:
@@ -129,7 +134,7 @@ def held_up(comm: Comm) -> Any:
         return x - worker
 
     method = Quorum(3, Function(job), Outer(0.5), 2, 0.01)
-    with group(60) as ranks, GlooMailbox(method, ranks) as box:
+    with links(comm, method, run) as box:
         if box.node == SERVER:
             served = run_server(method, torch.zeros(3), box, 20)
             return vars(served.state), served.order
@@ -137,132 +142,168 @@ def held_up(comm: Comm) -> Any:
 
 
 def test_a_round_closes_without_who_is_held_up(pool: Pool) -> None:
-    *_, (state, order) = pool.run(held_up)
+    *_, (state, order) = pool.run(held_up, named())
     assert [event.kind for event in order if event.node == SERVER][:3] == ["message", "message", "timer"]
     method = Quorum(3, Function(lambda x, worker, number: x - worker), Outer(0.5), 2, 0.01)
     assert equal(state, vars(replay(method, torch.zeros(3), order).states[SERVER]))
 
 
-def polled(comm: Comm) -> list[float]:
+def polled(comm: Comm, run: str) -> list[float]:
     """Let all workers post to the server, which asks until it has all."""
     method, _ = made("pure")
     found: list[Message] = []
-    with group(60) as ranks, GlooMailbox(method, ranks) as box:
+    with links(comm, method, run) as box:
+        while box.node != SERVER and not box.here:
+            box.take(1.0)
         if box.node != SERVER:
-            box.post(SERVER, Message(box.node, (0.5, box.node), torch.full((box.node,), 7.0, dtype=torch.float64)))
+            x = torch.full((box.node * 100_000,), 7.0, dtype=torch.float64)
+            box.post(SERVER, Message(box.node, (0.5, box.node), x))
         while box.node == SERVER and len(found) < 3:
             if (message := box.poll()) is not None:
                 found.append(message)
+        comm.gather(torch.zeros(1))
         assert box.poll() is None
     for message in found:
-        assert equal(message.x, torch.full((message.source,), 7.0, dtype=torch.float64))
+        assert equal(message.x, torch.full((message.source * 100_000,), 7.0, dtype=torch.float64))
         assert message.numbers == (0.5, message.source)
     return sorted(message.source for message in found)
 
 
 def test_polling(pool: Pool) -> None:
-    assert pool.run(polled) == [[], [], [], [0, 1, 2]]
+    assert pool.run(polled, named()) == [[], [], [], [0, 1, 2]]
 
 
-def test_without_a_group() -> None:
-    with pytest.raises(
-        UsageError, match=r"GlooMailbox: no process group; call torch.distributed.init_process_group"
-    ):
-        GlooMailbox(made("pure")[0])
-
-
-def other_order(comm: Comm, order: list[Event]) -> str:
+def other_order(comm: Comm, run: str, order: list[Event]) -> str:
     """Return what is raised at the worker of which too much is expected."""
     method, x = made("pure")
-    with group(60) as ranks:
-        try:
-            with GlooMailbox(method, ranks) as box:
-                replay_node(method, x, box, order)
-        except (UsageError, PeerLost) as error:
-            return type(error).__name__ + ": " + str(error)
+    try:
+        with links(comm, method, run) as box:
+            replay_node(method, x, box, order)
+    except (UsageError, PeerLost) as error:
+        return type(error).__name__ + ": " + str(error)
     return ""
 
 
 def test_an_order_of_another_run_is_refused(pool: Pool) -> None:
-    found = pool.run(other_order, [Event(0.0, "step", 1, 1)])
+    found = pool.run(other_order, named(), [Event(0.0, "step", 1, 1)])
     assert re.match(r"UsageError: Event.*: node 1 has nothing to compute; the order is of another run", found[1])
-    found = pool.run(other_order, [Event(0.0, "message", 1, -1), Event(0.0, "message", 1, -1)])
+    found = pool.run(other_order, named(), [Event(0.0, "message", 1, -1), Event(0.0, "message", 1, -1)])
     assert re.match(r"UsageError: Event.*: nothing more comes from the server; the order is of another", found[1])
 
 
-def dies(end: Any, who: int, wait: int) -> None:
-    """Kill one node after some jobs; all others say what is raised."""
-    torch.distributed.init_process_group("gloo")
-
-    def job(x: torch.Tensor, worker: int, number: int) -> torch.Tensor:
-        if worker == who and number == 5:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return x - worker
-
-    method = AsGrad(3, Function(job), Outer(0.1), wait=wait)
-    try:
-        with GlooMailbox(method) as box:
-            if box.node == SERVER:
-                run_server(method, torch.zeros(9), box, 10 if who == SERVER else 10**6)
-                os.kill(os.getpid(), signal.SIGKILL)
-            run_worker(method, torch.zeros(9), box)
-    except PeerLost as error:
-        end.send(str(error))
-
-
-@pytest.mark.parametrize(("who", "wait"), [(1, 1), (1, 3), (SERVER, 1)])
-def test_who_dies_is_named_at_once(who: int, wait: int) -> None:
-    with Launched(dies, 4, who, wait) as world:
-        said = [world.hears(rank) for rank in range(4) if rank != (3 if who == SERVER else who)]
-    name = "the server" if who == SERVER else "worker 1"
-    assert any(f"receiving from {name} (limit 60 s): " in text or f"sending to {name} (" in text for text in said)
-
-
-def silent(comm: Comm) -> str:
-    """Return what is raised where worker 1 sends nothing."""
+def alone(comm: Comm, run: str, folder: str) -> list[str]:
+    """Return what nodes say that nobody else comes to, and those that are replaced."""
     method, x = made("pure")
-    with group(60) as ranks:
-        try:
-            with GlooMailbox(method, ranks, limit=0.5) as box:
-                if box.node == 1:
-                    comm.gather(torch.zeros(1))  # all others have given up
-                    return ""
-                run_server(method, x, box, 1) if box.node == SERVER else None
-                box.receive(1) if box.node == SERVER else box.receive(SERVER)
-                return "went on"
-        except PeerLost as error:
-            return str(error)
-        finally:
-            if comm.rank != 1:
-                comm.gather(torch.zeros(1))
+    layup, y = made("layup")
+    said = []
+
+    def raises(method: Method[Any], node: int, call: Any, run: str) -> None:
+        address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        with pytest.raises(CommError) as caught, Links(method, node, address, run=run, patience=0.3) as box:
+            call(box)
+        said.append(str(caught.value))
+
+    raises(method, SERVER, lambda box: run_server(method, x, box, 1), run)
+    raises(method, 1, lambda box: run_worker(method, x, box), run)
+
+    def replaced(box: Links) -> None:
+        box._store.add(box._key("entries", 1), 1)  # as another process does
+        run_worker(method, x, box)
+
+    raises(method, 1, replaced, run)
+
+    def late(box: Links) -> None:
+        box.mark("begun")
+        run_peer(layup, y, box, 10)
+
+    def too_late(box: Links) -> None:
+        box.mark("over")
+        late(box)
+
+    raises(layup, 2, late, run + "layup")
+    raises(layup, 2, too_late, run + "over")
+    return said
 
 
-def test_who_is_silent_is_named(pool: Pool) -> None:
-    found = pool.run(silent)
-    assert re.match(r"the server: (waiting for any node|sending to worker \d) \(limit 0.5 s\): ", found[3])
-    assert found[3].endswith("start all nodes again, with a longer limit if one was only slow")
+def test_who_stays_alone_says_so(pool: Pool, tmp_path: Path) -> None:
+    ((server, worker, replaced, late, over),) = pool.run(alone, named(), str(tmp_path), workers=1)
+    assert server == "the server: no worker came within 0.3 s; start the workers"
+    assert worker.startswith("worker 1: the server was not there for 0.3 s; start it again, from its checkpoint")
+    assert replaced.startswith("worker 1: another process has taken the place of this one")
+    assert late.startswith("worker 2: came when the others had begun, and none gave it a model for 0.3 s")
+    assert over == "worker 2: came when the others had taken all steps; nothing is left to do"
 
 
-def refused(comm: Comm) -> list[str]:
+def anew(comm: Comm, run: str) -> str:
+    """Have a server that has no checkpoint after one that has handed out jobs; return what it says."""
+    method, x = made("pure")
+    with links(comm, method, run, patience=20.0) as box:
+        if box.node == 0:
+            box.take(20.0)
+            box.post(SERVER, Message(0, (5,), torch.empty(0)))
+        if box.node == SERVER:
+            with pytest.raises(CheckpointError) as caught:
+                run_server(method, x, box, 3)
+        comm.gather(torch.zeros(1))
+    return str(caught.value) if box.node == SERVER else ""
+
+
+def test_a_server_does_not_begin_twice_without_a_checkpoint(pool: Pool) -> None:
+    assert pool.run(anew, named())[3].startswith(
+        "the server: worker 0 has had 5 jobs of an earlier server, and there is no checkpoint in None"
+    )
+
+
+def other_run(comm: Comm, run: str, folder: str) -> list[str]:
+    """Return what a server says of a checkpoint of another run, and of one that is damaged."""
+    method, x = made("pure")
+    said = []
+    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    with Links(method, SERVER, address, run=run, patience=0.3) as box:
+        _Server(method, x, box, Path(folder)).save()
+        other = AsGrad(3, method.work, Outer(0.5), "pure", "staleness", 2, 3)  # type: ignore[attr-defined]
+        for case in (other, method):
+            with pytest.raises(CheckpointError) as caught:
+                run_server(case, x, box, 1, folder=Path(folder))
+            said.append(str(caught.value))
+            path = Path(folder) / "step-00000000" / "rank-00000.pt"
+            path.write_bytes(path.read_bytes()[:-1])
+    return said
+
+
+def test_a_checkpoint_of_another_run_is_refused(pool: Pool, tmp_path: Path) -> None:
+    ((other, damaged),) = pool.run(other_run, named(), str(tmp_path), workers=1)
+    assert other.startswith("method.outer.every: expected 1 (this run), found 3 (the checkpoint)")
+    assert "half-written, damaged or foreign" in damaged
+
+
+def refused(comm: Comm, run: str) -> list[str]:
     found = []
-    method, _ = made("pure")
-    for call in (
-        lambda: GlooMailbox(AsGrad(7, method.work, Outer(1.0))),  # type: ignore[attr-defined]
-        lambda: GlooMailbox(method, limit=0),
-    ):
-        with pytest.raises(UsageError) as caught:
-            call()
-        found.append(str(caught.value))
-    with group(60) as ranks, GlooMailbox(method, ranks) as box:
-        with pytest.raises(UsageError) as caught:
-            box.post(SERVER, Message(box.node, (0,) * 9, torch.zeros(1)))
-        found.append(str(caught.value))
+    method, x = made("pure")
+    host = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    with Links(method, 0, host, run=run) as box:
+        for call in (
+            lambda: Links(method, 3, host),
+            lambda: Links(method, 0, host, silence=0),
+            lambda: Links(method, 0, ("192.0.2.1", 80)),
+            lambda: Links.from_env(method),
+            lambda: run_server(method, x, box, 1),
+            lambda: run_peer(method, x, box, 1),
+            lambda: box.post(SERVER, Message(box.node, (0,) * 9, torch.zeros(1))),
+        ):
+            with pytest.raises(UsageError) as caught:
+                call()
+            found.append(str(caught.value))
     return found
 
 
 def test_wrong_arguments(pool: Pool) -> None:
-    size, limit, numbers = pool.run(refused)[0]
-    assert "expected a gloo group of 8 ranks" in size
-    assert "4 ranks" in size
-    assert "limit 0" in limit
+    node, silence, address, environment, server, peer, numbers = pool.run(refused, named(), workers=1)[0]
+    assert "expected one of the nodes (0, 1, 2, -1)" in node
+    assert "found node 3, silence 10.0" in node
+    assert "silence 0, " in silence
+    assert "'192.0.2.1' is not a loopback address: asynchronous nodes do not prove a secret" in address
+    assert "swarmstep run --workers 4 PROGRAM.py" in environment
+    assert "node -1" in server
+    assert "asgrad has a server; call run_server and run_worker" in peer
     assert numbers == "message to -1: expected up to 8 numbers, float32 or float64; found 9 numbers, torch.float32"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+import uuid
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from forking import CONTEXT
 from pool import Pool
 from swarmstep import DistComm
 from swarmstep.comm import process_groups, torch_private
+from swarmstep.comm.pair import Pair
 
 SOON = 30.0  # seconds; far beyond what any wait here should take
 
@@ -102,3 +105,35 @@ def test_which_buffers_are_not_persistent() -> None:
     module = torch.nn.BatchNorm1d(2)
     module.register_buffer("cache", torch.zeros(1), persistent=False)
     assert torch_private.non_persistent_buffers(module) == {"cache"}
+
+
+def paired(comm: DistComm, name: str) -> list[str]:
+    """Two groups of two between the same processes: the end of one is no matter of the other's."""
+    store = process_groups.connect(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), SOON)
+    one, other = (Pair(store, name + kind, comm.rank, "127.0.0.1", SOON) for kind in ("one", "other"))
+    known = torch_private.all_groups()
+    said = []
+    for pair in (one, other, one):
+        data = torch.full((3,), float(comm.rank))
+        try:
+            if comm.rank == 0:
+                pair.send(data, 0, SOON)
+                pair.receive(data, 1, SOON)
+            else:
+                pair.receive(data, 0, SOON)
+                pair.send(data + 7, 1, SOON)
+            said.append(str(data.tolist()))
+        except RuntimeError:
+            said.append("lost")
+        if pair is other:
+            comm.gather(torch.zeros(1))
+            if comm.rank == 1:
+                one.close()
+            comm.gather(torch.zeros(1))
+    assert torch_private.all_groups() == known
+    return said
+
+
+def test_pairs_stand_and_fall_alone(pool: Pool) -> None:
+    found = pool.run(paired, uuid.uuid4().hex, workers=2)
+    assert found == [["[7.0, 7.0, 7.0]"] * 2 + ["lost"], ["[0.0, 0.0, 0.0]"] * 2 + ["lost"]]

@@ -9,15 +9,18 @@
     simulator.result()
 """
 
-from swarmstep.asynchronous.asgrad import AsGrad, ServerState, WorkerState
+from swarmstep.asynchronous.asgrad import AsGrad, ServerState
 from swarmstep.asynchronous.contract import SERVER, Mailbox, Message, Method, Timer
+from swarmstep.asynchronous.jobs import Ledger, ServerMethod, WorkerState
 from swarmstep.asynchronous.layup import LayUp, LayUpState
+from swarmstep.asynchronous.links import Change, Links
 from swarmstep.asynchronous.merging import Direction
 from swarmstep.asynchronous.nodes import Event, Nodes, replay
 from swarmstep.asynchronous.outer import Outer
 from swarmstep.asynchronous.pd_asgd import PDASGD, BackwardState, ForwardState
-from swarmstep.asynchronous.processes import GlooMailbox, Served, replay_node, run_server, run_worker
+from swarmstep.asynchronous.processes import replay_node, run_peer, run_worker
 from swarmstep.asynchronous.quorum import Quorum, QuorumState
+from swarmstep.asynchronous.server import Served, run_server
 from swarmstep.asynchronous.simulator import Simulator
 from swarmstep.asynchronous.threads import Threaded, run_threads
 from swarmstep.asynchronous.work import Displacement, Function, Gradient, Work
@@ -29,6 +32,7 @@ __all__ = [
     "SERVER",
     "AsGrad",
     "BackwardState",
+    "Change",
     "Direction",
     "Displacement",
     "Disturbance",
@@ -36,10 +40,11 @@ __all__ = [
     "Flat",
     "ForwardState",
     "Function",
-    "GlooMailbox",
     "Gradient",
     "LayUp",
     "LayUpState",
+    "Ledger",
+    "Links",
     "Mailbox",
     "Message",
     "Method",
@@ -48,6 +53,7 @@ __all__ = [
     "Quorum",
     "QuorumState",
     "Served",
+    "ServerMethod",
     "ServerState",
     "Simulator",
     "Speeds",
@@ -57,6 +63,7 @@ __all__ = [
     "WorkerState",
     "replay",
     "replay_node",
+    "run_peer",
     "run_server",
     "run_threads",
     "run_worker",

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
 
 from swarmstep.arguments import Checked
-from swarmstep.asynchronous.contract import SERVER, Mailbox, Message, Method
-from swarmstep.asynchronous.merging import RULES, Direction, arrived, check_direction, flat_settings, scale
+from swarmstep.asynchronous.contract import SERVER, Mailbox, Message
+from swarmstep.asynchronous.jobs import Ledger, ServerMethod, WorkerState, blank
+from swarmstep.asynchronous.merging import RULES, Direction, check_direction, flat_settings, scale
 from swarmstep.asynchronous.outer import Outer
 from swarmstep.asynchronous.work import Work
 from swarmstep.cards import ASYNCHRONOUS, Card
@@ -22,34 +22,17 @@ ASSIGNMENTS = ("pure", "random", "shuffled")
 
 
 @dataclasses.dataclass
-class ServerState:
-    """What the server remembers; lists [W] are indexed by worker."""
+class ServerState(Ledger):
+    """What the server remembers."""
 
-    node: int
-    x: Tensor  # the model [P]
-    version: int  # steps that the server has taken
-    handed: int  # jobs handed out after the first W
-    received: list[int]  # [W] results
-    entered: list[int]  # [W] of them those that count
-    late: list[int]  # [W] their delays, summed
-    dropped: list[tuple[int, int]]  # (worker, number of its job) of the results that were ignored
+    handed: int  # jobs handed out after the first W; with "shuffled" also the turns of workers that are not there
+    free: list[int]  # for each job that nobody can do now, the worker that had it, or whose result made it
     waiting: list[tuple[int, float, Tensor]]  # (worker, scale, D [P]) that will enter with the next step
-    memory: dict[str, Tensor]  # of the outer optimizer
-
-
-@dataclasses.dataclass
-class WorkerState:
-    """What a worker remembers."""
-
-    node: int
-    done: int  # jobs
-    jobs: list[tuple[int, int, Tensor]]  # (version, results, point [P]) of those it holds, oldest first
-    memory: dict[str, Any]  # of the work
 
 
 @final
 @dataclasses.dataclass(frozen=True)
-class AsGrad(Checked, Method[Any]):
+class AsGrad(Checked, ServerMethod):
     """A server with the model; each worker computes a job at the model that the job came with.
 
     ::
@@ -64,6 +47,12 @@ class AsGrad(Checked, Method[Any]):
 
     `assign`, who gets a new job: "pure", the worker that has just delivered; "random", any, uniformly; "shuffled",
     all in a random order, which is drawn anew after W jobs.
+
+    Workers come and go, as `ServerMethod` says. As many jobs as are lost are handed out again, at the newest
+    model: with "pure" to the same worker, when it is back; else to those that are there, as any other, where
+    "random" draws among them and "shuffled" passes over who is missing. If nobody is there, each that comes gets
+    one; the rest follow with the next result. So there are always W jobs. A step waits for as many results as
+    workers are there, if those are fewer than b.
 
     Args:
         workers: W, at least 1.
@@ -87,11 +76,11 @@ class AsGrad(Checked, Method[Any]):
     code of Mishchenko et al., NeurIPS 2022. Ringmaster ASGD ignores results of delay R and more. Rescaled ASGD,
     arXiv 2605.13434, makes steps proportional to the time a worker computes; ours counts results, whose number is
     inversely proportional to it, and needs no clock. Ours are also: one job for each at the start, any combination
-    of the options, sums in the order of the workers, and the scale 1 / (1 + tau).
+    of the options, sums in the order of the workers, the scale 1 / (1 + tau), and all about workers that come and
+    go.
     """
 
     card: ClassVar[Card] = ASYNCHRONOUS["asgrad"]
-    has_server: ClassVar[bool] = True
 
     workers: int
     work: Work
@@ -115,81 +104,86 @@ class AsGrad(Checked, Method[Any]):
         check_direction(self.direction, self.outer)
 
     @property
-    def steps(self) -> int:
-        return self.work.steps
-
-    @property
     def settings(self) -> dict[str, Any]:
         return flat_settings(self)
 
     def init(self, node: int, x: Tensor) -> ServerState | WorkerState:
         if node != SERVER:
             return WorkerState(node, 0, [], {})
-        none = [0] * self.workers
-        return ServerState(node, x.clone(), 0, 0, [*none], [*none], [*none], [], [], {})
+        return ServerState(**blank(node, x, self.workers), handed=0, free=[], waiting=[])
 
     def start(self, state: ServerState | WorkerState, box: Mailbox) -> None:
         if isinstance(state, ServerState):
             for worker in range(self.workers):
-                box.post(worker, _job(state))
+                state.give(worker, box)
 
-    def ready(self, state: ServerState | WorkerState) -> bool:
-        return isinstance(state, WorkerState) and bool(state.jobs)
+    def compute(self, x: Tensor, worker: int, number: int, results: int, memory: dict[str, Any]) -> Tensor:
+        return self.work(x, worker, number, results, memory)
 
-    def on_step(self, state: ServerState | WorkerState, box: Mailbox) -> None:
-        assert isinstance(state, WorkerState)
-        version, results, x = state.jobs.pop(0)
-        d = self.work(x, state.node, state.done, results, state.memory)
-        box.post(SERVER, Message(state.node, (version, state.done), d))
-        state.done += 1
+    def on_left(self, state: ServerState | WorkerState, node: int, box: Mailbox) -> None:
+        assert isinstance(state, ServerState)
+        for worker in range(self.workers) if node == SERVER else [node]:
+            state.free += [worker] * state.lose(worker)
+        self._step_if_due(state)
+        self._hand_out(state, box)
 
-    def on_message(self, state: ServerState | WorkerState, message: Message, box: Mailbox) -> None:
-        if isinstance(state, WorkerState):
-            version, results = map(int, message.numbers)
-            state.jobs.append((version, results, message.x))
+    def on_joined(self, state: ServerState | WorkerState, node: int, given: int, box: Mailbox) -> None:
+        assert isinstance(state, ServerState)
+        state.welcome(node, given)
+        self._step_if_due(state)
+        own = [origin for origin in state.free if self.assign != "pure" or origin == node]
+        if own:
+            state.free.remove(own[0])
+            state.give(node, box)
+
+    def received(self, state: ServerState, message: Message, box: Mailbox) -> None:
+        worker, delay = message.source, state.take(message, self.ignore)
+        if delay is None:
+            state.free.append(worker)
         else:
-            self._take(state, message, box)
+            d = message.x
+            if self.direction and delay:
+                d = self.direction.turned(d, state.memory.get("momentum"))
+            state.waiting.append((worker, scale(self.rule, state, worker, delay), d))
+            self._step_if_due(state)
+        self._hand_out(state, box)
 
-    def result(self, states: Mapping[int, ServerState | WorkerState]) -> Tensor:
-        server = states[SERVER]
-        assert isinstance(server, ServerState)
-        return server.x.clone()
-
-    def _take(self, state: ServerState, message: Message, box: Mailbox) -> None:
-        """Let a result count, wait for others, or drop it; each once."""
-        worker, number, delay = arrived(state, message)
-        if self.ignore and delay >= self.ignore:
-            state.dropped.append((worker, number))
-            self._hand_out(state, worker, box)
+    def _step_if_due(self, state: ServerState) -> None:
+        """Take a step if enough results have come; the jobs of those who delivered them are free then."""
+        waiting, here = state.waiting, sum(state.here)
+        if not (waiting and here) or len(waiting) < min(self.wait, here):
             return
-        state.entered[worker] += 1
-        state.late[worker] += delay
-        d = message.x
-        if self.direction and delay:
-            d = self.direction.turned(d, state.memory.get("momentum"))
-        state.waiting.append((worker, scale(self.rule, state.entered, worker, delay), d))
-        if len(state.waiting) < self.wait:
-            return
-        delivered = [worker for worker, _, _ in state.waiting]
-        parts = [d if scale == 1 else scale * d for _, scale, d in sorted(state.waiting, key=lambda part: part[0])]
+        parts = [d if scale == 1 else scale * d for _, scale, d in sorted(waiting, key=lambda part: part[0])]
         state.waiting = []
-        g = sum(parts[1:], parts[0]) / self.wait if self.wait > 1 else parts[0]
+        g = sum(parts[1:], parts[0]) / len(parts) if len(parts) > 1 else parts[0]
         state.version += 1
         state.x = self.outer.step(state.x, g, state.memory, state.version)
-        for each in delivered:
-            self._hand_out(state, each, box)
+        state.free += [worker for worker, _, _ in waiting]
 
-    def _hand_out(self, state: ServerState, delivered: int, box: Mailbox) -> None:
-        """Give the present model to the next worker."""
-        to, W = delivered, self.workers
+    def _hand_out(self, state: ServerState, box: Mailbox) -> None:
+        """Give the present model, for each job that is free, to the next worker, if it is there."""
+        waiting, state.free = state.free, []
+        for origin in waiting:
+            worker = self._next(state, origin)
+            if state.here[worker]:
+                state.handed += 1
+                state.give(worker, box)
+            else:
+                state.free.append(origin)
+
+    def _next(self, state: ServerState, origin: int) -> int:
+        """Return who gets a job; one that is not there if nobody can."""
+        W = self.workers
+        if self.assign == "pure" or not any(state.here):
+            return origin
         if self.assign == "random":
-            to = int(torch.randint(W, (1,), generator=generator(self.seed, "assign", state.handed)))
-        elif self.assign == "shuffled":
+            here = [worker for worker in range(W) if state.here[worker]]
+            return here[
+                int(torch.randint(len(here), (1,), generator=generator(self.seed, "assign", state.handed)))
+            ]
+        while True:
             order = torch.randperm(W, generator=generator(self.seed, "shuffle", state.handed // W))
-            to = int(order[state.handed % W])
-        state.handed += 1
-        box.post(to, _job(state))
-
-
-def _job(state: ServerState) -> Message:
-    return Message(SERVER, (state.version, sum(state.entered)), state.x)
+            worker = int(order[state.handed % W])
+            if state.here[worker]:
+                return worker
+            state.handed += 1

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 from torch import Tensor
 
 from swarmstep.cards import Card
+from swarmstep.errors import PeerLost
 
 SERVER = -1
 
@@ -123,6 +124,29 @@ class Method(ABC, Generic[State]):
 
     def on_timer(self, state: State, box: Mailbox) -> None:
         """Do what is due when the timer has run out; may post messages."""
+
+    def enter(self, node: int, x: Tensor) -> State:
+        """Return the state of a node that comes, or comes back, when others have begun; as `init`."""
+        return self.init(node, x)
+
+    def given(self, state: State) -> int:
+        """Return up to which number the server has given this worker jobs, as it tells when it comes back."""
+        return 0
+
+    def on_left(self, state: State, node: int, box: Mailbox) -> None:
+        """Go on without another node: it is lost, and so are the messages under way from and to it.
+
+        A server that comes back from a checkpoint is told its own name: it has lost all others.
+
+        Raises:
+            PeerLost: the method does not go on without it, as here.
+        """
+        raise PeerLost(
+            f"{self.card.name}: node {node} is lost, and this method does not go on without it; start all anew"
+        )
+
+    def on_joined(self, state: State, node: int, given: int, box: Mailbox) -> None:
+        """Go on with a node that has come or come back with `enter`; `given` is what it tells by that name."""
         return
 
     @abstractmethod

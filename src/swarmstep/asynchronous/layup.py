@@ -25,8 +25,9 @@ class LayUpState:
     node: int
     x: Tensor  # its model [P], to which arrivals are mixed at once
     point: Tensor  # its model [P] at the start of the present step, of which it computes the gradient
-    weights: list[float]  # [L] log2 w, at first 0
-    done: int  # steps
+    weights: list[float]  # [L] log2 w, at first 0; -inf in a newcomer until it has the layer
+    done: int  # steps; a newcomer goes on from the largest count that has come with its first layers
+    gone: list[int]  # peers that are not there
 
 
 @final
@@ -48,6 +49,11 @@ class LayUp(Method[LayUpState]):
     The weights are kept as logarithms: with lost messages all of them shrink together without end, and as numbers
     they would be 0 after some thousand steps.
 
+    A worker that is lost is drawn no more by those who notice; its weight, and that of the messages to it, is gone
+    with it. A newcomer begins with weight 0, so that its coming changes neither sum, and each that finds it sends
+    it all layers, with half of its own weight: the newcomer then has a weighted mean of their models. It takes its
+    first step once it has all layers. After a loss of the connection only, the two do the same.
+
     Args:
         workers: W, at least 1; one alone does plain SGD.
         model, loss: as `Replica`; a layer is a parameter tensor. A layer without a gradient is not sent.
@@ -61,8 +67,8 @@ class LayUp(Method[LayUpState]):
 
     Source: Fokam et al., LayUp, arXiv 2410.05985 v4: asynchronous and decentralised, the update of each layer
     sent to a random peer during the backward pass and applied on arrival without buffers. Ours, since only the
-    abstract was read: push-sum, plain SGD as the layer's step, and weights in place of differences on the wire.
-    Versions 1 to 3 under the same number are another method: `PDASGD`.
+    abstract was read: push-sum, plain SGD as the layer's step, weights in place of differences on the wire, and
+    workers that come and go. Versions 1 to 3 under the same number are another method: `PDASGD`.
     """
 
     card: ClassVar[Card] = ASYNCHRONOUS["layup"]
@@ -80,10 +86,13 @@ class LayUp(Method[LayUpState]):
         return {"workers": self.workers, "lr": self._lr, "seed": self._seed}
 
     def init(self, node: int, x: Tensor) -> LayUpState:
-        return LayUpState(node, x.clone(), x.clone(), [0.0] * len(self._slices), 0)
+        return LayUpState(node, x.clone(), x.clone(), [0.0] * len(self._slices), 0, [])
+
+    def enter(self, node: int, x: Tensor) -> LayUpState:
+        return dataclasses.replace(self.init(node, x), weights=[-math.inf] * len(self._slices))
 
     def ready(self, state: LayUpState) -> bool:
-        return True
+        return -math.inf not in state.weights
 
     def on_step(self, state: LayUpState, box: Mailbox) -> None:
         self._replica.flat.write(state.point)
@@ -105,20 +114,35 @@ class LayUp(Method[LayUpState]):
         assert parameter.grad is not None
         piece = state.x[self._slices[layer]]
         piece.add_(parameter.grad.reshape(-1), alpha=-self._lr)
-        if self.workers == 1:
-            return
-        drawn = torch.randint(
-            self.workers - 1, (1,), generator=generator(self._seed, "peer", state.node, state.done, layer)
-        )
+        peers = [(state.node + k) % self.workers for k in range(1, self.workers)]
+        peers = [peer for peer in peers if peer not in state.gone]
+        if peers:
+            rng = generator(self._seed, "peer", state.node, state.done, layer)
+            self._send(state, layer, peers[int(torch.randint(len(peers), (1,), generator=rng))], box)
+
+    def _send(self, state: LayUpState, layer: int, to: int, box: Mailbox) -> None:
+        """Send a layer, with half of its weight."""
         state.weights[layer] -= 1
-        message = Message(state.node, (layer, state.weights[layer]), piece.clone())
-        box.post((state.node + 1 + int(drawn)) % self.workers, message)
+        piece = state.x[self._slices[layer]]
+        box.post(to, Message(state.node, (layer, state.weights[layer], state.done), piece.clone()))
+
+    def on_left(self, state: LayUpState, node: int, box: Mailbox) -> None:
+        state.gone.append(node)
+
+    def on_joined(self, state: LayUpState, node: int, given: int, box: Mailbox) -> None:
+        if node in state.gone:
+            state.gone.remove(node)
+        if self.ready(state):
+            for layer in range(len(self._slices)):
+                self._send(state, layer, node, box)
 
     def on_message(self, state: LayUpState, message: Message, box: Mailbox) -> None:
-        layer, other = int(message.numbers[0]), message.numbers[1]
+        layer, other, done = int(message.numbers[0]), message.numbers[1], int(message.numbers[2])
         own = state.weights[layer]
         piece = state.x[self._slices[layer]]
         piece.lerp_(message.x, _share(other, own))
+        if own == -math.inf:
+            state.point[self._slices[layer]], state.done = message.x, max(state.done, done)
         state.weights[layer] = max(own, other) + math.log2(1 + 2.0 ** -abs(own - other))
 
     def result(self, states: Mapping[int, LayUpState]) -> Tensor:

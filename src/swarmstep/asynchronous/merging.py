@@ -3,41 +3,43 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, Protocol, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from swarmstep.arguments import Checked
-from swarmstep.asynchronous.contract import Message
+from swarmstep.asynchronous.jobs import Ledger
 from swarmstep.asynchronous.outer import Outer
 from swarmstep.asynchronous.work import Work
-from swarmstep.errors import CollectiveMismatch, UsageError
+from swarmstep.errors import UsageError
 
 RULES = ("constant", "delay-adaptive", "staleness", "rescaled")
 
 
-def scale(rule: str, entered: Sequence[int], worker: int, delay: int) -> float:
+def scale(rule: str, ledger: Ledger, worker: int, delay: int) -> float:
     """Return how much a result counts.
 
     "constant", 1; "delay-adaptive", W / max(W, tau); "staleness", 1 / (1 + tau); "rescaled", n / (W n_i), where
     n_i of the n results that count are of worker i: a worker that delivers k times as often counts 1/k as much
-    each time, so that none has more say than another.
+    each time, so that none has more say than another. It counts anew at each change of membership, with the number
+    of workers that are there as W.
 
     Args:
         rule: one of RULES.
-        entered: [W] the results of each worker that count, this one included.
+        ledger: in which this result is counted.
         worker: i, who has delivered it.
         delay: tau, steps of the server since the worker got its point.
     """
-    workers = len(entered)
+    workers = len(ledger.entered)
     if rule == "delay-adaptive":
         return workers / max(workers, delay)
     if rule == "staleness":
         return 1 / (1 + delay)
     if rule == "rescaled":
-        return sum(entered) / (workers * entered[worker])
+        counts = [entered - before for entered, before in zip(ledger.entered, ledger.base, strict=True)]
+        # Of a result that waits while the membership changes nothing is counted any more.
+        return sum(counts) / (sum(ledger.here) * counts[worker]) if counts[worker] and any(ledger.here) else 1.0
     return 1.0
 
 
@@ -118,29 +120,6 @@ class Direction(Checked):
         share = min(self.turn * (1 - cosine) * confidence, 1.0)
         t = (1 - share) * d / length + share * toward
         return length * t / t.norm()
-
-
-class Receiving(Protocol):
-    """The part of a server's state that counts results."""
-
-    version: int
-    received: list[int]
-
-
-def arrived(state: Receiving, message: Message) -> tuple[int, int, int]:
-    """Count a result; return its worker, the number of the worker's job, and its delay tau.
-
-    Raises:
-        CollectiveMismatch: it is not the worker's next one.
-    """
-    worker, (version, number) = message.source, map(int, message.numbers)
-    if number != state.received[worker]:
-        raise CollectiveMismatch(
-            f"server, step {state.version}: worker {worker} delivered its job {number}, expected "
-            f"{state.received[worker]}; a message was lost or came twice; start from a checkpoint"
-        )
-    state.received[worker] += 1
-    return worker, number, state.version - version
 
 
 def check_direction(direction: Direction | None, outer: Outer) -> None:

@@ -13,6 +13,8 @@ from swarmstep.asynchronous.contract import Mailbox, Message, Method
 from swarmstep.errors import UsageError
 
 STEP, MESSAGE, LOST, TIMER = "step", "message", "lost", "timer"
+LEFT, JOINED = "left", "joined"
+KINDS = (STEP, MESSAGE, LOST, TIMER, LEFT, JOINED)
 
 
 class Event(NamedTuple):
@@ -21,15 +23,19 @@ class Event(NamedTuple):
     Args:
         time: when, virtual seconds.
         kind: "step": the node has finished what it computed; "message": one from `source` has arrived; "lost": one
-            from `source` would have arrived; "timer": the one that the node asked for has run out.
+            from `source` would have arrived; "timer": the one that the node asked for has run out; "left":
+            `source` is lost, with all messages under way between the two, or, if it is the node itself, all
+            others are; "joined": it has come or come back, and begins with `Method.enter`.
         node: to which it happened.
         source: the sender, of a step or a timer the node itself.
+        given: what one that joins tells, see `Method.given`.
     """
 
     time: float
     kind: str
     node: int
     source: int
+    given: int = 0
 
 
 class Box:
@@ -106,7 +112,7 @@ class Nodes:
     """
 
     def __init__(self, method: Method[Any], x: Tensor, posted: Callable[[int, int], None] | None = None) -> None:
-        self.method = method
+        self.method, self._x = method, x
         self.states: dict[int, Any] = {node: method.init(node, x) for node in method.nodes}
         self.under_way: dict[tuple[int, int], deque[Message]] = {}  # by (source, to)
         self._posted = posted or (lambda source, to: None)
@@ -131,13 +137,15 @@ class Nodes:
         Raises:
             UsageError: it cannot: no such message is under way, the node has nothing to compute, or no timer.
         """
-        kind, node, _ = event[1:]
+        _, kind, node, source, _ = event
         state, box = self.states.get(node), self._boxes.get(node)
-        if state is None or box is None or kind not in (STEP, MESSAGE, LOST, TIMER):
+        if state is None or box is None or source not in self.states or kind not in KINDS:
             raise UsageError(
-                f"{event}: expected step, message, lost or timer at one of the nodes {self.method.nodes}"
+                f"{event}: expected one of {', '.join(KINDS)} at one of the nodes {self.method.nodes}"
             )
-        if kind in (STEP, TIMER):
+        if kind in (LEFT, JOINED):
+            self._change(event)
+        elif kind in (STEP, TIMER):
             act(self.method, state, event, box)
         else:
             self._arrive(event, state, box)
@@ -152,6 +160,18 @@ class Nodes:
             box.arrived.append(message)
         while (arrived := box.poll()) is not None:
             self.method.on_message(state, arrived, box)
+
+    def _change(self, event: Event) -> None:
+        """Let a node lose another, or find it anew."""
+        _, kind, node, other, given = event
+        for pair in [*self.under_way]:
+            if node in pair and (other in pair or node == other):
+                del self.under_way[pair]
+        if kind == LEFT:
+            self.method.on_left(self.states[node], other, self._boxes[node])
+        else:
+            self.states[other] = self.method.enter(other, self._x)
+            self.method.on_joined(self.states[node], other, given, self._boxes[node])
 
 
 def replay(method: Method[Any], x: Tensor, order: Iterable[Event]) -> Nodes:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from typing import Any, ClassVar, final
 
 from torch import Tensor
 
 from swarmstep.arguments import Checked
-from swarmstep.asynchronous.asgrad import WorkerState
-from swarmstep.asynchronous.contract import SERVER, Mailbox, Message, Method, Timer
-from swarmstep.asynchronous.merging import RULES, Direction, arrived, check_direction, flat_settings, scale
+from swarmstep.asynchronous.contract import SERVER, Mailbox, Message, Timer
+from swarmstep.asynchronous.jobs import Ledger, ServerMethod, WorkerState, blank
+from swarmstep.asynchronous.merging import RULES, Direction, check_direction, flat_settings, scale
 from swarmstep.asynchronous.outer import Outer
 from swarmstep.asynchronous.work import Work
 from swarmstep.cards import ASYNCHRONOUS, Card
@@ -21,26 +20,18 @@ from swarmstep.errors import UsageError
 
 
 @dataclasses.dataclass
-class QuorumState:
-    """What the server remembers; lists [W] are indexed by worker."""
+class QuorumState(Ledger):
+    """What the server remembers; its version counts the rounds that have closed."""
 
-    node: int
-    x: Tensor  # the model [P]
-    version: int  # rounds that have closed
     points: dict[int, Tensor]  # x [P] by version, of those that a worker computes at
     holds: list[int]  # [W] the version of each worker's job
-    received: list[int]  # [W] results
-    entered: list[int]  # [W] of them those that count
-    late: list[int]  # [W] their delays, summed
-    dropped: list[tuple[int, int]]  # (worker, number of its job) of the results that were ignored
-    waiting: list[tuple[int, int, Tensor]]  # (worker, delay, x' in time or D late, [P]) that enter at the close
+    waiting: list[tuple[int, int, Tensor]]  # (worker, delay, x' or, if late, D [P]) that enter when it closes
     idle: list[int]  # workers that get their next job then
-    memory: dict[str, Tensor]  # of the outer optimizer
 
 
 @final
 @dataclasses.dataclass(frozen=True)
-class Quorum(Checked, Method[Any]):
+class Quorum(Checked, ServerMethod):
     """A round closes `grace` seconds after K of W workers have delivered, or when nobody is left to wait for.
 
     ::
@@ -59,6 +50,9 @@ class Quorum(Checked, Method[Any]):
 
     A worker that is behind by less than the grace is in time again. If all are equally fast, one that fell behind
     by more gains what the others wait for it, the grace, in each round; with grace 0 it stays late.
+
+    Workers come and go, as `ServerMethod` says: the quorum is all that are there, if they are fewer than K, and
+    who comes gets the present x.
 
     Args:
         workers: W, at least 1.
@@ -85,7 +79,6 @@ class Quorum(Checked, Method[Any]):
     """
 
     card: ClassVar[Card] = ASYNCHRONOUS["quorum"]
-    has_server: ClassVar[bool] = True
 
     workers: int
     work: Work
@@ -110,40 +103,36 @@ class Quorum(Checked, Method[Any]):
         check_direction(self.direction, self.outer)
 
     @property
-    def steps(self) -> int:
-        return self.work.steps
-
-    @property
     def settings(self) -> dict[str, Any]:
         return flat_settings(self)
 
     def init(self, node: int, x: Tensor) -> QuorumState | WorkerState:
         if node != SERVER:
             return WorkerState(node, 0, [], {})
-        x, none = x.clone(), [0] * self.workers
-        return QuorumState(node, x, 0, {0: x}, [*none], [*none], [*none], [*none], [], [], [], {})
+        known = blank(node, x, self.workers)
+        return QuorumState(**known, points={0: known["x"]}, holds=[0] * self.workers, waiting=[], idle=[])
 
     def start(self, state: QuorumState | WorkerState, box: Mailbox) -> None:
         if isinstance(state, QuorumState):
             for worker in range(self.workers):
                 self._hand_out(state, worker, box)
 
-    def ready(self, state: QuorumState | WorkerState) -> bool:
-        return isinstance(state, WorkerState) and bool(state.jobs)
+    def compute(self, x: Tensor, worker: int, number: int, results: int, memory: dict[str, Any]) -> Tensor:
+        return self.work.end(x, worker, number, results, memory)
 
-    def on_step(self, state: QuorumState | WorkerState, box: Mailbox) -> None:
-        assert isinstance(state, WorkerState)
-        version, results, x = state.jobs.pop(0)
-        end = self.work.end(x, state.node, state.done, results, state.memory)
-        box.post(SERVER, Message(state.node, (version, state.done), end))
-        state.done += 1
+    def on_left(self, state: QuorumState | WorkerState, node: int, box: Mailbox) -> None:
+        assert isinstance(state, QuorumState)
+        gone = [*range(self.workers)] if node == SERVER else [node]
+        for worker in gone:
+            state.lose(worker)
+            state.holds[worker] = state.version
+        state.idle = [worker for worker in state.idle if worker not in gone]
+        self._close_if_all_wait(state, box)
 
-    def on_message(self, state: QuorumState | WorkerState, message: Message, box: Mailbox) -> None:
-        if isinstance(state, WorkerState):
-            version, results = map(int, message.numbers)
-            state.jobs.append((version, results, message.x))
-        else:
-            self._take(state, message, box)
+    def on_joined(self, state: QuorumState | WorkerState, node: int, given: int, box: Mailbox) -> None:
+        assert isinstance(state, QuorumState)
+        state.welcome(node, given)
+        self._hand_out(state, node, box)
 
     def timer(self, state: QuorumState | WorkerState) -> Timer | None:
         if isinstance(state, QuorumState) and self._complete(state):
@@ -154,38 +143,32 @@ class Quorum(Checked, Method[Any]):
         assert isinstance(state, QuorumState)
         self._close(state, box)
 
-    def result(self, states: Mapping[int, QuorumState | WorkerState]) -> Tensor:
-        server = states[SERVER]
-        assert isinstance(server, QuorumState)
-        return server.x.clone()
-
-    def _complete(self, state: QuorumState) -> bool:
-        return sum(not delay for _, delay, _ in state.waiting) >= self.quorum
-
-    def _take(self, state: QuorumState, message: Message, box: Mailbox) -> None:
-        """Let a result enter the open round, or drop it; each once."""
-        worker, number, delay = arrived(state, message)
-        if self.ignore and delay >= self.ignore:
-            state.dropped.append((worker, number))
-        else:
-            state.entered[worker] += 1
-            state.late[worker] += delay
+    def received(self, state: QuorumState, message: Message, box: Mailbox) -> None:
+        worker, delay = message.source, state.take(message, self.ignore)
+        if delay is not None:
             sent = message.x
             if delay:
                 sent = state.points[state.version - delay] - sent
                 if self.direction:
                     sent = self.direction.turned(sent, state.memory.get("momentum"))
             state.waiting.append((worker, delay, sent))
-        if delay and not self._complete(state):
+        if delay != 0 and not self._complete(state):
             self._hand_out(state, worker, box)
             return
         state.idle.append(worker)
-        if len(state.idle) == self.workers:
+        self._close_if_all_wait(state, box)
+
+    def _complete(self, state: QuorumState) -> bool:
+        here = sum(state.here)
+        return here > 0 and sum(not delay for _, delay, _ in state.waiting) >= min(self.quorum, here)
+
+    def _close_if_all_wait(self, state: QuorumState, box: Mailbox) -> None:
+        if state.waiting and state.idle and len(state.idle) == sum(state.here):
             self._close(state, box)
 
     def _leads_to(self, state: QuorumState, worker: int, delay: int, sent: Tensor) -> Tensor:
         """Return y [P] of a result."""
-        factor = scale(self.rule, state.entered, worker, delay)
+        factor = scale(self.rule, state, worker, delay)
         if not delay and factor == 1:
             return sent
         return state.x - factor * (sent if delay else state.x - sent)
@@ -207,4 +190,4 @@ class Quorum(Checked, Method[Any]):
         state.points = {
             version: x for version, x in state.points.items() if version in {*state.holds, state.version}
         }
-        box.post(worker, Message(SERVER, (state.version, sum(state.entered)), state.x))
+        state.give(worker, box)

@@ -10,6 +10,7 @@ import torch.distributed.distributed_c10d as distributed_c10d
 from torch import nn
 from torch._C._distributed_c10d import (  # public in torch.distributed, but not annotated there
     PrefixStore,
+    ProcessGroupGloo,
     TCPStore,
 )
 
@@ -20,6 +21,7 @@ __all__ = [
     "groups_made",
     "leak",
     "non_persistent_buffers",
+    "pair_group",
     "reset_group_count",
     "set_timeout",
 ]
@@ -46,6 +48,25 @@ def reset_group_count() -> None:
     It counts a default group that could not be formed, too, and default groups with different numbers never meet.
     """
     _world().group_count = 0
+
+
+def pair_group(store: Any, rank: int, address: str, seconds: float) -> Any:
+    """Return a gloo group of two ranks that is in no list of torch's, so that nothing else depends on it.
+
+    Args:
+        store: where the two meet; both give the same, which nobody has used before.
+        rank: of this process, 0 or 1.
+        address: of this machine, by which the other reaches it.
+        seconds: for the other to come, and for an operation without a limit of its own.
+
+    Raises:
+        RuntimeError: the other did not come.
+    """
+    gloo: Any = ProcessGroupGloo
+    options = gloo._Options()
+    options._devices = [gloo.create_device(hostname=address)]
+    options._timeout = timedelta(seconds=seconds)
+    return gloo(store, rank, 2, options)
 
 
 def leak(group: Any) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from swarmstep.asynchronous import SERVER, AsGrad, Displacement, Event, Flat, Function, Gradient, Outer, Simulator
 from swarmstep.asynchronous.asgrad import ASSIGNMENTS
+from swarmstep.asynchronous.jobs import Ledger, blank
 from swarmstep.asynchronous.merging import RULES, scale
 from swarmstep.errors import CollectiveMismatch, UsageError
 
@@ -157,7 +158,7 @@ def test_ringmaster_ignores_delays_of_r_and_more() -> None:
         worker = min(order, key=lambda w: jobs[w][0])  # of equals the one that began first
         finish, handed, point, number = jobs[worker]
         if version - handed >= R:
-            dropped.append((worker, number))
+            dropped.append((worker, number, "stale"))
         else:
             x, version = x - lr * (point - worker), version + 1
         jobs[worker] = (finish + seconds[worker], version, x, number + 1)
@@ -165,11 +166,12 @@ def test_ringmaster_ignores_delays_of_r_and_more() -> None:
         order.append(worker)
     assert server(simulator).dropped == dropped != []
     assert (float(simulator.result()), server(simulator).version) == (x, version)
-    assert {worker for worker, _ in dropped} == {2}
+    assert {worker for worker, _, _ in dropped} == {2}
 
 
 def test_scales() -> None:
-    found = {rule: [scale(rule, [1, 5, 2, 0], 1, tau) for tau in (0, 3, 8)] for rule in RULES}
+    ledger = Ledger(**{**blank(SERVER, ZERO, 4), "entered": [1, 5, 2, 0]})
+    found = {rule: [scale(rule, ledger, 1, tau) for tau in (0, 3, 8)] for rule in RULES}
     assert found == {
         "constant": [1, 1, 1],
         "delay-adaptive": [1, 1, 0.5],
@@ -248,16 +250,17 @@ def test_each_displacement_enters_once_or_is_reported(
     simulator.run(events=jobs * 3 // 2)
     state, x = server(simulator), simulator.result().view(workers, jobs)
     steps = Counter(event.node for event in simulator.order if event.kind == "step")
-    dropped = Counter(worker for worker, _ in state.dropped)
+    dropped = Counter(worker for worker, _, _ in state.dropped)
     pending = Counter(worker for worker, _, _ in state.waiting)
     assert len(set(state.dropped)) == len(state.dropped)
-    assert all(x[worker, number] == 0 for worker, number in state.dropped)
+    assert all(x[worker, number] == 0 for worker, number, _ in state.dropped)
     assert set(x.unique().tolist()) <= {0.0, -1.0}
     sent = Counter(message.source for to, message in simulator.under_way if to == SERVER)
     for worker in range(workers):
         assert -int(x[worker].sum()) == state.entered[worker] - pending[worker]
-        assert state.received[worker] == state.entered[worker] + dropped[worker]
-        assert steps[worker] == state.received[worker] + sent[worker] == simulator.states[worker].done
+        received = state.entered[worker] + dropped[worker]
+        assert state.given[worker] == received + len(state.under_way[worker])
+        assert steps[worker] == received + sent[worker] == simulator.states[worker].done
 
 
 def test_a_result_that_comes_twice_is_refused() -> None:
@@ -267,7 +270,9 @@ def test_a_result_that_comes_twice_is_refused() -> None:
     nodes = simulator._nodes
     nodes.under_way[0, SERVER].append(message)
     nodes.perform(Event(0.0, "message", SERVER, 0))
-    with pytest.raises(CollectiveMismatch, match=r"server, step 1: worker 0 delivered its job 0, expected 1"):
+    with pytest.raises(
+        CollectiveMismatch, match=r"server, step 1: worker 0 delivered its job 0, expected the first of \[1\]"
+    ):
         nodes.perform(Event(0.0, "message", SERVER, 0))
 
 

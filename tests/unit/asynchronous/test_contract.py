@@ -53,7 +53,7 @@ def test_what_a_job_or_step_sends_is_on_the_card(name: str) -> None:
     sent: list[Message] = []
     box = Box(lambda to, message: sent.append(message))
     if method.has_server:
-        method.on_message(state, Message(SERVER, (0,), x), box)
+        method.on_message(state, Message(SERVER, (0, 0, 0), x), box)
     assert method.ready(state)
     method.on_step(state, box)
     assert method.card.traffic == "1"

@@ -210,12 +210,13 @@ def test_each_displacement_enters_once_or_is_reported(
     pending = Counter(worker for worker, _, _ in state.waiting)
     steps = Counter(event.node for event in simulator.order if event.kind == "step")
     sent = Counter(message.source for to, message in simulator.under_way if to == SERVER)
-    dropped = Counter(worker for worker, _ in state.dropped)
-    assert all(x[worker, number] == 0 for worker, number in state.dropped)
+    dropped = Counter(worker for worker, _, _ in state.dropped)
+    assert all(x[worker, number] == 0 for worker, number, _ in state.dropped)
     for worker in range(workers):
         assert int((x[worker] != 0).sum()) == state.entered[worker] - pending[worker]
-        assert state.received[worker] == state.entered[worker] + dropped[worker]
-        assert steps[worker] == state.received[worker] + sent[worker]
+        received = state.entered[worker] + dropped[worker]
+        assert state.given[worker] == received + len(state.under_way[worker])
+        assert steps[worker] == received + sent[worker]
     entered = sum(state.entered) - sum(pending.values())
     shares = sorted((-x[x != 0]).tolist())
     assert sum(shares) == pytest.approx(state.version)  # in each round the shares add up to 1
@@ -226,8 +227,8 @@ def test_each_displacement_enters_once_or_is_reported(
 def test_a_result_that_comes_twice_is_refused() -> None:
     method = quorum()
     state = method.init(SERVER, ZERO)
-    state.received[1] = 2
-    with pytest.raises(CollectiveMismatch, match="worker 1 delivered its job 1, expected 2"):
+    state.under_way[1] = [2]
+    with pytest.raises(CollectiveMismatch, match=r"worker 1 delivered its job 1, expected the first of \[2\]"):
         method.on_message(state, Message(1, (0, 1), ZERO), Box(lambda to, message: None))
 
 

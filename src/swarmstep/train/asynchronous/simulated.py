@@ -107,7 +107,7 @@ class _Simulated:
         if not self._method.has_server:
             return rows
         server = simulator.states[SERVER]
-        dropped = [worker for worker, _ in server.dropped]
+        dropped = [worker for worker, *_ in server.dropped]
         return [
             dataclasses.replace(row, staleness=late / max(1, entered), dropped=dropped.count(row.rank))
             for row, late, entered in zip(rows, server.late, server.entered, strict=True)
