@@ -12,7 +12,7 @@ from torch import Tensor
 
 from asynchronous_trials import RESULTS, STEPS, WORKERS, Play, Pull, Trial, asgrad, drawn
 from swarmstep.asynchronous import SERVER, replay
-from swarmstep.asynchronous.asgrad import REASONS
+from swarmstep.asynchronous.jobs import REASONS
 
 AT_A_TIME = 3  # trials: much of their time is silence
 
