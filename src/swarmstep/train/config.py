@@ -21,6 +21,7 @@ Group = Literal["Method", "Data and model", "Training", "Communication", "Run"]
 
 SYNCHRONOUS = "synchronous"  # averages the gradients at every step
 DDP = "ddp"  # the same, done by torch's DistributedDataParallel
+GRADIENTS = (DDP, "osp", SYNCHRONOUS)  # the methods that synchronize gradients, by default at every step
 BASELINES = (DDP, "independent")  # without settings or a trigger
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 BALANCES: tuple[Balance, ...] = get_args(Balance)
@@ -164,7 +165,7 @@ class Config:
     @property
     def by_gradients(self) -> bool:
         """Whether the workers synchronize gradients, and not weights."""
-        return self.strategy in (SYNCHRONOUS, DDP)
+        return self.strategy in GRADIENTS
 
     @property
     def training(self) -> Defaults:
