@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from itertools import compress
 from typing import ClassVar, NamedTuple, final
 
@@ -111,7 +110,7 @@ class OSP(Strategy[OSPState, OSPMessage]):
             scores=torch.zeros(pieces, dtype=torch.float64),
             owed=torch.zeros_like(x[: layout.parameters]),
             weight=torch.ones((), dtype=torch.float64),
-            measured=torch.full((5,), math.nan, dtype=torch.float64),
+            measured=torch.zeros(5, dtype=torch.float64),
         )
 
     def exchange(self, x: Tensor, state: OSPState, signal: Signal, roll: Roll, comm: Comm) -> OSPMessage:
@@ -167,7 +166,7 @@ class OSP(Strategy[OSPState, OSPMessage]):
         if not self.auto:
             return self.share
         element, step, loss, first, _ = measured.tolist()
-        if not (math.isfinite(element + step + loss + first) and first > 0.0 and element > 0.0):
+        if not (element > 0.0 and first > 0.0):
             return 0.0
         return min(self.share, step / (element * elements), self.share * max(0.0, 1.0 - loss / first))
 
@@ -201,7 +200,7 @@ def _put(x: Tensor, pieces: list[int], which: Tensor, values: Tensor) -> None:
 def _measured(before: Tensor, roll: Roll, urgent: int) -> Tensor:
     """Return seconds of an element on the network and of a step's computation, the loss, the first loss, `urgent`.
 
-    Each but the last two is a running mean of the slowest worker, or the mean worker's loss; NaN if not known yet.
+    The first two are running means of the slowest worker, the third of all workers; 0 is what is not known yet.
 
     Args:
         before: the same, one round ago.
@@ -210,9 +209,8 @@ def _measured(before: Tensor, roll: Roll, urgent: int) -> Tensor:
     """
     compute, _, send = roll.seconds[roll.present].amax(dim=0).tolist()
     losses = roll.losses[roll.losses.isfinite()]
-    loss = losses.mean() if len(losses) else torch.tensor(math.nan, dtype=torch.float64)
-    newest = torch.stack([send / before[4], torch.tensor(compute, dtype=torch.float64), loss])
-    mean = NEWEST * newest + (1.0 - NEWEST) * before[:3]
-    mean = torch.where(before[:3].isfinite(), mean, newest)
-    first = torch.where(before[3].isfinite(), before[3], loss)
-    return torch.cat([mean, first.view(1), before.new_tensor([urgent])])
+    loss = float(losses.mean()) if len(losses) else 0.0
+    *known, first, waited_for = before.tolist()
+    newest = (send / waited_for if waited_for else 0.0, compute, loss)
+    mean = [NEWEST * new + (1.0 - NEWEST) * old if old else new for new, old in zip(newest, known, strict=True)]
+    return before.new_tensor([*mean, first or loss, urgent])

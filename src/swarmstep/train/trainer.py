@@ -158,6 +158,8 @@ class Trainer:
         loss.backward()
         if self.share.pace > 1.0 and self.config.backend != "sim":
             time.sleep((self.share.pace - 1.0) * (comm.clock() - began))
+        if self.job.pace:
+            time.sleep(max(0.0, end - time.monotonic()))
         computed = comm.clock()
         self.sync.reduce(lr, weight)
         reducing = comm.clock() - computed
@@ -165,8 +167,6 @@ class Trainer:
         self.optimizer.step(lr)
         if self.fault:
             self.fault.after_step(self.model, step)
-        if self.job.pace:
-            time.sleep(max(0.0, end - time.monotonic()))
         spent = comm.clock() - began - reducing
         self.tally.compute_seconds += spent
         event = self.sync.step(loss, lr, weight) or (self._ddp.report(step) if self._ddp else None)
