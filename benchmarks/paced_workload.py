@@ -1,8 +1,9 @@
-"""MNIST with networks of a million parameters whose computation is a sleep, which a busy machine hardly disturbs.
+"""MNIST with networks whose computation is a sleep, which a busy machine hardly disturbs.
 
-A step computes for `PACED_SECONDS` (default 0.5): a third in the forward pass, the rest in the backward pass,
-before the gradients of its layer are there. So DistributedDataParallel overlaps as much as it could if
-the processor really computed. The models differ in where the parameters are, seen from the computation.
+A step computes for `PACED_SECONDS` (default 0.5): a third in the forward pass, the rest in the backward pass, before
+the gradients of its layer are there. So DistributedDataParallel overlaps as much as it could if the processor really
+computed. The models have `PACED_MILLIONS` (default 1) of parameters, and differ in where these are, seen from the
+computation.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from torch import Tensor, nn
 from swarmstep.workloads import mnist
 
 SECONDS = float(os.environ.get("PACED_SECONDS", "0.5"))
+MILLIONS = float(os.environ.get("PACED_MILLIONS", "1"))
+HIDDEN = int(1240 * MILLIONS)
+WIDTH = int(330 * MILLIONS**0.5)
 
 
 class _Sleep(torch.autograd.Function):
@@ -57,23 +61,23 @@ class Scale(nn.Module):
 
 
 def first() -> nn.Module:
-    """Return 784-1240-10: parameters and computation in the first layer, whose gradient comes last."""
-    return nn.Sequential(nn.Flatten(), Paced(nn.Linear(784, 1240), SECONDS), nn.ReLU(), nn.Linear(1240, 10))
+    """Return a hidden layer: parameters and computation in the first layer, whose gradient comes last."""
+    return nn.Sequential(nn.Flatten(), Paced(nn.Linear(784, HIDDEN), SECONDS), nn.ReLU(), nn.Linear(HIDDEN, 10))
 
 
 def even() -> nn.Module:
-    """Return 784 and eight layers of 330: parameters and computation in all of them."""
+    """Return eight hidden layers: parameters and computation in all of them."""
     layers: list[nn.Module] = [nn.Flatten()]
-    for inputs in (784, *[330] * 7):
-        seconds = SECONDS * inputs / (784 + 330 * 7)
-        layers += [Paced(nn.Linear(inputs, 330), seconds), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(330, 10))
+    for inputs in (784, *[WIDTH] * 7):
+        seconds = SECONDS * inputs / (784 + WIDTH * 7)
+        layers += [Paced(nn.Linear(inputs, WIDTH), seconds), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(WIDTH, 10))
 
 
 def last() -> nn.Module:
-    """Return 784-1240-10 behind the computation: the gradients of the parameters come first, as in a CNN."""
+    """Return a hidden layer behind the computation: the gradients of the parameters come first, as in a CNN."""
     front = Paced(Scale(784), SECONDS)
-    return nn.Sequential(nn.Flatten(), front, nn.Linear(784, 1240), nn.ReLU(), nn.Linear(1240, 10))
+    return nn.Sequential(nn.Flatten(), front, nn.Linear(784, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 10))
 
 
 workload = dataclasses.replace(mnist.load(), models={"first": first, "even": even, "last": last})

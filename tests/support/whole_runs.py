@@ -43,7 +43,9 @@ def _timings(variant: str) -> list[str]:
 
 # Every strategy with every timing; its options with those that reach most code.
 PLAIN = [
-    fast_if(t == "warm-up" or v in (EVERY_TIMING, "synchronous"), v, t) for v in VARIANTS for t in _timings(v)
+    fast_if(t == "warm-up" or v in (EVERY_TIMING, "synchronous") or (v, t) == ("osp", "every-1"), v, t)
+    for v in VARIANTS
+    for t in _timings(v)
 ]
 # Rounds that travel while training goes on.
 DELAYED = [fast_if(name in KINDS, name, "every-3") for name in FOR_WEIGHTS]

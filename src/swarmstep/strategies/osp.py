@@ -69,8 +69,9 @@ class OSP(Strategy[OSPState, OSPMessage]):
         share: of the elements that is deferred at most, 0 to 1. 0 is `Synchronous`, bit for bit.
         auto: defer less where that is enough: at most what the network carries during a step's computation, and
             share (1 - loss / first loss), for losses above 0. Both are measured; runs are not reproducible.
-        local: True, as above. False: deferred pieces get nothing now, and m(t-1) one step late. The workers then
-            stay equal with any optimizer and clipping, but their mean is not that of synchronous training.
+        local: True: deferred pieces get g_i at once, and are corrected at the next step. False: they get nothing at
+            once, and m(t-1) a step late; the workers then stay equal with any optimizer and clipping, but their mean
+            is not that of synchronous training.
         when: the trigger; by default every step. At the steps between rounds each worker uses its own gradient.
 
     Cost: in a round 2 (W-1)/W P sent by each worker as with `Synchronous`, of which it waits for the urgent share
@@ -122,13 +123,13 @@ class OSP(Strategy[OSPState, OSPMessage]):
         if self.follows_up and signal.weights:
             products = (signal.weights()[: len(x)] * x).abs_().split(pieces)
             scores = torch.stack([product.sum(dtype=torch.float64) for product in products]).cpu()
-        rates = torch.tensor(1.0 if signal.lr is None or not self.local else signal.lr, dtype=torch.float64)
+        rate = 1.0 if signal.lr is None or not self.local else signal.lr
         return OSPMessage(
             gradient=gradient,
             scores=scores,
             weight=torch.tensor(weight, dtype=torch.float64),
             measured=_measured(state.measured, roll, len(mean)) if self.auto else state.measured,
-            rates=signal.rates() if signal.rates and self.local else rates,
+            rates=signal.rates() if signal.rates and self.local else x.new_tensor(rate, dtype=torch.float64),
         )
 
     def apply(self, x: Tensor, state: OSPState, message: OSPMessage, layout: Layout) -> None:
