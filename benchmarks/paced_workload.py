@@ -1,9 +1,9 @@
 """MNIST with networks whose computation is a sleep, which a busy machine hardly disturbs.
 
-A step computes for `PACED_SECONDS` (default 0.5): a third in the forward pass, the rest in the backward pass, before
-the gradients of its layer are there. So DistributedDataParallel overlaps as much as it could if the processor really
-computed. The models have `PACED_MILLIONS` (default 1) of parameters, and differ in where these are, seen from the
-computation.
+A step computes for `PACED_SECONDS` (default 0.5): a third in the forward pass, the rest in the backward pass,
+before the gradients of its layer are there. So DistributedDataParallel overlaps as much as it could if the
+processor really computed. The models have `PACED_MILLIONS` (default 1) of parameters, and differ in where these
+are, seen from the computation.
 """
 
 from __future__ import annotations

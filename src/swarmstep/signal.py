@@ -60,7 +60,9 @@ class Signal:
     seconds: float = 0.0  # that this worker spent outside of the Synchronizer since the last round
     rates: Callable[[], Tensor] | None = None  # the lr of each element, [P]; None where all are `lr`
     total: Callable[[Tensor], Tensor] = _itself
-    weights: Callable[[], Tensor] | None = None  # this worker's, a flat vector [P]; None outside of a Synchronizer
+    weights: Callable[[], Tensor] | None = (
+        None  # this worker's, [P], to be read at once; None outside of a Synchronizer
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -192,7 +192,7 @@ class Fragment:
             rank=context.comm.rank,
             seconds=window.seconds,
             total=context.total,
-            weights=functools.partial(context.flat.read, self.index),
+            weights=functools.partial(context.flat.open, self.index),
         )
 
     def settle(self) -> RoundResult | None:

@@ -69,9 +69,9 @@ class OSP(Strategy[OSPState, OSPMessage]):
         share: of the elements that is deferred at most, 0 to 1. 0 is `Synchronous`, bit for bit.
         auto: defer less where that is enough: at most what the network carries during a step's computation, and
             share (1 - loss / first loss), for losses above 0. Both are measured; runs are not reproducible.
-        local: True: deferred pieces get g_i at once, and are corrected at the next step. False: they get nothing at
-            once, and m(t-1) a step late; the workers then stay equal with any optimizer and clipping, but their mean
-            is not that of synchronous training.
+        local: True: deferred pieces get g_i at once, and are corrected at the next step. False: they get nothing
+            at once, and m(t-1) a step late; the workers then stay equal with any optimizer and clipping, but their
+            mean is not that of synchronous training.
         when: the trigger; by default every step. At the steps between rounds each worker uses its own gradient.
 
     Cost: in a round 2 (W-1)/W P sent by each worker as with `Synchronous`, of which it waits for the urgent share
@@ -121,15 +121,15 @@ class OSP(Strategy[OSPState, OSPMessage]):
         if len(mean):
             _put(gradient, pieces, urgent, comm.mean(mean, weight)[0])
         if self.follows_up and signal.weights:
-            products = (signal.weights()[: len(x)] * x).abs_().split(pieces)
-            scores = torch.stack([product.sum(dtype=torch.float64) for product in products]).cpu()
+            pairs = zip(signal.weights()[: len(x)].split(pieces), x.split(pieces), strict=True)
+            scores = torch.stack([(weights * own).abs_().sum(dtype=torch.float64) for weights, own in pairs]).cpu()
         rate = 1.0 if signal.lr is None or not self.local else signal.lr
         return OSPMessage(
             gradient=gradient,
             scores=scores,
             weight=torch.tensor(weight, dtype=torch.float64),
             measured=_measured(state.measured, roll, len(mean)) if self.auto else state.measured,
-            rates=signal.rates() if signal.rates and self.local else x.new_tensor(rate, dtype=torch.float64),
+            rates=signal.rates() if signal.rates and self.local else x.new_tensor(rate),
         )
 
     def apply(self, x: Tensor, state: OSPState, message: OSPMessage, layout: Layout) -> None:
@@ -139,13 +139,14 @@ class OSP(Strategy[OSPState, OSPMessage]):
         state.measured.copy_(message.measured)
         if not self.follows_up:
             return
-        pieces = torch.tensor(_pieces(layout), device=x.device)
-        own = x * state.deferred.to(x.device).repeat_interleave(pieces)
-        if not self.local:
-            x -= own
-        # A step with lr 0 changes nothing, and the correction is lost; its mean over the workers is 0.
-        x += torch.where(message.rates > 0.0, state.owed / message.rates, 0.0)
-        state.owed.copy_(own.mul_(message.rates))
+        vectors = [vector.split(_pieces(layout)) for vector in (x, state.owed, message.rates.expand(len(x)))]
+        for deferred, piece, owed, rate in zip(state.deferred.tolist(), *vectors, strict=True):
+            own = piece * rate if deferred else torch.zeros_like(piece)
+            if deferred and not self.local:
+                piece.zero_()
+            # A step with lr 0 changes nothing, and the correction is lost; its mean over the workers is 0.
+            piece += torch.where(rate > 0.0, owed / rate, 0.0)
+            owed.copy_(own)
 
     def follow_up(self, state: OSPState, layout: Layout, comm: Comm) -> OSPState:
         pieces, owed = _pieces(layout), state.owed
