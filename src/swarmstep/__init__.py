@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from swarmstep.strategies.local_sgd import LocalSGD
     from swarmstep.strategies.median import CoordinateMedian
     from swarmstep.strategies.noloco import NoLoCo
+    from swarmstep.strategies.osp import OSP
     from swarmstep.strategies.papa import PAPA
     from swarmstep.strategies.pso_ps import PSOPS
     from swarmstep.strategies.slowmo import SlowMo
@@ -61,6 +62,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BMUF",
     "EASGD",
+    "OSP",
     "PAPA",
     "PSOPS",
     "STRATEGIES",
@@ -109,6 +111,7 @@ __all__ = [
 _MODULES = {
     "BMUF": "swarmstep.strategies.bmuf",
     "EASGD": "swarmstep.strategies.easgd",
+    "OSP": "swarmstep.strategies.osp",
     "PAPA": "swarmstep.strategies.papa",
     "PSOPS": "swarmstep.strategies.pso_ps",
     "STRATEGIES": "swarmstep.strategies",

@@ -159,6 +159,15 @@ _ALL = (
         key="kolehmainen2025noloco",
     ),
     Card(
+        name="osp",
+        title="the gradient's unimportant part travels while the next step computes",
+        traffic=ALL_REDUCE,
+        memory="1",
+        paper="arXiv 2306.16926",
+        weighted=True,
+        key="chen2023osp",
+    ),
+    Card(
         name="papa",
         title="a population pushed slowly toward its mean",
         traffic=ALL_REDUCE,

@@ -60,6 +60,9 @@ class Signal:
     seconds: float = 0.0  # that this worker spent outside of the Synchronizer since the last round
     rates: Callable[[], Tensor] | None = None  # the lr of each element, [P]; None where all are `lr`
     total: Callable[[Tensor], Tensor] = _itself
+    weights: Callable[[], Tensor] | None = (
+        None  # this worker's, [P], to be read at once; None outside of a Synchronizer
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +124,8 @@ class Round:
     of their steps, `compute_seconds` what they spent on local steps; `wait_seconds` and `send_seconds` are what
     they spent in the round before, waiting for the slowest in the roll call and exchanging vectors. `bytes_sent`
     and `bytes_received` are this worker's payload, and `calls` what it was sent by: (verb, bytes of the tensor
-    that this worker gave to it, size of its group). `seconds` are what the training spent on it, by the group's
+    that this worker gave to it, size of its group); `followed` are those of the round before that went on during
+    this step, whose bytes are counted here. `seconds` are what the training spent on it, by the group's
     clock: in real processes they include the wait for the others, in simulation they are this worker's own;
     `probe_seconds` went into the probe. `distrusted` are the workers that the strategy left out. In an elastic
     group `members` are the names of all in it, in rank order, `epoch` is the number of the group, and `decision`
@@ -147,6 +151,7 @@ class Round:
     members: tuple[str, ...] = ()
     decision: Decision = KEPT
     number: int = 0
+    followed: tuple[tuple[str, int, int], ...] = ()
 
     def __str__(self) -> str:
         losses = [loss for loss in self.losses if math.isfinite(loss)]

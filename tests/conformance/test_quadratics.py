@@ -15,7 +15,7 @@ from whole_runs import fast_ones
 P = 12
 WORKERS = 4
 # Those whose fixed point is the common optimum when all curvatures are equal, whatever the number of steps.
-AVERAGING = {"bmuf", "diloco", "hierarchical", "local-sgd", "slowmo", "swarm", "synchronous"}
+AVERAGING = {"bmuf", "diloco", "hierarchical", "local-sgd", "osp", "slowmo", "swarm", "synchronous"}
 # Those that keep the workers apart, or look at one or the middle instead of the mean.
 OTHERS = {
     *("easgd", "fedpso", "gossip-exponential", "gossip-ring", "independent", "median", "noloco", "papa"),

@@ -27,16 +27,20 @@ def chosen(variant: str, **changes: Any) -> Strategy:
 
 
 class Failing(Wrapped):
-    """Any group, whose calls fail once `left` of them have been made."""
+    """Any group, whose calls and those of its parts fail once `left` of them have been made."""
 
-    def __init__(self, inner: Group) -> None:
+    def __init__(self, inner: Group, whole: Failing | None = None) -> None:
         super().__init__(inner)
+        self.whole = whole or self
         self.left, self.calls = 10**9, 0
 
     def before(self, verb: str, elements: int) -> None:
-        self.calls += 1
-        if self.calls > self.left:
+        self.whole.calls += 1
+        if self.whole.calls > self.whole.left:
             raise CommError("the network is gone")
+
+    def split(self, color: int, name: str = "") -> Failing:
+        return Failing(super().split(color, name), self.whole)
 
 
 def fail_at_every_call(comm: Comm, strategy: Strategy, buffers: str | None) -> int:
@@ -113,8 +117,8 @@ def formula(text: str, W: int) -> float:
 
 # Gathers of single numbers beyond the roll call, in bytes sent by each worker for each other worker.
 NUMBERS = {"pso-ps:probe": 8, "fedpso": 8}
-# Traffic that depends on the losses, or on a schedule of probes, has tests of its own, next to the oracle.
-VARIES = ["pso-ps:historical", "pso-ps:decay", "swarm"]
+# Traffic that depends on losses, probes or the round before has tests of its own, next to the oracle.
+VARIES = ["osp", "pso-ps:historical", "pso-ps:decay", "swarm"]
 
 
 @pytest.mark.parametrize("workers", fast_ones([1, 4, 5], range(1, 6)))

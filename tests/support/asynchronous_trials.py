@@ -100,7 +100,7 @@ class Pull(Work):
         self.pause = pause
         self.seen: Counter[tuple[int, int]] = Counter()
 
-    def __call__(self, x: Tensor, worker: int, number: int, memory: dict[str, Any]) -> Tensor:
+    def __call__(self, x: Tensor, worker: int, number: int, results: int, memory: dict[str, Any]) -> Tensor:
         time.sleep(self.pause)
         self.seen[worker, number] += 1
         memory["m"] = 0.5 * memory.get("m", torch.zeros_like(x)) + 0.5 * (x - worker)

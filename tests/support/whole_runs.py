@@ -21,8 +21,8 @@ CODECS: dict[str, Codec] = {"bfloat16": Bfloat16(), "int8": Int8(64), "int4": In
 # One of each kind: a mean, a broadcast, a probe, an outer optimizer, neighbours, hosts.
 KINDS = ("local-sgd", "pso-ps", "swarm", "diloco", "gossip-ring", "hierarchical")
 EVERY_TIMING = "pso-ps"
-# One for each way to use the wire: KINDS, and all rows, pairs, gradients.
-WIRES = (*KINDS, "median", "noloco", "synchronous")
+# One for each way to use the wire: KINDS, and all rows, pairs, gradients, now or beside a step.
+WIRES = (*KINDS, "median", "noloco", "osp", "synchronous")
 
 
 def fast_if(fast: bool, *values: Any) -> Any:
@@ -43,7 +43,9 @@ def _timings(variant: str) -> list[str]:
 
 # Every strategy with every timing; its options with those that reach most code.
 PLAIN = [
-    fast_if(t == "warm-up" or v in (EVERY_TIMING, "synchronous"), v, t) for v in VARIANTS for t in _timings(v)
+    fast_if(t == "warm-up" or v in (EVERY_TIMING, "synchronous") or (v, t) == ("osp", "every-1"), v, t)
+    for v in VARIANTS
+    for t in _timings(v)
 ]
 # Rounds that travel while training goes on.
 DELAYED = [fast_if(name in KINDS, name, "every-3") for name in FOR_WEIGHTS]

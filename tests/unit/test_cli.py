@@ -176,6 +176,13 @@ NAMES = ", ".join(sorted({*STRATEGIES, "ddp"}))
         ("train digits --fragments 2 --when never", "expected when=Every(n) with n at least 2"),
         ("train digits --fragments 2 --strategy fedpso", "measures whole models on a probe; use fragments=1"),
         ("train digits --strategy synchronous --delay 2", "synchronous takes none of --delay, --mix"),
+        ("train digits --strategy osp --delay 2", "osp takes none of --delay, --mix"),
+        ("train digits --strategy osp --optimizer adamw", "found adamw and --clip 0; --set local=false takes any"),
+        ("train digits --strategy osp --clip 1", "found momentum and --clip 1; --set local=false takes any"),
+        (
+            "train digits --strategy osp --elastic local --backend gloo",
+            "osp synchronizes gradients; --elastic takes",
+        ),
         ("train digits --stop-at 0", "--stop-at: expected a step from 1 to 400, found 0"),
         ("train digits --stop-at 401", "--stop-at: expected a step from 1 to 400, found 401"),
         ("train digits --silence 0.1", "--silence: expected 2 to 1e6 seconds, found 0.1"),

@@ -9,7 +9,7 @@ from typing import Any
 
 from swarmstep.compare.results import Cell, CellGroup, Results
 from swarmstep.console import plain
-from swarmstep.train.config import DDP, SYNCHRONOUS
+from swarmstep.train.config import GRADIENTS
 
 _SEED_AND_PLACE = ("seed", "backend", "data")
 _UNSHOWN = ("checkpoint_every",)  # follows from the steps and changes no result
@@ -65,7 +65,7 @@ def distinct(sources: Iterable[Results]) -> list[Cell]:
 
 
 def _at_every_step(cell: Cell) -> Cell:
-    if cell.config["strategy"] not in (SYNCHRONOUS, DDP):
+    if cell.config["strategy"] not in GRADIENTS:
         return cell
     return dataclasses.replace(cell, config={**cell.config, "every": 1})
 

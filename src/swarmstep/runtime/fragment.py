@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,13 +13,13 @@ from swarmstep import fault_points
 from swarmstep.comm.background import Done, Pending
 from swarmstep.comm.base import Comm
 from swarmstep.comm.coded import Coded
+from swarmstep.runtime.follow_up import FollowUp
 from swarmstep.runtime.learning_rate import of_elements
 from swarmstep.runtime.pending_round import PendingRound, RoundResult
-from swarmstep.runtime.probe import Probe
 from swarmstep.runtime.roll_call import RankStatus, RollCall, call_roll, check_finite, reported_loss
 from swarmstep.runtime.round_context import RoundContext, StepContext
 from swarmstep.runtime.window import Window
-from swarmstep.signal import Distrust, Roll, Round, Signal
+from swarmstep.signal import Distrust, Round, Signal
 
 
 class Fragment:
@@ -42,6 +41,7 @@ class Fragment:
         window: the local steps since the last round.
         norm: of the parameters after the last round.
         pending: the round under way (None: there is none).
+        follow_up: what the last round still sends.
     """
 
     def __init__(self, context: RoundContext, index: int, x: Tensor) -> None:
@@ -49,6 +49,7 @@ class Fragment:
         self.context, self.index = context, index
         self.layout = context.vector.fragments[index]
         self._metered = context.comm.reusing()
+        self.follow_up = FollowUp(self._metered)
         self.coded: Coded | None = None
         if options.codec:
             referenced = strategy.common != "none"
@@ -97,6 +98,7 @@ class Fragment:
         At the end it reports the weights, whatever the rounds change.
         """
         context = self.context
+        self.follow_up.settle(self.state)
         x = context.flat.open(self.index) if now.finished else context.vector.open(self.index)
         return self._call_roll(x, now, self.window)
 
@@ -134,6 +136,7 @@ class Fragment:
         """
         clock, window = self.context.comm.clock, self.window
         began, delay = clock(), 0 if now.finished else self.context.options.delay
+        self.follow_up.settle(self.state)
         if self.context.probe:
             self.context.probe.follow()
         if delay:
@@ -185,21 +188,16 @@ class Fragment:
             gradient=context.flat.gradient,
             probe=functools.partial(probe, step=step) if probe else None,
             layout=self.layout,
-            probe_cost=self._probe_cost(probe, window) if probe else 0.0,
+            probe_cost=probe.cost(context.options.probe_cost, window) if probe else 0.0,
             rank=context.comm.rank,
             seconds=window.seconds,
             total=context.total,
+            weights=functools.partial(context.flat.open, self.index),
         )
 
-    def _probe_cost(self, probe: Probe, window: Window) -> float:
-        """Return the cost of a probe in local steps, measured over those since the last round."""
-        given = self.context.options.probe_cost
-        if given is not None or not window.steps:
-            return given or 0.0
-        return probe.last / max(1e-9, window.seconds / window.steps)
-
     def settle(self) -> RoundResult | None:
-        """Wait for the round under way, which lands later; None if there is none."""
+        """Wait for the round under way, which lands later (None if there is none), and for a follow-up."""
+        self.follow_up.settle(self.state)
         return self.pending.pending.result() if self.pending else None
 
     def land(self) -> Round | None:
@@ -210,7 +208,9 @@ class Fragment:
         self.pending = None
         result = pending.pending.result()
         strategy = self.strategy
-        distrusted = self._apply(pending, result)
+        distrusted, followed = self._apply(pending, result), self.follow_up.reported()
+        if self.strategy.follows_up:
+            self.follow_up.start(functools.partial(strategy.follow_up, self.state, self.layout, self.comm))
         self.rounds += 1
         if not self.context.options.delay:
             self.window = self.window.fresh()
@@ -224,9 +224,10 @@ class Fragment:
             fragment=self.index,
             participants=len({*roll.present.nonzero().view(-1).tolist()} - left_out),
             losses=tuple(roll.losses.tolist()),
-            bytes_sent=result.traffic.sent,
-            bytes_received=result.traffic.received,
+            bytes_sent=result.traffic.sent + followed.sent,
+            bytes_received=result.traffic.received + followed.received,
             calls=tuple(result.traffic.calls),
+            followed=tuple(followed.calls),
             seconds=pending.seconds + comm.clock() - began,
             probe_seconds=result.probe_seconds,
             distrusted=distrusted,
@@ -258,7 +259,10 @@ class Fragment:
         if assigned:
             vector.close(y, self.index)
         else:
-            self._merge(pending.x, y, self._left_out(result.roll, distrusted))
+            # One that was left out takes the others' weights, and keeps nothing of its own.
+            rank = self.context.comm.rank
+            left_out = bool(result.roll.losses[rank].isnan()) or rank in [worker.rank for worker in distrusted]
+            self._merge(pending.x, y, left_out)
         # Reading the weights again costs a pass over memory; it differs from y only where writing has rounded.
         self.norm = self._norm(y if assigned and self.context.flat.exact else vector.open(self.index))
         return distrusted
@@ -287,11 +291,6 @@ class Fragment:
         else:
             x[:n].mul_(mix).add_(end[:n], alpha=1.0 - mix)
         flat.close(x, self.index)
-
-    def _left_out(self, roll: Roll, distrusted: Sequence[Distrust]) -> bool:
-        """Return whether this worker was left out: it takes the others' weights, and keeps nothing of its own."""
-        rank = self.context.comm.rank
-        return bool(roll.losses[rank].isnan()) or any(worker.rank == rank for worker in distrusted)
 
     def _copied(self, x: Tensor, name: str) -> Tensor:
         """Return a copy of x, in memory that the next copy of this name reuses."""

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from swarmstep.checkpoint import fields
+from swarmstep.comm.metered import Traffic
 from swarmstep.errors import CheckpointError, SwarmstepError
 from swarmstep.ownership import carry
 from swarmstep.runtime import pending_round
@@ -30,6 +31,7 @@ class Loading(NamedTuple):
     state: NamedTuple
     pending: PendingRound | None
     staged: Mapping[str, Tensor]
+    followed: Traffic
 
 
 def save(fragment: Fragment) -> dict[str, Any]:
@@ -44,6 +46,7 @@ def save(fragment: Fragment) -> dict[str, Any]:
         "state": fields.tensors(fragment.state),
         "codec": fields.tensors(coded.state) if coded else {},
         "staged": coded.staged() if coded and pending else {},
+        "followed": pending_round.save_traffic(fragment.follow_up.traffic),
         "pending": pending_round.save(pending, result) if pending and result else {},
     }
 
@@ -76,6 +79,7 @@ def check(fragment: Fragment, saved: Mapping[str, Any]) -> Loading:
         state=state,
         pending=_check_pending(fragment, pending, strategy, state) if pending else None,
         staged=staged,
+        followed=pending_round.load_traffic(fields.field(saved, "followed")),
     )
 
 
@@ -83,6 +87,7 @@ def load(fragment: Fragment, checked: Loading) -> None:
     """Go on from what `check` returned; the round under way is dropped."""
     with contextlib.suppress(SwarmstepError):
         fragment.settle()
+    fragment.follow_up.load(checked.followed)
     fragment.window, fragment.rounds = checked.window, checked.rounds
     fragment.norm, fragment.pending = checked.norm, checked.pending
     fragment.phase, fragment.state = checked.phase, checked.state

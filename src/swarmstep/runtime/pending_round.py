@@ -44,15 +44,14 @@ class PendingRound:
 
 def save(pending: PendingRound, result: RoundResult) -> dict[str, Any]:
     """Return a round that has its result and has not landed, as numbers and tensors."""
-    roll, traffic = result.roll, result.traffic
+    roll = result.roll
     return {
         "lands": pending.lands,
         "x": pending.x.clone(),
         "roll": {field.name: getattr(roll, field.name) for field in dataclasses.fields(roll)},
         "message": fields.tensors(result.message),
         "buffers": result.buffers.clone(),
-        "bytes": [traffic.sent, traffic.received],
-        "calls": [list(call) for call in traffic.calls],
+        **save_traffic(result.traffic),
         "seconds": [pending.seconds, result.probe_seconds, result.wait_seconds, result.send_seconds],
     }
 
@@ -70,24 +69,34 @@ def load(saved: Mapping[str, Any], strategy: Strategy, like: Tensor, size: int, 
     Raises:
         CheckpointError: a field is missing or does not fit.
     """
-    names = ("roll", "message", "bytes", "calls", "x", "buffers", "seconds", "lands")
+    names = ("roll", "message", "x", "buffers", "seconds", "lands")
     parts = {name: fields.field(saved, name) for name in names}
     vectors = {"x": like, "buffers": like[parameters:]}
     fields.pairs("pending", vectors, {name: parts[name] for name in vectors})
-    sent, received = (int(count) for count in parts["bytes"])
-    calls = [Call(str(verb), int(nbytes), int(ranks)) for verb, nbytes, ranks in parts["calls"]]
     spent, *seconds = (float(value) for value in parts["seconds"])
     probe_seconds, wait_seconds, send_seconds = seconds
     result = RoundResult(
         roll=_load_roll(parts["roll"], size),
         message=_load_message(parts["message"], strategy, like, size),
         buffers=parts["buffers"].clone(),
-        traffic=Traffic(sent, received, calls),
+        traffic=load_traffic(saved),
         probe_seconds=probe_seconds,
         wait_seconds=wait_seconds,
         send_seconds=send_seconds,
     )
     return PendingRound(int(parts["lands"]), parts["x"].clone(), Done(lambda: result), spent)
+
+
+def save_traffic(traffic: Traffic) -> dict[str, Any]:
+    """Return traffic as numbers and strings."""
+    return {"bytes": [traffic.sent, traffic.received], "calls": [list(call) for call in traffic.calls]}
+
+
+def load_traffic(saved: Mapping[str, Any]) -> Traffic:
+    """Return what `save_traffic` described."""
+    sent, received = (int(count) for count in fields.field(saved, "bytes"))
+    calls = [Call(str(verb), int(nbytes), int(size)) for verb, nbytes, size in fields.field(saved, "calls")]
+    return Traffic(sent, received, calls)
 
 
 def _load_roll(saved: Mapping[str, Any], size: int) -> Roll:

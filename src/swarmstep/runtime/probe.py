@@ -12,6 +12,7 @@ from swarmstep.errors import UsageError
 from swarmstep.runtime.flat import Flat
 from swarmstep.runtime.model_copy import ModelCopy
 from swarmstep.runtime.number import number
+from swarmstep.runtime.window import Window
 
 
 class Probe:
@@ -61,6 +62,12 @@ class Probe:
         self.seconds += self.last
         self.last_loss = float(losses.mean())
         return losses
+
+    def cost(self, given: float | None, window: Window) -> float:
+        """Return the cost of a call in local steps: as given, else measured over those of the window."""
+        if given is not None or not window.steps:
+            return given or 0.0
+        return self.last / max(1e-9, window.seconds / window.steps)
 
 
 def _losses(given: Tensor | float) -> Tensor:

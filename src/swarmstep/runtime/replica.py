@@ -140,7 +140,7 @@ class Replica:
     def fragments(self, whole: Metered) -> list[Fragment]:
         """Return new fragments in a group; rounds in the background get a group of their own. Collective."""
         options, island = self.options, self.options.island
-        background, votes = options.delay > 0, self.strategy.when.voting
+        background, votes = options.delay > 0 or self.strategy.follows_up, self.strategy.when.voting
         shards = island.split(0) if island and background else island
         context = RoundContext(
             strategy=self.strategy,

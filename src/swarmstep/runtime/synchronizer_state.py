@@ -14,7 +14,7 @@ from swarmstep.runtime.fragment_state import Loading
 from swarmstep.runtime.regrouping import Counts, Regrouping
 from swarmstep.runtime.replica import Replica
 
-LAYOUT = 3  # of what `save` returns
+LAYOUT = 4  # of what `save` returns
 
 
 def save(replica: Replica, group: Regrouping, counts: Counts) -> dict[str, Any]:

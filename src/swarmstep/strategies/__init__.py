@@ -15,6 +15,7 @@ from swarmstep.strategies.informed_swarm import InformedSwarm
 from swarmstep.strategies.local_sgd import LocalSGD
 from swarmstep.strategies.median import CoordinateMedian
 from swarmstep.strategies.noloco import NoLoCo
+from swarmstep.strategies.osp import OSP
 from swarmstep.strategies.papa import PAPA
 from swarmstep.strategies.pso_ps import PSOPS
 from swarmstep.strategies.slowmo import SlowMo
@@ -33,6 +34,7 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "local-sgd": LocalSGD,
     "median": CoordinateMedian,
     "noloco": NoLoCo,
+    "osp": OSP,
     "papa": PAPA,
     "pso-ps": PSOPS,
     "slowmo": SlowMo,

@@ -70,6 +70,16 @@ class Strategy(Checked, ABC, Generic[State, Message]):
         """Whether the rounds measure the loss on the shared probe batch."""
         return False
 
+    @property
+    def needs_sgd(self) -> bool:
+        """Whether the inner optimizer must be linear in the gradient: SGD or momentum SGD, without clipping."""
+        return False
+
+    @property
+    def follows_up(self) -> bool:
+        """Whether a round goes on in the background after it has landed: `follow_up`."""
+        return False
+
     def at(self, step: int) -> Strategy:
         """Return the strategy of the round at this step: this one, unless it combines several.
 
@@ -117,6 +127,13 @@ class Strategy(Checked, ABC, Generic[State, Message]):
     @abstractmethod
     def apply(self, x: Tensor, state: State, message: Message, layout: Layout) -> None:
         """Change x and the tensors of `state` in place; local."""
+
+    def follow_up(self, state: State, layout: Layout, comm: Comm) -> State:
+        """Run what a round sends beside the next step, after `apply`, and return the state that it leaves.
+
+        Only where `follows_up`. Changes nothing. The next round or a checkpoint waits for it and takes the state.
+        """
+        return state
 
     @abstractmethod
     def consensus(self, x: Tensor, message: Message) -> Tensor:

@@ -39,7 +39,7 @@ def resolve(config: Config, workload: Workload) -> Config:
         return config
     build_options(config)
     check_balance(config)
-    build_strategy(config)
+    _check_optimizer(config, build_strategy(config))
     _check_ddp(config)
     _check_elastic(config)
     return config
@@ -68,6 +68,15 @@ def _check_ranges(config: Config, workload: Workload) -> None:
     fault = faults.parse(config.fault, config.workers, config.seed)
     if fault and fault.kind == "nan" and fault.number > training.steps:
         raise UsageError(f"fault {config.fault!r}: STEP must be 1 to {training.steps}, the steps of the run")
+
+
+def _check_optimizer(config: Config, strategy: Strategy) -> None:
+    training = config.training
+    if strategy.needs_sgd and (training.optimizer not in ("sgd", "momentum") or training.clip):
+        raise UsageError(
+            f"{config.strategy} corrects local gradients, which holds for --optimizer sgd or momentum, --clip 0; "
+            f"found {training.optimizer} and --clip {training.clip:g}; --set local=false takes any"
+        )
 
 
 def _check_ddp(config: Config) -> None:
@@ -129,7 +138,7 @@ def build_strategy(config: Config) -> Strategy:
             raise UsageError(f"{config.strategy} takes neither --when nor --set")
         return kind()
     steps, spec = _warmup(config.when)
-    every = 1 if config.strategy == SYNCHRONOUS else config.every or 1
+    every = 1 if config.by_gradients else config.every or 1
     when = Balanced(mean_steps(config)) if config.balance == "steps" else parse_when(spec, every)
     strategy = kind(when=when, **parse_settings(kind, config.settings))
     return strategy if steps is None else Warmup(strategy, steps)

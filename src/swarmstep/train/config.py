@@ -21,6 +21,7 @@ Group = Literal["Method", "Data and model", "Training", "Communication", "Run"]
 
 SYNCHRONOUS = "synchronous"  # averages the gradients at every step
 DDP = "ddp"  # the same, done by torch's DistributedDataParallel
+GRADIENTS = (DDP, "osp", SYNCHRONOUS)  # the methods that synchronize gradients, by default at every step
 BASELINES = (DDP, "independent")  # without settings or a trigger
 ASYNCHRONOUS = ("asgrad", "layup", "quorum")  # without rounds in which all meet
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
@@ -177,7 +178,7 @@ class Config:
     @property
     def by_gradients(self) -> bool:
         """Whether the workers synchronize gradients, and not weights."""
-        return self.strategy in (SYNCHRONOUS, DDP)
+        return self.strategy in GRADIENTS
 
     @property
     def asynchronous(self) -> bool:

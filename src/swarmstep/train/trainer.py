@@ -188,6 +188,8 @@ class Trainer:
             else:
                 report = dataclasses.replace(event, step=self.taken) if self.share.stride > 1 else event
                 self.tally.add_round(report, self.sync.comm.rank)
+                if report.followed:
+                    self.trace.add(report.step - 1, self.taken, report.followed)
                 self.trace.add(report.step, self.taken, report.calls)
                 coordinator.round_landed(report)
         return [event for event in events if isinstance(event, Round)]
