@@ -20,7 +20,7 @@ from swarmstep.comm.process_groups import FORM_TIMEOUT, brief
 from swarmstep.comm.secure.auth import is_loopback
 from swarmstep.comm.torch_private import TCPStore
 from swarmstep.comm.witness import own_address
-from swarmstep.elastic.keys import candidates_key
+from swarmstep.elastic.keys import STOP, candidates_key
 from swarmstep.errors import CommError, UsageError
 
 POLL = 0.02  # seconds between two looks at the store, for each peer without a connection
@@ -171,15 +171,25 @@ class Links:
             pass
         return found
 
-    def mark(self, what: str) -> None:
-        """Tell all nodes, also those that come later, that something is so: see `marked`."""
+    def mark(self, what: str, text: str = "") -> None:
+        """Tell all nodes, also those that come later, that something is so: see `marked` and `text_of`."""
         with self._reaching():
-            self._store.set(self._key(what), "1")
+            self._store.set(self._key(what), text)
 
     def marked(self, what: str) -> bool:
         """Return whether a node has called `mark` with this text."""
         with self._reaching():
             return self._store.check([self._key(what)])
+
+    def text_of(self, what: str) -> str:
+        """Return the text of the last call of `mark`, of whichever node; empty without one."""
+        with self._reaching():
+            return self._store.get(self._key(what)).decode() if self._store.check([self._key(what)]) else ""
+
+    def stop_requested(self) -> bool:
+        """Return whether whoever started the processes has been asked to stop."""
+        with self._reaching():
+            return self._store.check([STOP])
 
     def check_place(self) -> None:
         """Raise CommError if another process has taken this one's place, or the store cannot be reached."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from swarmstep.errors import CheckpointError, PeerLost, UsageError
 
 OVER = "over"  # the server has all results; see `Links.mark`
 KEPT = 2  # checkpoints
+Listen = Callable[[Any, int, float], bool]
 
 
 class Served(NamedTuple):
@@ -36,7 +38,14 @@ class Served(NamedTuple):
 
 
 def run_server(
-    method: Method[Any], x: Tensor, box: Links, results: int, *, folder: Path | None = None, every: int = 100
+    method: Method[Any],
+    x: Tensor,
+    box: Links,
+    results: int,
+    *,
+    folder: Path | None = None,
+    every: int = 100,
+    listen: Listen = lambda state, taken, seconds: False,
 ) -> Served:
     """Be the server until `results` results have come, from whoever has one. The workers call `run_worker`.
 
@@ -51,6 +60,8 @@ def run_server(
         results: how many, at least 1, those before a checkpoint included.
         folder: for checkpoints, the last KEPT of which stay (None: the end of this process is the end of the run).
         every: results between two checkpoints, at least 1; each holds the order so far, too.
+        listen: called after each result with the server's state, to be looked at only, the number of results and
+            the seconds since the start; where it returns true the server saves and ends.
 
     Raises:
         UsageError: an argument is out of its range.
@@ -66,9 +77,12 @@ def run_server(
         )
     server = _Server(method, x, box, folder)
     server.begin()
-    while server.taken < results:
-        if server.take(results) and (server.taken % every == 0 or server.taken == results):
-            server.save()
+    over = server.taken >= results
+    while not over:
+        if server.take(results):
+            over = listen(server.state, server.taken, server.seconds) or server.taken == results
+            if over or server.taken % every == 0:
+                server.save()
     box.mark(OVER)
     return Served(server.state, server.order)
 
@@ -125,7 +139,7 @@ class _Server:
         left = self._timer.left(self.state)
         found = self._box.take(self._box.patience if left is None else left)
         if found is None and left is not None:
-            self.order.append(Event(self._now(), TIMER, SERVER, SERVER))
+            self.order.append(Event(self.seconds, TIMER, SERVER, SERVER))
             self._method.on_timer(self.state, self._box)
             return False
         if found is None:
@@ -142,7 +156,7 @@ class _Server:
         if worker not in self._here:  # its first message
             self._happen(JOINED, worker, int(found.numbers[0]))
             return False
-        now = self._now()
+        now = self.seconds
         self.order += [Event(now, MESSAGE, worker, SERVER), Event(now, STEP, worker, worker)]
         self.order.append(Event(now, MESSAGE, SERVER, worker))
         self._method.on_message(self.state, found, self._box)
@@ -151,7 +165,7 @@ class _Server:
         return True
 
     def _happen(self, kind: str, worker: int, given: int = 0) -> None:
-        self.order.append(Event(self._now(), kind, SERVER, worker, given))
+        self.order.append(Event(self.seconds, kind, SERVER, worker, given))
         if kind == LEFT:
             self._here.discard(worker)
             self._method.on_left(self.state, worker, self._box)
@@ -160,7 +174,9 @@ class _Server:
             self._method.on_joined(self.state, worker, given, self._box)
         fault_points.reach(fault_points.WORKERS_CHANGED, kind=kind, worker=worker)
 
-    def _now(self) -> float:
+    @property
+    def seconds(self) -> float:
+        """Since the start."""
         return time.perf_counter() - self._start
 
     def save(self) -> None:

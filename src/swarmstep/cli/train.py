@@ -86,7 +86,7 @@ def train(
     if session.starts_processes and not session.is_worker:
         return session.launch(context.obj)
     # A member of an elastic run hears its supervisor only.
-    with contextlib.nullcontext() if session.is_member else stop, reserved_stdout(as_json):
+    with contextlib.nullcontext() if session.is_member or session.is_node else stop, reserved_stdout(as_json):
         summary = session.work() if session.is_worker else session.simulate()
     if summary is not None:
         _print_summary(summary, as_json=as_json)

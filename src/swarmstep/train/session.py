@@ -48,7 +48,8 @@ class Session:
         if call.resume and self.started.group_size is None:
             mode = mode or read_config(Path(call.resume), done=True).elastic
         self.is_member = mode in ("local", "torchft") and self.started.worker is not None
-        self.is_worker = self.started.group_size is not None or self.is_member
+        self.is_node = not mode and self.started.worker is not None  # of an asynchronous run
+        self.is_worker = self.started.group_size is not None or self.is_member or self.is_node
         self._check_addresses(mode)
         if mode:
             self._check_elastic(mode)
@@ -152,4 +153,6 @@ class Session:
 
     def work(self) -> dict[str, Any] | None:
         """Be one of the workers; one of them returns the summary: rank 0, or whoever has taken its place."""
+        if self.is_node:
+            return worker_process.as_node(self)
         return worker_process.as_member(self) if self.is_member else worker_process.in_group(self)

@@ -31,6 +31,9 @@ def start(session: Session, arguments: Sequence[str]) -> int:
         raise UsageError(f"--backend nccl: expected {config.workers} GPUs, found {found}; use gloo, or fewer")
     if config.fast_sums and not session.given.get("fast_sums"):  # of a resumed run
         arguments = [*arguments, "--fast-sums"]  # which workers need to know before they read its config
+    if config.asynchronous:
+        nodes = config.workers + 1  # and the server
+        return supervise(arguments, nodes, _folder(session, config), resume=session.job.resume)
     if not config.elastic:
         return launch(arguments, config.workers)
     with contextlib.ExitStack() as stack:

@@ -14,6 +14,7 @@ from swarmstep.elastic.torchft import LighthouseMembership
 from swarmstep.errors import UsageError
 from swarmstep.runtime.startup_checks import agree
 from swarmstep.train import elastic_coordinator, lockstep_coordinator
+from swarmstep.train.asynchronous import processes as asynchronous
 from swarmstep.train.build import resolve
 from swarmstep.train.config import Config
 from swarmstep.train.join import read_settings
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from swarmstep.train.session import Session
 
 # Seconds without a sign of life after which a worker is lost: where that ends the run, and where it does not.
-SILENCE, ELASTIC_SILENCE = 30.0, 5.0
+SILENCE, ELASTIC_SILENCE, ASYNCHRONOUS_SILENCE = 30.0, 5.0, 10.0
 
 
 def in_group(session: Session) -> dict[str, Any] | None:
@@ -85,3 +86,12 @@ def _joined(session: Session) -> tuple[Config, Workload]:
     config = read_settings(session.started.joined or "")
     workload = session.own_workload()
     return resolve(dataclasses.replace(config, data=session.given.get("data")), workload), workload
+
+
+def as_node(session: Session) -> dict[str, Any] | None:
+    """Be a worker or the server of an asynchronous run; return the summary on the server."""
+    config, workload = session.ready(session.config(done=True))
+    call, folder = session.call, session.started.folder
+    job = dataclasses.replace(session.job, out=folder, keep=folder is not None)
+    rank = int((session.started.worker or "").partition(".")[0])
+    return asynchronous.as_node(config, workload, job, rank, call.silence or ASYNCHRONOUS_SILENCE, call.patience)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from swarmstep.train.config import Config
 from swarmstep.train.feed import Feed
 from swarmstep.train.local_step import build_model, clip_gradient, learning_rate, measure_loss
 from swarmstep.train.optimizer import build_optimizer
+from swarmstep.train.pace import Pace
 from swarmstep.workloads import Workload
 
 LAYUP = "layup"  # sends at each step
@@ -30,15 +32,17 @@ class LocalSteps(Work):
     Args:
         config: resolved.
         workload: its data.
+        pace: of the only worker of a real process (None: time is virtual, or nobody's).
 
     Attributes:
         steps: n.
         model: computes for all workers, one after another.
         x: the common start [P].
         losses: [W] each worker's mean loss in its last job in this process, NaN before.
+        computed: seconds that the steps in this process took.
     """
 
-    def __init__(self, config: Config, workload: Workload) -> None:
+    def __init__(self, config: Config, workload: Workload, pace: Pace | None = None) -> None:
         self.steps = 1 if config.strategy == LAYUP else config.every or 1
         self._config, self._workload = config, workload
         seed_torch(mix(config.seed, "model"), CPU)
@@ -48,6 +52,8 @@ class LocalSteps(Work):
         self._feeds: dict[int, Feed] = {}
         self.x = self._flat.read()
         self.losses = [math.nan] * config.workers
+        self.computed = 0.0
+        self._pace, self._start = pace, time.perf_counter()
 
     def feed(self, worker: int) -> Feed:
         """Return the data of a worker."""
@@ -76,12 +82,21 @@ class LocalSteps(Work):
         first, training, losses = results * self.steps // self._config.workers, self._config.training, 0.0
         for step in range(self.steps):
             own = number * self.steps + step
+            began = time.perf_counter()
             seed_torch(mix(self._config.seed, own + 1, worker), CPU)
             self._optimizer.zero_grad()
             self.loss(self.model, worker, own).backward()
             losses += self.losses[worker]
             clip_gradient(self.model, self._config)
             self._optimizer.step(learning_rate(self._config, min(first + step + 1, training.steps)))
+            self._wait(began, own)
         memory["optimizer"] = self._optimizer.state_dict()
         self.losses[worker] = losses / self.steps
         return self._flat.read()
+
+    def _wait(self, began: float, step: int) -> None:
+        """Let the rest of a step's time pass."""
+        if self._pace:
+            spent, batch = time.perf_counter() - began, self._config.training.batch
+            time.sleep(self._pace.rest(began - self._start, spent, step, batch))
+        self.computed += time.perf_counter() - began

@@ -129,6 +129,11 @@ def check(config: Config) -> None:
         raise UsageError(f"{config.strategy} has no rounds: expected no {found[0]}")
     if config.shards == "dealt":
         raise UsageError(f"{config.strategy}: nobody deals out examples; expected --shards iid, found dealt")
+    if config.strategy == "layup" and config.backend != "sim":
+        raise UsageError(
+            "layup has no server that could record a run: expected --backend sim, or a program of your own with "
+            "run_peer (docs/asynchronous.md)"
+        )
     if config.backend == "nccl":
         raise UsageError(f"{config.strategy}: expected --backend sim or gloo, found nccl")
     parse_speeds(config)

@@ -34,11 +34,16 @@ class Record:
         workload: its data.
         job: how the run is carried out.
         work: of this process, whose model is used to evaluate.
+        held: another process holds the run's folder, which is there.
     """
 
-    def __init__(self, config: Config, workload: Workload, job: Job, work: LocalSteps) -> None:
+    def __init__(
+        self, config: Config, workload: Workload, job: Job, work: LocalSteps, *, held: bool = False
+    ) -> None:
         self._config, self._workload, self._work = config, workload, work
-        self._folder = RunFolder(job.out or new_folder(config), resume=job.resume) if job.keep else None
+        self._folder: RunFolder | None = None
+        if job.keep:
+            self._folder = RunFolder(job.out or new_folder(config), resume=job.resume, held=held)
         path = self._folder.path if self._folder else None
         title = (
             None
