@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -105,10 +104,8 @@ class _Server:
         if self._stopped:
             hint = record.resume_hint()
             raise Interrupted(f"stopped at step {self._step} of {config.training.steps}{hint}")
-        seconds = served.order[-1].time
-        return record.end(
-            served.state.x, self._step, served.state.version, seconds, self._by_worker(served.state, seconds)
-        )
+        state, seconds = served.state, served.order[-1].time
+        return record.end(state.x, self._step, state.version, seconds, self._by_worker(state, seconds))
 
     def _took(self, state: Ledger, taken: int, seconds: float) -> bool:
         """Look, evaluate and stop, each where it is due; return whether to stop."""
@@ -135,9 +132,8 @@ class _Server:
         for rank, entered in enumerate(state.entered):
             told = self._box.text_of(f"did/{rank}")
             computed, self._work.losses[rank] = json.loads(told) if told else (0.0, math.nan)
-            dropped = [number for worker, number, _ in state.dropped if worker == rank]
             row = WorkDone(rank, entered * self._method.steps, computed, max(0.0, seconds - computed))
-            rows.append(
-                dataclasses.replace(row, staleness=state.late[rank] / max(1, entered), dropped=len(dropped))
-            )
+            row.staleness = state.late[rank] / max(1, entered)
+            row.dropped = sum(worker == rank for worker, *_ in state.dropped)
+            rows.append(row)
         return rows
