@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
+import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -74,7 +77,7 @@ class _Server:
         self._config, self._job, self._work, self._record, self._box = config, job, work, record, box
         self._method = build_method(config, work)
         self._step, self._stopped = 0, False
-        self._evaluator = ThreadPoolExecutor(1)
+        self._evaluator = ThreadPoolExecutor(1, initializer=_yield_to_others)
         self._evaluations: list[Future[None]] = []
 
     def _step_of(self, taken: int) -> int:
@@ -137,3 +140,9 @@ class _Server:
             row.dropped = sum(worker == rank for worker, *_ in state.dropped)
             rows.append(row)
         return rows
+
+
+def _yield_to_others() -> None:
+    """Let this thread compute where the workers, which may be on the same machine, leave time for it."""
+    with contextlib.suppress(OSError, AttributeError):  # not on Linux
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 15)
