@@ -26,7 +26,7 @@ from paired import interval
 FILE = Path(__file__).parent / "results" / "unequal.json"
 SPEEDS, WORKERS = (1, 1, 1, 3), 4
 # By workload: seconds of a step of the fast workers, steps, and a loss that plain local SGD reaches late.
-WORKLOADS = {"cifar10:cnn": (0.05, 500, 1.4), "text:gpt-small": (0.08, 400, 2.34)}
+WORKLOADS = {"cifar10:cnn": (0.1, 300, 1.6), "text:gpt-small": (0.15, 300, 2.42)}
 METHODS = {
     "local-sgd": [],
     "local-sgd, by steps": ["--strategy", "local-sgd", "--balance", "steps"],
@@ -134,7 +134,7 @@ def show() -> None:
 
 def disturbed() -> None:
     """Print what a worker that is five times as slow for a minute costs the others."""
-    WORKLOADS["cifar10:cnn"] = (0.05, 1600, 0.0)
+    WORKLOADS["cifar10:cnn"] = (0.1, 900, 0.0)
     for method in ("asgrad", "quorum", "local-sgd, by steps", "local-sgd"):
         rows = [run("cifar10:cnn", method, 0, True, *options) for options in ((), ("--disturb", "3:10-70:5"))]
         rates = [[w["steps"] / row["seconds"] for w in row["by_worker"][:3]] for row in rows]
