@@ -8,6 +8,7 @@ from typing import Any
 
 from swarmstep.runtime.balance import Balance
 from swarmstep.runtime.synchronizer import Synchronizer
+from swarmstep.signal import Round
 from swarmstep.train.config import Config
 from swarmstep.when import Balanced
 
@@ -119,6 +120,9 @@ class WorkShare:
             self._parts += 1
             self._taken, self._own = self._taken + self._length, 0
             self._open()
+
+    def landed(self, report: Round) -> None:
+        """Nothing more is counted when a round lands: its length was known before."""
 
     def measurement(self) -> float:
         """Return this worker's seconds of a step, or of a round, since the last `update`; NaN without any."""
