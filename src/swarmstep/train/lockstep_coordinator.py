@@ -156,7 +156,7 @@ class Lockstep(Coordinator):
         last, stride = step == trainer.steps, trainer.share.stride
         stop = self.job.stop_at is not None and step >= self.job.stop_at
         evaluates = not last and self._evaluation_is_due()
-        if step % LOOK_EVERY < stride or last or evaluates:
+        if step % LOOK_EVERY < stride or last or evaluates or trainer.share.unmeasured:
             with trainer.timed():  # so that an evaluation does not begin with a wait for the slowest worker
                 stop = self._look() or stop
         if last:

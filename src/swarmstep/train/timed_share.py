@@ -25,6 +25,7 @@ class TimedShare:
     balanced = False
     shares: tuple[int, ...] = ()
     places = None
+    unmeasured = False
 
     def __init__(self, config: Config, sync: Synchronizer) -> None:
         self._sync, self._batch, self._steps = sync, config.training.batch, config.training.steps
