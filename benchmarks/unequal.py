@@ -17,6 +17,7 @@ import math
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,38 +109,75 @@ def used(row: dict[str, Any]) -> float:
     return row["steps"] * WORKERS / row["seconds"] * pace / sum(1 / speed for speed in SPEEDS)
 
 
-def show() -> None:
-    """Print a line for each workload and method: what was used, the time to the loss, the clock's error."""
-    rows = [row for row in read() if not row["options"]]
-    print("| workload | method | seeds | of the speeds' sum | test loss | s to the loss | times plain | clock |")
-    print("|---" * 8 + "|")
+HEAD = ("workload", "method", "seeds", "of the speeds' sum", "test loss", "s to the loss", "times plain's")
+
+
+def table(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Return HEAD and a line for each workload and method, over real runs; means with 95 % intervals."""
+    lines: list[tuple[str, ...]] = [HEAD]
     for workload in WORKLOADS:
-        of = {
-            m: {r["seed"]: r for r in rows if (r["workload"], r["method"], r["real"]) == (workload, m, True)}
-            for m in METHODS
-        }
-        sim = {
-            m: {r["seed"]: r for r in rows if (r["workload"], r["method"], r["real"]) == (workload, m, False)}
-            for m in METHODS
-        }
+        of = {m: _runs(rows, workload, m) for m in METHODS}
         for method, runs in of.items():
             if not runs:
                 continue
-            seeds = sorted(runs.keys() & of[PLAIN].keys())
-            logs = [math.log(reached(runs[s]) / reached(of[PLAIN][s])) for s in seeds]
-            logs = [x for x in logs if not math.isnan(x)]
-            middle, half = interval(logs) if logs else (math.nan, math.nan)
-            ratio = f"{math.exp(middle):.2f} ({math.exp(middle - half):.2f}-{math.exp(middle + half):.2f})"
-            both = [s for s in runs if s in sim[method]]
-            clock = [sim[method][s]["seconds"] / runs[s]["seconds"] - 1 for s in both]
-            error = f"{np.mean(clock):+.1%}" if clock else ""
-            mean, spread = interval([used(r) for r in runs.values()])
-            times = [reached(r) for r in runs.values()]
-            print(
-                f"| {workload} | {method} | {len(runs)} | {mean:.2f} ± {spread:.2f} | "
-                f"{np.mean([r['test_loss'] for r in runs.values()]):.3f} | {np.nanmean(times):.1f} "
-                f"({np.isfinite(times).sum()} of {len(times)}) | {'' if method == PLAIN else ratio} | {error} |"
+            parts, times = [used(row) for row in runs.values()], [reached(row) for row in runs.values()]
+            logs = [
+                math.log(reached(run) / reached(of[PLAIN][seed]))
+                for seed, run in runs.items()
+                if seed in of[PLAIN]
+            ]
+            ratio = _spread([x for x in logs if not math.isnan(x)], math.exp) if method != PLAIN else ""
+            losses = [row["test_loss"] for row in runs.values()]
+            known = [time for time in times if not math.isnan(time)]
+            seconds = (
+                f"{np.mean(known):.1f}" if len(known) == len(times) else f"{len(known)} of {len(times)} reach it"
             )
+            name, _, model = workload.partition(":")
+            lines.append(
+                (
+                    f"{name}, {model}",
+                    method,
+                    str(len(runs)),
+                    _spread(parts),
+                    f"{np.mean(losses):.3f}",
+                    seconds,
+                    ratio,
+                )
+            )
+    return lines
+
+
+def clock_error(rows: Sequence[dict[str, Any]], workload: str, method: str) -> float:
+    """Return the run's virtual seconds as a part of the real ones, less 1; NaN if unknown."""
+    real, sim = (_runs(rows, workload, method, real) for real in (True, False))
+    common = real.keys() & sim.keys()
+    return float(np.mean([sim[s]["seconds"] / real[s]["seconds"] for s in common])) - 1 if common else math.nan
+
+
+def _runs(
+    rows: Sequence[dict[str, Any]], workload: str, method: str, real: bool = True
+) -> dict[int, dict[str, Any]]:
+    wanted = {"workload": workload, "method": method, "real": real, "options": ""}
+    return {row["seed"]: row for row in rows if row == row | wanted}
+
+
+def _spread(values: Sequence[float], scale: Callable[[float], float] = float) -> str:
+    """Return the mean of values and its 95 % interval, on a scale that is monotonous."""
+    middle, half = interval(values)
+    if len(values) < 2:
+        return f"{scale(middle):.2f}"
+    return f"{scale(middle):.2f} ({scale(middle - half):.2f} to {scale(middle + half):.2f})"
+
+
+def show() -> None:
+    """Print the table, and the error of virtual time."""
+    rows = read()
+    for line in table(rows):
+        print("| " + " | ".join(line) + " |")
+    for workload in WORKLOADS:
+        for method in METHODS:
+            if not math.isnan(error := clock_error(rows, workload, method)):
+                print(f"virtual time of {workload}, {method}: {error:+.1%}")
 
 
 def disturbed() -> None:
