@@ -141,6 +141,10 @@ class Trainer:
         self._note(events, coordinator)
         return coordinator.conclude()
 
+    def done(self) -> list[float]:
+        """Return what this worker has done, as `Tally.done` does."""
+        return self.tally.done(timed=self._pace.virtual or self.config.backend != "sim")
+
     @contextlib.contextmanager
     def timed(self) -> Generator[None]:
         """Count what is done within as training."""
