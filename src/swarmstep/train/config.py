@@ -78,8 +78,8 @@ class Config:
         metadata=_about(
             "Run",
             "T,T,...",
-            "make the workers unequal, for experiments: the relative time that an example takes each, such as "
-            "1,1,1,3; real workers are paced, with sim it is what --balance measures",
+            "for experiments: make the workers unequal, by the relative time that a step takes each, such as "
+            "1,1,1,3; real workers sleep, with sim the run's seconds are virtual",
         ),
     )
     jitter: float = field(
@@ -87,12 +87,12 @@ class Config:
         metadata=_about(
             "Run",
             "J",
-            "for experiments, too: each step takes up to this part more or less, at random; 0 to below 1",
+            "for experiments: each step takes up to this part more or less, at random; 0 to below 1",
         ),
     )
     disturb: str | None = field(
         default=None,
-        metadata=_about("Run", "SPEC", f"for experiments: workers are slower for a while: {spec_help.DISTURB}"),
+        metadata=_about("Run", "SPEC", f"for experiments: a worker is slower for a while: {spec_help.DISTURB}"),
     )
     model: str | None = field(
         default=None, metadata=_about("Data and model", "NAME", "one of the workload's models")
