@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import headline
+import unequal
 import untuned
 from paired import interval
 
@@ -368,7 +369,16 @@ def muon() -> str:
     return f"{paragraph(about)}\n\n{table(*lines)}"
 
 
+def unequal_machines() -> str:
+    file = "unequal.json"
+    about = f"""Four real processes, the last three times as slow, n = 32 ({made(file)}): how much of the sum of
+        their speeds does useful work, and the time to a test loss, as a multiple of plain local SGD's over paired
+        seeds (95 % intervals):"""
+    return f"{paragraph(about)}\n\n{table(*unequal.table(read(file)['rows']))}"
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
+    "unequal": unequal_machines,
     "demo": demo,
     "as-they-come": as_they_come,
     "muon": muon,

@@ -489,6 +489,39 @@ def test_real_processes(place: Path, capsys: pytest.CaptureFixture[str]) -> None
 # The files
 
 
+def test_in_virtual_time(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    methods = "--strategies local-sgd,local-sgd+balance=steps,asgrad --every 3 --speeds 1,3"
+    assert compare(f"{SHORT} --lr-grid 0.02 {methods}") == 0
+    assert "virtual seconds: a step takes each worker as many as its speed says" in capsys.readouterr().out
+    seconds = {cell.method: cell.points[-1].seconds for cell in cells(place).values()}
+    assert seconds["local-sgd"] == 36
+    assert max(seconds["asgrad"], seconds["local-sgd+balance=steps"]) < 30
+    assert main(["report", "found", "-o", "page.html"]) == 0
+    page = (place / "page.html").read_text()
+    assert "What each worker did, means over the seeds" in page
+    assert "<td>18.0 s</td>" in page  # the fast worker waited, but in the last round
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--speeds 1,3 --link 100mbit", "a simulated run then has seconds of its own"),
+        ("--disturb 0:1-2:2 --compute 0.1", "a simulated run then has seconds of its own"),
+        (
+            "--strategies asgrad",
+            "asgrad has no rounds, and is compared in virtual time: expected",
+        ),
+        ("--strategies quorum --speeds 1,3 --backend gloo", "quorum has no rounds"),
+    ],
+)
+def test_what_has_no_virtual_time(
+    arguments: str, message: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compare(f"{SHORT} {arguments}") == 2
+    assert message in capsys.readouterr().err
+    assert not Path("found").exists()
+
+
 def test_what_is_written_is_read(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert compare(f"{SHORT} --strategies swarm --lr-grid 0.05 --json") == 0
     assert json.loads(capsys.readouterr().out)["failed"] == 0

@@ -123,6 +123,9 @@ def test_the_feed_draws_from_the_common_stream() -> None:
         ({"balance": "steps", "delay": 1}, "expected no --delay and no --fragments"),
         ({"balance": "steps", "fragments": 2}, "expected no --delay and no --fragments"),
         ({"balance": "steps", "when": "change:0.3"}, "expected --every N, found --when change:0.3"),
+        ({"balance": "time", "every": 3}, "--balance time: expected --when time:SECONDS, found --every"),
+        ({"balance": "time", "when": "time:3", "shards": "dealt"}, "expected --shards iid, found dealt"),
+        ({"balance": "time", "when": "time:3", "delay": 1}, "expected no --delay and no --fragments"),
         ({"balance": "steps", "when": "every:x"}, "unknown trigger 'every:x'; expected every:N"),
         ({"balance": "much"}, "balance"),
     ],
@@ -143,3 +146,18 @@ def test_the_shares_belong_to_the_workers(tmp_path: Path) -> None:
     train(real, tmp_path / "real", stop_at=3)
     with pytest.raises(UsageError, match="--workers 2: expected 3, as the run has; with --balance batch"):
         train({**real, "workers": 2}, tmp_path / "real", resume=True)
+
+
+@pytest.mark.parametrize("strategy", ["local-sgd", "swarm"])
+def test_by_time_each_takes_as_many_steps_as_fit(strategy: str, tmp_path: Path) -> None:
+    fields = {"strategy": strategy, "balance": "time", "when": "time:8", "speeds": SPEEDS, "steps": 60, "seed": 1}
+    fields |= {"eval_every": 9, "schedule": "cosine", "shards": "contiguous"}
+    summary = train(fields, tmp_path / "whole")
+    rounds = [row for row in rows(tmp_path / "whole") if row["kind"] == "round"]
+    assert all(row["weights"] == [32.0, 16.0, 8.0] for row in rounds)  # 8, 4 and 2 steps of 4 examples
+    assert [row["steps"] for row in summary["by_worker"]] == [8 * 13, 4 * 13, 2 * 13]
+    assert (summary["steps_taken"], summary["seconds"]) == (60, 8.0 * 13)
+    for i, stop in enumerate((3, 31)):
+        assert "on all ranks" in train(fields, tmp_path / "parts", stop_at=stop, resume=i > 0)["interrupted"]
+    train(fields, tmp_path / "parts", resume=True)
+    same_run(tmp_path / "whole", tmp_path / "parts")

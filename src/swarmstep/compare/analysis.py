@@ -28,7 +28,7 @@ from swarmstep.compare.sections import (
 from swarmstep.compare.series import Series, distinct, series_of
 from swarmstep.compare.statistics import Estimate, Range, estimate
 from swarmstep.train.config import DDP
-from swarmstep.train.work_done import WorkDone, unequal
+from swarmstep.train.work_done import WorkDone, mean_of, unequal
 
 ALL_FAILED = "all runs failed"
 POINTS, PART = 0.005, 0.02  # differences of interest: of an accuracy, and the part of any other quantity
@@ -86,7 +86,7 @@ def _section(runs: Sequence[Cell], related: Sequence[Cell], sources: Sequence[Re
         curves=tuple(_curve(one) for one in series if one.cells),
         by_n=_by_n(rows),
         trust=tuple(_distrusted(one, cell) for one in series for cell in one.cells if _judges_workers(cell)),
-        work=tuple(work for one in series for cell in one.cells if (work := _worked(one, cell))),
+        work=tuple(work for one in series if (work := _worked(one))),
         clock_errors=tuple(_clock_errors(series, related) if real and link else ()),
         command=labels.commands(sources),
         environment=labels.environment(runs),
@@ -252,9 +252,11 @@ def _distrusted(one: Series, cell: Cell) -> Distrusted:
     return Distrusted(one.method, one.every, cell.seed, changes, cell.points[-1].step)
 
 
-def _worked(one: Series, cell: Cell) -> Worked | None:
-    workers = tuple(WorkDone(**row) for row in cell.by_worker)
-    return Worked(one.method, one.every, cell.seed, workers) if unequal(workers) else None
+def _worked(one: Series) -> Worked | None:
+    runs = [[WorkDone(**row) for row in cell.by_worker] for cell in one.cells if cell.by_worker]
+    if not any(map(unequal, runs)):
+        return None
+    return Worked(one.method, one.every, tuple(map(mean_of, zip(*runs, strict=True))))
 
 
 def _clock_errors(series: Sequence[Series], related: Sequence[Cell]) -> Iterator[ClockError]:

@@ -110,11 +110,10 @@ class Distrusted:
 
 @dataclass(frozen=True)
 class Worked:
-    """What each worker of a run did, in rank order."""
+    """What each worker did, in rank order: means over the seeds."""
 
     method: str
     every: int
-    seed: int
     workers: tuple[WorkDone, ...]
 
 

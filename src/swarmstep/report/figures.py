@@ -198,12 +198,11 @@ def trust(section: Section) -> TrustFigure | None:
 
 
 def work(section: Section) -> DataTable | None:
-    """Return what each worker of each run with unequal workers did; None if there is none."""
-    heads, rows = ["method", "n", "seed", *HEAD], list[list[str]]()
+    """Return what each worker did by the methods under which workers differ; None if there is none."""
+    heads, rows = ["method", "n", *HEAD], list[list[str]]()
     for run in section.work:
-        of_run = [run.method, str(run.every), str(run.seed)]
-        rows += [[*of_run, *row] for row in in_words(run.workers)]
-    return DataTable("What each worker did", heads, rows) if rows else None
+        rows += [[run.method, str(run.every), *row] for row in in_words(run.workers)]
+    return DataTable("What each worker did, means over the seeds", heads, rows) if rows else None
 
 
 def _spans(run: Distrusted) -> dict[int, list[tuple[int, int]]]:

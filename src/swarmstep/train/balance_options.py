@@ -18,14 +18,14 @@ def check_balance(config: Config) -> None:
     option = f"--balance {config.balance}"
     if config.elastic:
         raise UsageError(f"{option}: elastic runs have equal shares; expected no --elastic")
-    if config.shards not in ("iid", "dealt"):
+    if config.shards not in ("iid", "dealt") and config.balance != "time":
         raise UsageError(
             f"{option}: the workers draw from one stream of all examples; expected --shards iid, found "
             f"{config.shards}"
         )
     _check_strategy(config, option)
-    if config.balance == "steps":
-        _check_steps(config, option)
+    if config.balance != "batch":
+        _check_rounds(config, option)
 
 
 def _check_speeds(config: Config) -> None:
@@ -51,12 +51,17 @@ def _check_strategy(config: Config, option: str) -> None:
         )
 
 
-def _check_steps(config: Config, option: str) -> None:
+def _check_rounds(config: Config, option: str) -> None:
     if config.by_gradients:
         raise UsageError(f"{option}: {config.strategy} averages every step; expected --balance batch")
     if config.delay or config.fragments > 1:
         raise UsageError(f"{option}: the workers meet in each round; expected no --delay and no --fragments")
-    if config.when is not None and not config.when.startswith("every:"):
+    if config.balance == "time":
+        if config.shards == "dealt":
+            raise UsageError(f"{option}: nobody knows who takes which example; expected --shards iid, found dealt")
+        if not (config.when or "").startswith("time:"):
+            raise UsageError(f"{option}: expected --when time:SECONDS, found {config.when or '--every'}")
+    elif config.when is not None and not config.when.startswith("every:"):
         raise UsageError(f"{option}: it sets when rounds start; expected --every N, found --when {config.when}")
 
 

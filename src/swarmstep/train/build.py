@@ -140,6 +140,8 @@ def build_strategy(config: Config) -> Strategy:
     steps, spec = _warmup(config.when)
     every = 1 if config.by_gradients else config.every or 1
     when = Balanced(mean_steps(config)) if config.balance == "steps" else parse_when(spec, every)
+    if config.balance == "time" and isinstance(when, EveryTime):
+        when = EveryTime(when.seconds, together=False)
     strategy = kind(when=when, **parse_settings(kind, config.settings))
     return strategy if steps is None else Warmup(strategy, steps)
 

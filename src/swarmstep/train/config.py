@@ -16,7 +16,7 @@ from swarmstep.workloads.defaults import BUILT_IN, Defaults, Optimizer, Schedule
 
 Backend = Literal["sim", "gloo", "nccl"]
 ElasticMode = Literal["local", "torchft", "torchrun"]
-Balance = Literal["off", "batch", "steps"]
+Balance = Literal["off", "batch", "steps", "time"]
 Group = Literal["Method", "Data and model", "Training", "Communication", "Run"]
 
 SYNCHRONOUS = "synchronous"  # averages the gradients at every step
@@ -69,7 +69,8 @@ class Config:
             "Training",
             None,
             "unequal workers: batch, each takes as many of all workers' examples of a step as it can; steps, as "
-            "many of all their steps between rounds; off, all take the same",
+            "many of all their steps between rounds; time, as many steps as fit between rounds by the clock "
+            "(--when time:SECONDS); off, all take the same",
         ),
     )
     speeds: str | None = field(

@@ -46,7 +46,7 @@ class Feed:
         self._batch = config.training.batch
         self.ledger: ElasticSampler | None = None
         self._before: tuple[ElasticSampler, int]  # what was drawn from before the last deal, as which rank
-        if config.balance != "off":
+        if config.balance in ("batch", "steps"):
             self._stream = Stream(len(self._train), config.seed)
         elif members or config.shards == "dealt":
             self.ledger = self._ledger(members or config.workers)

@@ -154,7 +154,7 @@ class Lockstep(Coordinator):
         last, stride = step == trainer.steps, trainer.share.stride
         stop = self.job.stop_at is not None and step >= self.job.stop_at
         evaluates = not last and self._evaluation_is_due()
-        if step % LOOK_EVERY < stride or last or evaluates:
+        if step % LOOK_EVERY < stride or last or evaluates or trainer.share.unmeasured:
             with trainer.timed():  # so that an evaluation does not begin with a wait for the slowest worker
                 stop = self._look() or stop
         if last:
@@ -184,7 +184,7 @@ class Lockstep(Coordinator):
         loss = float(self._window) / max(1, own - self._looked)
         self._window.zero_()
         self._looked = own
-        row = [loss, self.job.stopping(), tally.bytes_sent, trainer.share.measurement(), *tally.done()]
+        row = [loss, self.job.stopping(), tally.bytes_sent, trainer.share.measurement(), *trainer.done()]
         rows = self.comm.gather(torch.tensor(row, dtype=torch.float64))
         losses = rows[:, 0].tolist()
         self._bytes_sent = float(rows[:, 2].mean())
@@ -225,7 +225,7 @@ class Lockstep(Coordinator):
             self._agree(self.saver)
         tally = self.trainer.tally
         means = tally.means(self.comm)
-        by_worker = work_done(self.comm.gather(torch.tensor(tally.done(), dtype=torch.float64)))
+        by_worker = work_done(self.comm.gather(torch.tensor(self.trainer.done(), dtype=torch.float64)))
         self._bytes_sent = means["bytes_sent"]
         self._evaluate(self.trainer.model)
         return self.record_end(means, by_worker)

@@ -18,7 +18,7 @@ class Pace:
     Args:
         config: resolved.
         rank: of this worker.
-        least: seconds that a step of the fastest worker takes at least.
+        least: seconds that the fastest worker takes at least for a step of --batch examples.
     """
 
     def __init__(self, config: Config, rank: int, least: float) -> None:
@@ -38,7 +38,8 @@ class Pace:
             step: its number.
             examples: it was computed on.
         """
-        work = examples / self._batch if self.virtual else max(computed, self._least)
+        share = examples / self._batch
+        work = share if self.virtual else max(computed, self._least * share)
         return max(0.0, self._speeds.duration(self._rank, now, work, step) - computed)
 
     def wait(self, now: float, began: float, step: int, examples: float, comm: Group) -> None:

@@ -14,7 +14,7 @@ from swarmstep.signal import Round
 from swarmstep.train.work_done import WorkDone
 
 MEANS = ("bytes_sent", "bytes_received", "seconds", "compute_seconds", "sync_seconds", "probe_seconds")
-DONE = ("steps", "compute_seconds", "wait_seconds", "send_seconds")  # of `WorkDone`, from first to last
+DONE = 4  # numbers of `Tally.done`: the fields of `WorkDone` from `steps` on
 
 
 @dataclasses.dataclass
@@ -71,15 +71,21 @@ class Tally:
         own = torch.tensor([getattr(self, name) for name in MEANS], dtype=torch.float64)
         return dict(zip(MEANS, (comm.gather(own).sum(dim=0) / comm.size if comm else own).tolist(), strict=True))
 
-    def done(self) -> list[float]:
-        """Return what this worker has done, one number for each of DONE."""
-        return [float(getattr(self, name)) for name in DONE]
+    def done(self, *, timed: bool) -> list[float]:
+        """Return what this worker has done, DONE numbers.
+
+        Args:
+            timed: whether `seconds` are this worker's alone: what is not explained otherwise is then waiting, too.
+        """
+        outside = max(0.0, self.seconds - self.compute_seconds - self.sync_seconds) if timed else 0.0
+        waited = self.wait_seconds + outside
+        return [float(self.steps), self.compute_seconds, waited, self.send_seconds]
 
 
 def work_done(rows: Tensor) -> list[WorkDone]:
     """Return what the workers have done.
 
     Args:
-        rows: [W, len(DONE)], of all ranks.
+        rows: [W, DONE], of all ranks.
     """
     return [WorkDone(rank, round(steps), *seconds) for rank, (steps, *seconds) in enumerate(rows.tolist())]

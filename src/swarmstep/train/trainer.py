@@ -33,6 +33,7 @@ from swarmstep.train.optimizer import build_optimizer
 from swarmstep.train.pace import Pace
 from swarmstep.train.progress import Progress, describe_distrust
 from swarmstep.train.tally import Tally
+from swarmstep.train.timed_share import TimedShare
 from swarmstep.train.work_done import WorkDone
 from swarmstep.train.work_share import WorkShare
 from swarmstep.workloads import Examples, Workload
@@ -72,7 +73,7 @@ class Trainer:
         self.strategy = build_strategy(config)
         self.sync = Synchronizer(self.model, self.strategy, comm, self._options())
         self._ddp = DataParallel(self.model, comm) if config.strategy == DDP else None
-        self.share = WorkShare(config, self.sync)
+        self.share = (TimedShare if config.balance == "time" else WorkShare)(config, self.sync)
         self._pace = Pace(config, comm.rank, job.pace)
 
     @property
@@ -140,6 +141,10 @@ class Trainer:
         self._note(events, coordinator)
         return coordinator.conclude()
 
+    def done(self) -> list[float]:
+        """Return what this worker has done, as `Tally.done` does."""
+        return self.tally.done(timed=self._pace.virtual or self.config.backend != "sim")
+
     @contextlib.contextmanager
     def timed(self) -> Generator[None]:
         """Count what is done within as training."""
@@ -186,6 +191,7 @@ class Trainer:
                 self.feed.deal(event)
                 coordinator.membership_changed(event)
             else:
+                self.share.landed(event)
                 report = dataclasses.replace(event, step=self.taken) if self.share.stride > 1 else event
                 self.tally.add_round(report, self.sync.comm.rank)
                 if report.followed:

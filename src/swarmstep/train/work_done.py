@@ -37,10 +37,18 @@ def shares(rows: Sequence[WorkDone]) -> list[float]:
     return [row.steps / total if total else 1 / len(rows) for row in rows]
 
 
+def mean_of(rows: Sequence[WorkDone]) -> WorkDone:
+    """Return the means over several runs of what one worker did; steps and dropped results are rounded."""
+    numbers = [dataclasses.astuple(row) for row in rows]
+    rank, steps, *rest, dropped = (sum(column) / len(rows) for column in zip(*numbers, strict=True))
+    return WorkDone(round(rank), round(steps), *rest, dropped=round(dropped))
+
+
 def unequal(rows: Sequence[WorkDone]) -> bool:
-    """Return whether the workers' times differ by more than a fifth, or results came late."""
-    seconds = [row.compute_seconds for row in rows]
-    return bool(rows) and (max(seconds) > 1.2 * min(seconds) or any(row.staleness or row.dropped for row in rows))
+    """Return whether the workers' times or steps differ by more than a fifth, or results came late."""
+    seconds, steps = [row.compute_seconds for row in rows], [row.steps for row in rows]
+    differ = any(values and max(values) > 1.2 * min(values) for values in (seconds, steps))
+    return differ or any(row.staleness or row.dropped for row in rows)
 
 
 HEAD = ("worker", "steps", "share", "computed", "waited", "sent", "late by", "dropped")

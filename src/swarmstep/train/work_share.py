@@ -8,15 +8,19 @@ from typing import Any
 
 from swarmstep.runtime.balance import Balance
 from swarmstep.runtime.synchronizer import Synchronizer
+from swarmstep.signal import Round
 from swarmstep.train.config import Config
 from swarmstep.when import Balanced
+
+FIRST = 3  # steps after which the workers are measured for the first time
 
 
 class WorkShare:
     """Where one worker is in the work of all, and which part of it comes next.
 
     The run's steps are those of an equal worker. With `--balance steps` a worker takes more or fewer of its own
-    in each round, and the run's count goes on when the round lands; the last round may be shorter.
+    in each round, and the run's count goes on when the round lands; the last round may be shorter, and the first
+    one is: until it has been measured who is how fast, all take the same.
 
     Args:
         config: resolved.
@@ -32,7 +36,8 @@ class WorkShare:
             self._balance = Balance(sync)
         elif config.balance == "batch":
             self._balance = Balance(sync, self._batch, least=min(2, self._batch))  # BatchNorm cannot train on one
-        self._spent, self._parts = 0.0, 0  # computing, since the last measurement: seconds of steps, or of rounds
+        self._spent, self._parts = 0.0, 0  # since the last measurement: seconds computing, in so many steps
+        self._measured = False
         # With --balance steps: the run's steps before the present round, and this worker's own in it.
         self._taken, self._own, self._shares = 0, 0, list[int]()
         self._open()
@@ -66,7 +71,8 @@ class WorkShare:
     @property
     def _length(self) -> int:
         """The run's steps of the present round, 0 at the end; with --balance steps."""
-        return max(0, min(self.stride, self._steps - self._taken))
+        longest = self.stride if self._taken else FIRST
+        return max(0, min(self.stride, longest, self._steps - self._taken))
 
     def _open(self) -> None:
         """Divide the present round; with --balance steps."""
@@ -110,19 +116,29 @@ class WorkShare:
         """
         if not self._balance:
             return
-        self._spent += seconds
+        self._spent, self._parts = self._spent + seconds, self._parts + 1
         if not self._by_steps:
-            self._parts += 1
             return
         self._own += 1
         if self._own == self._shares[self._rank]:
-            self._parts += 1
             self._taken, self._own = self._taken + self._length, 0
             self._open()
 
+    def landed(self, report: Round) -> None:
+        """Nothing more is counted when a round lands: its length was known before."""
+
+    @property
+    def unmeasured(self) -> bool:
+        """Whether nothing has been measured yet, and could be by now; the same on all ranks."""
+        return self.balanced and not self._measured and self.taken >= FIRST
+
     def measurement(self) -> float:
-        """Return this worker's seconds of a step, or of a round, since the last `update`; NaN without any."""
-        return self._spent / self._parts if self._parts else math.nan
+        """Return this worker's seconds of a step, or of its steps of a whole round, since the last `update`.
+
+        NaN if it has taken no step.
+        """
+        steps = self.shares[self._rank] if self._by_steps else 1
+        return steps * self._spent / self._parts if self._parts else math.nan
 
     def update(self, seconds: Sequence[float]) -> None:
         """Divide the work anew, where all are together.
@@ -133,14 +149,14 @@ class WorkShare:
         if not self._balance:
             return
         self._balance.measured(seconds)
-        self._spent, self._parts = 0.0, 0
+        self._spent, self._parts, self._measured = 0.0, 0, True
         self._open()
 
     def state_dict(self) -> dict[str, Any]:
         """Return numbers and lists, where all are together; nothing where all are equal."""
         if not self._balance:
             return {}
-        counted = {"taken": self._taken, "spent": self._spent, "parts": self._parts}
+        counted = {"taken": self._taken, "spent": self._spent, "parts": self._parts, "measured": self._measured}
         return {"balance": self._balance.state_dict(), **counted}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
@@ -149,4 +165,5 @@ class WorkShare:
             return
         self._balance.load_state_dict(saved["balance"])
         self._taken, self._spent, self._parts = saved["taken"], saved["spent"], saved["parts"]
+        self._measured = saved["measured"]
         self._open()

@@ -1,0 +1,79 @@
+"""What one worker does with --balance time: as many of its own steps as fit into the time between two rounds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from swarmstep.runtime.synchronizer import Synchronizer
+from swarmstep.signal import Round
+from swarmstep.train.config import Config
+
+
+class TimedShare:
+    """Where a worker is in a run whose rounds are set by the clock, with the interface of `WorkShare`.
+
+    The run's steps are those of an equal worker: with each round their count goes on by all workers' examples,
+    divided by W batches. Each worker draws from its own shard.
+
+    Args:
+        config: resolved.
+        sync: of this worker.
+    """
+
+    balanced = False
+    shares: tuple[int, ...] = ()
+    places = None
+    unmeasured = False
+
+    def __init__(self, config: Config, sync: Synchronizer) -> None:
+        self._sync, self._batch, self._steps = sync, config.training.batch, config.training.steps
+        self._all = config.workers * self._batch
+        self._examples, self._own = 0.0, 0  # of all before the present round; this worker's own steps in it
+        self.stride = 1
+
+    @property
+    def taken(self) -> int:
+        """The run's steps that all workers have taken."""
+        return min(int(self._examples / self._all), self._steps)
+
+    @property
+    def together(self) -> bool:
+        """Whether all workers are at the same point of the run."""
+        return self._own == 0
+
+    @property
+    def step(self) -> int:
+        """The run's step (1-based) that the worker's next step belongs to, for the learning rate."""
+        return min(self.taken + 1 + self._own, self._steps)
+
+    @property
+    def weight(self) -> float:
+        """Of the next step: its examples."""
+        return float(self._batch)
+
+    def worked(self, seconds: float) -> None:
+        """Count a step, after `Synchronizer.step`."""
+        self._own += 1
+
+    def landed(self, report: Round) -> None:
+        """Count what all have done since the round before."""
+        before, self._own = self.taken, 0
+        self._examples += sum(report.weights)
+        self.stride = max(1, self.taken - before)
+
+    def measurement(self) -> float:
+        """Nothing is measured."""
+        return math.nan
+
+    def update(self, seconds: Sequence[float]) -> None:
+        """Nothing is divided."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the count, where all are together."""
+        return {"examples": self._examples}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict`."""
+        self._examples = saved["examples"]
