@@ -79,6 +79,18 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(fields: dict[str, Any], tm
     assert [row["step"] for row in rows(tmp_path / "whole") if row["kind"] == "evaluation"][-1] == 40
 
 
+def test_a_worker_that_has_not_finished_since_the_stop_has_its_loss(tmp_path: Path) -> None:
+    """At step 25 of all, the slow worker's last result is from before the stop."""
+    fields = {"strategy": "asgrad", "speeds": "1,1,9", "steps": 30, "eval_every": 10}
+    train(fields, tmp_path / "whole")
+    assert "stopped at step 24" in train(fields, tmp_path / "parts", stop_at=24)["interrupted"]
+    train(fields, tmp_path / "parts", resume=True)
+    same_run(tmp_path / "whole", tmp_path / "parts")
+    look = next(row for row in rows(tmp_path / "parts") if row["kind"] == "look")
+    assert look["step"] == 25
+    assert None not in look["losses"]
+
+
 def test_nobody_waits_and_the_work_is_that_of_equal_workers(tmp_path: Path) -> None:
     summary = train({"strategy": "asgrad", "speeds": SPEEDS, "steps": 70}, tmp_path)
     did = summary["by_worker"]

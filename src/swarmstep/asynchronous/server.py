@@ -213,6 +213,9 @@ class _Server:
         settings = field(saved, "settings")
         for name in sorted({*self._settings, *settings}):
             same(name, self._settings.get(name), settings.get(name))
-        self.state = type(self.state)(**field(saved, "server"))
-        self.order = [Event(*event) for event in field(saved, "order")]
+        try:
+            self.state = type(self.state)(**field(saved, "server"))
+            self.order = [Event(*event) for event in field(saved, "order")]
+        except TypeError as error:
+            raise CheckpointError(f"{folder}: damaged or of another version ({error}); start a new run") from None
         self._start -= self.order[-1].time if self.order else 0.0

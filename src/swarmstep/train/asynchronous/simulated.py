@@ -120,6 +120,7 @@ class _Simulated:
         try:
             self._simulator.load_state_dict(states[0]["simulator"])
             self._done = states[0]["done"]
+            self._work.losses[:], record.scores = states[0]["losses"], states[0]["scores"]
         except (LookupError, TypeError, ValueError) as error:
             raise CheckpointError(f"{record.checkpoints}: damaged or foreign ({error}); start a new run") from None
         record.logger.rewind(self._step)
