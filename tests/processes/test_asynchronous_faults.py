@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from asynchronous_trials import RESULTS, STEPS, WORKERS, Play, Pull, Trial, asgrad, drawn
+from asynchronous_trials import RESULTS, STEPS, WORKERS, Play, Pull, Trial, drawn, with_server
 from swarmstep.asynchronous import SERVER, replay
 from swarmstep.asynchronous.jobs import REASONS
 
@@ -33,7 +33,7 @@ def check(trial: Trial, done: dict[int, Any]) -> Counter[str]:
     if trial.options is None:
         return check_layup(trial, done)
     state, order = done[SERVER]
-    method, x = asgrad(trial, pause=0.0)
+    method, x = with_server(trial, pause=0.0)
     again = replay(method, x, order).states[SERVER]
     assert same(state, vars(again)), trial
     assert isinstance(method.work, Pull)
@@ -51,7 +51,11 @@ def check(trial: Trial, done: dict[int, Any]) -> Counter[str]:
         assert sorted([*(came | lost), *under_way]) == [*range(state["given"][worker])], trial
         assert state["entered"][worker] == len(came - lost), trial
         assert state["given"][worker] == state["entered"][worker] + len(lost) + len(under_way), trial
-    assert sum(map(len, state["under_way"])) + len(state["free"]) + len(state["waiting"]) == WORKERS, trial
+    if "quorum" in trial.options:  # whoever is there has a job, or waits for the close
+        jobs, expected = len(state["idle"]), sum(state["here"])
+    else:
+        jobs, expected = len(state["free"]) + len(state["waiting"]), WORKERS
+    assert sum(map(len, state["under_way"])) + jobs == expected, trial
     assert abs(float(state["x"].mean()) - 1) < 6, trial  # 8 at the start
     kinds = Counter(event.kind for event in order if event.kind in ("left", "joined"))
     return kinds + Counter(f"dropped: {reason}" for _, _, reason in state["dropped"])
@@ -75,9 +79,10 @@ def check_layup(trial: Trial, done: dict[int, Any]) -> Counter[str]:
         Trial({"assign": "pure", "wait": 3}, 8, [(10, "kill", 1), (40, "start", 1)]),
         Trial({"assign": "shuffled"}, 8, [(20, "stop", 2), (60, "replace", 0)]),
         Trial({"assign": "random", "ignore": 3}, 8, [(11, "kill", 0), (30, "replace", -1)]),
+        Trial({"quorum": 2, "grace": 0.01}, 8, [(10, "kill", 1), (30, "replace", -1)]),
         Trial(None, 0, [(10, "replace", 0), (20, "kill", 2)]),
     ],
-    ids=["rounds", "shuffled", "server", "layup"],
+    ids=["rounds", "shuffled", "server", "quorum", "layup"],
 )
 def test_others_go_on(trial: Trial) -> None:
     found = check(trial, Play(trial).run())

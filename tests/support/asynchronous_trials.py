@@ -26,6 +26,7 @@ from swarmstep.asynchronous import (
     LayUp,
     Links,
     Outer,
+    Quorum,
     Work,
     run_peer,
     run_server,
@@ -46,7 +47,7 @@ class Trial:
     """What happens in a run.
 
     Args:
-        options: of `AsGrad`; None: LayUp.
+        options: of `Quorum`, if `quorum` is among them, else of `AsGrad`; None: LayUp.
         size: of the vector; of 300,000 numbers, a kill may come in the middle of a message.
         acts: (number of results, or of the worker's own steps, what, to which node), what being "kill", "replace"
             (kill, and start another at once), "stop" (until the server has noticed, or has ended) or "start".
@@ -70,13 +71,17 @@ def drawn(seed: int) -> Trial:
             (rng.randrange(3, STEPS - 10), rng.choice(["kill", "replace"]), w) for w in rng.sample(range(3), 2)
         ]
         return Trial(None, 0, acts)
-    options = {
+    options: dict[str, Any] = {
         "assign": rng.choice(["pure", "random", "shuffled"]),
         "wait": rng.choice([1, 1, 2, 3]),
         "ignore": rng.choice([0, 0, 3]),
         "rule": rng.choice(["constant", "staleness", "rescaled"]),
         "seed": seed,
     }
+    if seed % 5 == 3:
+        options = {"quorum": options["wait"], "grace": rng.choice([0.0, 0.01])} | {
+            name: options[name] for name in ("ignore", "rule")
+        }
     acts: list[tuple[int, str, int]] = []
     away: set[int] = set()
     for number in sorted(rng.sample(range(2, RESULTS - 25), rng.choice([1, 2, 3, 4]))):
@@ -107,9 +112,10 @@ class Pull(Work):
         return memory["m"]
 
 
-def asgrad(trial: Trial, pause: float) -> tuple[AsGrad, Tensor]:
+def with_server(trial: Trial, pause: float) -> tuple[AsGrad | Quorum, Tensor]:
     assert trial.options is not None
-    return AsGrad(WORKERS, Pull(pause), Outer(0.1), **trial.options), torch.full((trial.size,), 9.0)
+    kind = Quorum if "quorum" in trial.options else AsGrad
+    return kind(WORKERS, Pull(pause), Outer(0.1), **trial.options), torch.full((trial.size,), 9.0)
 
 
 def layup(act: tuple[int, str, int] | None = None) -> tuple[LayUp, Tensor]:
@@ -140,7 +146,7 @@ def live(end: Connection, node: int, port: int, trial: Trial, folder: str, act: 
             end.recv_bytes()
 
     try:
-        method, x = asgrad(trial, trial.job) if trial.options is not None else layup(act)
+        method, x = with_server(trial, trial.job) if trial.options is not None else layup(act)
         address = "127.0.0.1", port
         with (
             Links(method, node, address, silence=SILENCE, patience=PATIENCE) as box,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn.functional import cross_entropy
 
 from runs import WORKLOADS as MADE
 from runs import resolved, rows, same_run
 from runs import train as train_in_rounds
-from swarmstep.errors import Interrupted, UsageError
+from swarmstep.errors import Interrupted, NotFinite, UsageError
 from swarmstep.train.asynchronous.local_steps import LocalSteps
 from swarmstep.train.asynchronous.simulated import simulated
 from swarmstep.train.job import Job
@@ -77,6 +79,18 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(fields: dict[str, Any], tm
     assert [row["step"] for row in rows(tmp_path / "whole") if row["kind"] == "evaluation"][-1] == 40
 
 
+def test_a_worker_that_has_not_finished_since_the_stop_has_its_loss(tmp_path: Path) -> None:
+    """At step 25 of all, the slow worker's last result is from before the stop."""
+    fields = {"strategy": "asgrad", "speeds": "1,1,9", "steps": 30, "eval_every": 10}
+    train(fields, tmp_path / "whole")
+    assert "stopped at step 24" in train(fields, tmp_path / "parts", stop_at=24)["interrupted"]
+    train(fields, tmp_path / "parts", resume=True)
+    same_run(tmp_path / "whole", tmp_path / "parts")
+    look = next(row for row in rows(tmp_path / "parts") if row["kind"] == "look")
+    assert look["step"] == 25
+    assert None not in look["losses"]
+
+
 def test_nobody_waits_and_the_work_is_that_of_equal_workers(tmp_path: Path) -> None:
     summary = train({"strategy": "asgrad", "speeds": SPEEDS, "steps": 70}, tmp_path)
     did = summary["by_worker"]
@@ -127,6 +141,7 @@ def test_the_learning_rate_follows_the_run(monkeypatch: pytest.MonkeyPatch) -> N
         ({"strategy": "asgrad", "settings": {"inertia": "1"}}, "unknown setting 'inertia'.*one of assign"),
         ({"strategy": "quorum", "settings": {"quorum": "0"}}, "expected quorum 1 to workers"),
         ({"strategy": "quorum", "settings": {"grace": "-1"}}, "grace of at least 0"),
+        ({"strategy": "asgrad", "every": 17}, "--every 17: a job is longer than the run; expected 1 to 16"),
         ({"strategy": "layup"}, "layup steps each layer by plain SGD: expected --optimizer sgd"),
         ({"strategy": "asgrad", "model": "small"}, "asynchronous methods do not average running statistics"),
     ],
@@ -135,3 +150,21 @@ def test_the_learning_rate_follows_the_run(monkeypatch: pytest.MonkeyPatch) -> N
 def test_what_does_not_go_is_refused_by_name(fields: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         train(fields, None)
+
+
+@pytest.mark.parametrize("strategy", ["asgrad", "quorum", "layup"])
+def test_a_worker_whose_loss_is_not_finite_ends_the_run_by_name(strategy: str, tmp_path: Path) -> None:
+    workload = MADE["classes"]()
+    losses: list[int] = []
+
+    def loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        losses.append(0)
+        return cross_entropy(outputs, targets) * (math.nan if len(losses) == 20 else 1.0)
+
+    workload = dataclasses.replace(workload, loss=loss)
+    config = resolved(
+        workload, {"workers": 3, **LINEAR, "strategy": strategy, "optimizer": "sgd", "eval_every": 99}
+    )
+    with pytest.raises(NotFinite, match=r"worker \d.* is not finite"):
+        simulated(config, workload, Job(out=tmp_path, quiet=True))
+    assert not (tmp_path / "summary.json").exists()

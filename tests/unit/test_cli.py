@@ -17,6 +17,7 @@ from swarmstep import STRATEGIES, __version__
 from swarmstep.cli import doctor, main
 from swarmstep.cli.exit_codes import MEANINGS
 from swarmstep.errors import SwarmstepError
+from swarmstep.train.config import ASYNCHRONOUS
 from swarmstep.train.run_folder import RunFolder
 from swarmstep.train.run_logger import RunLogger
 
@@ -93,7 +94,7 @@ def refuse(capsys: pytest.CaptureFixture[str]) -> Refuse:
     return refuse
 
 
-NAMES = ", ".join(sorted({*STRATEGIES, "ddp"}))
+NAMES = ", ".join(sorted({*STRATEGIES, "ddp", *ASYNCHRONOUS}))
 
 
 @pytest.mark.parametrize(
@@ -413,7 +414,7 @@ def test_the_exit_codes_are_those_of_the_errors() -> None:
 def test_the_table_of_methods(capsys: pytest.CaptureFixture[str], refuse: Refuse) -> None:
     assert main(["strategies", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
-    assert {row["name"] for row in listed} == {*STRATEGIES, "ddp"}
+    assert {row["name"] for row in listed} == {*STRATEGIES, "ddp", *ASYNCHRONOUS}
     assert all(row[key] for row in listed for key in ("title", "traffic", "memory", "paper"))
     assert main(["strategies"]) == 0
     table = capsys.readouterr().out

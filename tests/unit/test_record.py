@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from runs import DEFAULTS, Tied, classes, resolved
 from swarmstep.errors import CheckpointError
 from swarmstep.train.config import Config
 from swarmstep.train.run_folder import RunFolder, environment, new_folder, read_config, replace_file
+from swarmstep.train.run_logger import RunLogger
 
 CONFIG = resolved(classes(), {"settings": {"inertia": "0.5"}, "fault": "noise:1:0.1", "data": "/data"})
 
@@ -207,3 +210,20 @@ def test_a_device_is_written_to_and_not_replaced() -> None:
     with pytest.raises(CheckpointError, match="cannot be written: No space left"):
         replace_file(device, lambda partial: partial.write_text("x"))
     assert device.is_char_device()
+
+
+def test_rows_of_several_threads_are_all_there_once(tmp_path: Path) -> None:
+    logger = RunLogger(tmp_path, RunFolder(tmp_path), None)
+    logger.lead()
+
+    def record(thread: int) -> None:
+        for step in range(200):
+            logger.record(kind="look", step=step, thread=thread)
+
+    with ThreadPoolExecutor(4) as threads:
+        assert [*threads.map(record, range(4))] == [None] * 4
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert sorted((row["thread"], row["step"]) for row in rows) == [*itertools.product(range(4), range(200))]
+    assert logger.newest("look") == rows[-1]
+    assert logger.newest("evaluation") == {}
+    logger.close()

@@ -136,5 +136,5 @@ def test_a_checkpoint_of_another_layout_says_so(layout: int | None, age: str) ->
         return refused(trained(comm), saved)
 
     said = alone(load)
-    assert f"layout: expected a checkpoint of layout 3, found {layout or 1}" in said
+    assert f"layout: expected a checkpoint of layout 4, found {layout or 1}" in said
     assert f"{age} version of swarmstep wrote" in said

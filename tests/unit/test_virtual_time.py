@@ -113,14 +113,15 @@ def test_random_disturbances_and_jitter_follow_from_the_seed() -> None:
     def speeds(seed: int) -> Speeds:
         return parse_speeds(Config("digits", workers=3, disturb="random:60:10:4", jitter=0.3, seed=seed))
 
-    assert speeds(1) == speeds(1)
-    assert speeds(1) != speeds(2)
+    drawn = speeds(1)
+    assert drawn == speeds(1)
+    assert drawn != speeds(2)
     for worker in range(3):
-        own = [one for one in speeds(1).disturbances if one.worker == worker]
+        own = [one for one in drawn.disturbances if one.worker == worker]
         assert len(own) == pytest.approx(HORIZON / (60 + 10), rel=0.1)
         assert all(one.end - one.start == pytest.approx(10) and one.factor == 4 for one in own)
         assert all(one.end < two.start for one, two in itertools.pairwise(own))
-    seconds = [speeds(1).duration(0, 0.0, 1.0, number) for number in range(200)]
+    seconds = [drawn.duration(0, 0.0, 1.0, number) for number in range(200)]
     assert 0.7 < min(seconds) < 0.72
     assert sum(seconds) / 200 == pytest.approx(1.0, abs=0.05)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from swarmstep.asynchronous.contract import SERVER, Mailbox, Message, Method
 from swarmstep.asynchronous.work import Work
-from swarmstep.errors import CollectiveMismatch
+from swarmstep.errors import CollectiveMismatch, NotFinite
 
 REASONS = ("stale", "left", "void")
 
@@ -28,6 +28,7 @@ class Ledger:
     version: int  # steps that the server has taken
     given: list[int]  # [W] jobs, lost ones included: the number of the worker's next one
     under_way: list[list[int]]  # [W] the numbers of those whose results have not come yet
+    came: int  # results of all workers, with those that do not count
     entered: list[int]  # [W] results that count
     late: list[int]  # [W] their delays, summed
     dropped: list[tuple[int, int, str]]  # (worker, number of its job, one of REASONS) of those that do not
@@ -40,7 +41,7 @@ class Ledger:
         number = self.given[worker]
         self.given[worker] += 1
         self.under_way[worker].append(number)
-        box.post(worker, Message(SERVER, (self.version, number, sum(self.entered)), self.x))
+        box.post(worker, Message(SERVER, (self.version, number, self.came), self.x))
 
     def take(self, message: Message, ignore: int) -> int | None:
         """Count a result; return its delay tau, None if it does not count: it is `ignore` steps late, or more.
@@ -55,6 +56,7 @@ class Ledger:
                 f"{self.under_way[worker]}; a message was lost or came twice; start from a checkpoint"
             )
         del self.under_way[worker][0]
+        self.came += 1
         delay = self.version - version
         if ignore and delay >= ignore:
             self.dropped.append((worker, number, "stale"))
@@ -83,7 +85,7 @@ def blank(node: int, x: Tensor, workers: int) -> dict[str, Any]:
     under_way: list[list[int]] = [[] for _ in range(workers)]
     here = [True] * workers
     rest = {"under_way": under_way, "dropped": [], "here": here, "memory": {}}
-    return {"node": node, "x": x.clone(), "version": 0, **counts, **rest}
+    return {"node": node, "x": x.clone(), "version": 0, "came": 0, **counts, **rest}
 
 
 @dataclasses.dataclass
@@ -104,6 +106,8 @@ class ServerMethod(Method[Any]):
     server has come back. A worker that comes back gets new numbers for its jobs, thus other batches, and its
     memory, such as the inner optimizer's state, is empty. A server that comes back from a checkpoint has lost all
     workers; what was handed out after the checkpoint is dropped when its worker tells of it.
+
+    A result that is not finite raises NotFinite on the server, which names the worker, and changes nothing.
     """
 
     has_server: ClassVar[bool] = True
@@ -134,8 +138,13 @@ class ServerMethod(Method[Any]):
         if isinstance(state, WorkerState):
             version, number, results = map(int, message.numbers)
             state.jobs.append((version, number, results, message.x))
-        else:
-            self.received(state, message, box)
+            return
+        if not message.x.isfinite().all():
+            raise NotFinite(
+                f"server, step {state.version}: the result of job {int(message.numbers[1])} of worker "
+                f"{message.source} is not finite; lower the learning rates, or look at that worker's data"
+            )
+        self.received(state, message, box)
 
     def given(self, state: Any) -> int:
         return state.jobs[-1][1] + 1 if state.jobs else state.done

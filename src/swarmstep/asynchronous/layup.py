@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from swarmstep.asynchronous.contract import Mailbox, Message, Method
 from swarmstep.asynchronous.work import Loss, Replica
 from swarmstep.cards import ASYNCHRONOUS, Card
-from swarmstep.errors import UsageError
+from swarmstep.errors import NotFinite, UsageError
 from swarmstep.seeding import generator
 
 
@@ -62,6 +62,7 @@ class LayUp(Method[LayUpState]):
 
     Raises:
         UsageError: an argument is out of its range, or as `Replica`.
+        NotFinite: at a step that leaves a layer with NaN or infinity, before it is sent.
 
     Cost: a worker sends P for each step, in L messages. Memory: x and its copy at the start of the step, 2 P.
 
@@ -114,6 +115,11 @@ class LayUp(Method[LayUpState]):
         assert parameter.grad is not None
         piece = state.x[self._slices[layer]]
         piece.add_(parameter.grad.reshape(-1), alpha=-self._lr)
+        if not piece.isfinite().all():  # before anybody else has it
+            raise NotFinite(
+                f"worker {state.node}, step {state.done}: {self._replica.flat.layout.names[layer]} is not finite; "
+                "lower the learning rate, or look at that worker's data"
+            )
         peers = [(state.node + k) % self.workers for k in range(1, self.workers)]
         peers = [peer for peer in peers if peer not in state.gone]
         if peers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,8 +67,8 @@ def run_server(
     Raises:
         UsageError: an argument is out of its range.
         PeerLost: nothing came within the patience of `box`.
-        CheckpointError: the folder cannot be used, or is of a run with other settings; or workers have had jobs of
-            a server before this one, and there is no checkpoint.
+        CheckpointError: the folder cannot be used, at the start or the end, or is of a run with other settings; or
+            workers have had jobs of a server before this one, and there is no checkpoint.
         CommError: the store cannot be reached, or another server has taken this one's place.
     """
     if not method.has_server or box.node != SERVER or results < 1 or every < 1:
@@ -81,8 +82,10 @@ def run_server(
     while not over:
         if server.take(results):
             over = listen(server.state, server.taken, server.seconds) or server.taken == results
-            if over or server.taken % every == 0:
+            if over:
                 server.save()
+            elif server.taken % every == 0:
+                server.save_if_possible()
     box.mark(OVER)
     return Served(server.state, server.order)
 
@@ -179,6 +182,13 @@ class _Server:
         """Since the start."""
         return time.perf_counter() - self._start
 
+    def save_if_possible(self) -> None:
+        """Write a checkpoint; one that fails does not stop the training."""
+        try:
+            self.save()
+        except CheckpointError as error:
+            warnings.warn(f"{error}; the training goes on", stacklevel=3)
+
     def save(self) -> None:
         """Write a checkpoint, if there is a folder, and remove old ones; not where another server is at work."""
         if self._folder is None:
@@ -203,6 +213,9 @@ class _Server:
         settings = field(saved, "settings")
         for name in sorted({*self._settings, *settings}):
             same(name, self._settings.get(name), settings.get(name))
-        self.state = type(self.state)(**field(saved, "server"))
-        self.order = [Event(*event) for event in field(saved, "order")]
+        try:
+            self.state = type(self.state)(**field(saved, "server"))
+            self.order = [Event(*event) for event in field(saved, "order")]
+        except TypeError as error:
+            raise CheckpointError(f"{folder}: damaged or of another version ({error}); start a new run") from None
         self._start -= self.order[-1].time if self.order else 0.0

@@ -33,7 +33,7 @@ class Work(ABC):
             x: the point [P].
             worker: whose data it is.
             number: of the worker's job, from 0.
-            results: that had counted, of all workers, when the job was handed out: how far the run was.
+            results: that had come, of all workers, when the job was handed out: how far the run was.
             memory: the worker's own, empty at first: tensors and plain values that a checkpoint keeps.
         """
 

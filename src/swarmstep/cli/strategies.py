@@ -42,7 +42,7 @@ def strategies(
         print_json(rows) if as_json else print(_table(rows))
         return 0
     if name not in TRAINED:
-        raise UsageError(f"unknown strategy {name!r}; expected one of {', '.join(TRAINED)}")
+        raise UsageError(f"unknown strategy {name!r}; expected one of {', '.join(sorted(TRAINED))}")
     from swarmstep.train.method_settings import method_settings  # which imports torch
 
     card, settings = TRAINED[name], [setting._asdict() for setting in method_settings(name)]

@@ -233,7 +233,7 @@ class Supervisor:
         error = self._error_of(slot.worker, code)
         known = self.outcome or self._over
         self._report("ended", slot, code=code, error=error, lost=not known and code not in ENDS)
-        if code == ResultNotFinite.exit_code and self._over and not self._over.code:
+        if code and code in ENDS and self._over and not self._over.code:
             self._over = Outcome(code, error)  # from the one worker that knows the result
         if known:
             return  # whatever it is, it is no failure any more

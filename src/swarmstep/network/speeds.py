@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
+import functools
 import math
+from collections import deque
 from typing import Any, NamedTuple, final
 
 import torch
@@ -86,18 +89,30 @@ class Speeds(Checked):
         if self.jitter:
             source = generator(self.seed, "duration", worker, number)
             left *= 1 + self.jitter * (2 * float(torch.rand((), dtype=torch.float64, generator=source)) - 1)
-        own = [
-            one for one in map(Disturbance._make, self.disturbances) if one.worker == worker and one.end > start
-        ]
-        taken = 0.0
-        for end in sorted({edge for one in own for edge in (one.start, one.end) if edge > start}):
-            factor = self._factor(own, start + taken)
-            length = end - start - taken
-            if left * factor <= length:
+        times, factors = self._pieces[worker]
+        piece, taken = bisect.bisect_right(times, start) - 1, 0.0
+        while piece + 1 < len(times):
+            length = times[piece + 1] - start - taken
+            if left * factors[piece] <= length:
                 break
-            left -= length / factor
-            taken = end - start
-        return taken + left * self._factor(own, start + taken)
+            left -= length / factors[piece]
+            taken, piece = times[piece + 1] - start, piece + 1
+        return taken + left * factors[piece]
 
-    def _factor(self, own: list[Disturbance], time: float) -> float:
-        return math.prod(one.factor for one in own if one.start <= time < one.end)
+    @functools.cached_property
+    def _pieces(self) -> list[tuple[list[float], list[float]]]:
+        """For each worker the times at which its factor changes, ascending from 0, and the factor from each on."""
+        found: list[tuple[list[float], list[float]]] = []
+        disturbances = sorted(map(Disturbance._make, self.disturbances))
+        for worker in range(len(self.seconds)):
+            own = deque(one for one in disturbances if one.worker == worker)
+            times = sorted({0.0, *(edge for one in own for edge in (one.start, one.end))})
+            now: list[Disturbance] = []
+            factors: list[float] = []
+            for time in times:
+                while own and own[0].start <= time:
+                    now.append(own.popleft())
+                now = [one for one in now if one.end > time]
+                factors.append(math.prod(one.factor for one in now))
+            found.append((times, factors))
+        return found

@@ -242,8 +242,8 @@ class Invocation:
         metadata=_about(
             "Run",
             "SECONDS",
-            "a worker that gives no sign of life for this long is lost (default: 30; with --elastic local or "
-            "torchft 5)",
+            "a worker that gives no sign of life for this long is lost (default: 30; asynchronous methods: 10; "
+            "with --elastic local or torchft: 5)",
         ),
     )
     patience: float = field(

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from swarmstep.errors import UsageError
+
 
 @dataclass(frozen=True)
 class Job:
@@ -31,3 +33,8 @@ class Job:
     keep: bool = True
     listen: Callable[[dict[str, Any]], None] | None = None
     pace: float = 0.0
+
+    def check_stop_at(self, taken: int, steps: int) -> None:
+        """Raise UsageError unless the step to stop at is still to come, after `taken` and up to `steps`."""
+        if self.stop_at is not None and not taken < self.stop_at <= steps:
+            raise UsageError(f"--stop-at: expected a step from {taken + 1} to {steps}, found {self.stop_at}")

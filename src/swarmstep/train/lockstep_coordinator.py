@@ -12,7 +12,7 @@ from torch import Tensor
 from swarmstep.checkpoint import loader, saver
 from swarmstep.comm.group import Group
 from swarmstep.comm.sim import simulate
-from swarmstep.errors import CheckpointError, Interrupted, UsageError
+from swarmstep.errors import CheckpointError, Interrupted
 from swarmstep.runtime.flat import Flat
 from swarmstep.signal import MembershipChange, Round
 from swarmstep.train import faults
@@ -99,9 +99,7 @@ class Lockstep(Coordinator):
         """Go on from the newest checkpoint, where the run is resumed."""
         if self.job.resume:
             self._load()
-        first, last, stop = self.trainer.taken + 1, self.trainer.steps, self.job.stop_at
-        if stop is not None and not first <= stop <= last:
-            raise UsageError(f"--stop-at: expected a step from {first} to {last}, found {stop}")
+        self.job.check_stop_at(self.trainer.taken, self.trainer.steps)
         self.logger.begin(self.trainer.config)
 
     def _load(self) -> None:

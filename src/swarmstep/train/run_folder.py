@@ -107,6 +107,14 @@ class RunFolder:
             kept = "".join(line for line in lines if _step_of(line) <= step)
             self._replace(file.name, lambda partial: partial.write_text(kept))
 
+    def newest(self, kind: str) -> dict[str, Any]:
+        """Return the last line of metrics.jsonl of a kind; empty if there is none."""
+        file = self.path / "metrics.jsonl"
+        for line in reversed(file.read_text(errors="replace").splitlines() if file.exists() else []):
+            if f'"kind": "{kind}"' in line:
+                return json.loads(line)
+        return {}
+
     def save_model(self, model: nn.Module) -> None:
         """Write the model to model.safetensors, atomically."""
         self._replace("model.safetensors", lambda partial: save_model(model, partial))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ class RunLogger:
         self._view = View()
         self._leads = False
         self._waiting = list[dict[str, Any]]()  # rows for which there was no room
+        self._recording = threading.Lock()  # evaluations of an asynchronous run have a thread of their own
 
     def lead(self, leads: bool = True) -> None:
         """Say whether this worker writes and shows from now on."""
@@ -54,15 +56,20 @@ class RunLogger:
         if self._leads and self._folder:
             self._folder.rewind(step)
 
+    def newest(self, kind: str) -> dict[str, Any]:
+        """Return the last row of a kind that was recorded; an empty one if none was, or no files are written."""
+        return self._folder.newest(kind) if self._folder else {}
+
     def record(self, **row: Any) -> None:
         """Record an event; where the file cannot be written, the row waits for the next one."""
         if self._leads and self._folder:
-            self._waiting.append(row)
-            try:
-                self._write_down()
-            except CheckpointError as error:
-                if len(self._waiting) == 1:
-                    self.complain(error)
+            with self._recording:
+                self._waiting.append(row)
+                try:
+                    self._write_down()
+                except CheckpointError as error:
+                    if len(self._waiting) == 1:
+                        self.complain(error)
         if self._leads and self._listen:
             self._listen(row)
 

@@ -41,6 +41,10 @@ def in_group(session: Session) -> dict[str, Any] | None:
     try:
         _find_run(session, comm)
         config, workload = session.ready(_shared_config(session, comm))
+        if config.asynchronous:
+            raise UsageError(
+                f"{config.strategy} starts its own processes: expected swarmstep train by itself, found a group"
+            )
         agree({"corpus": workload.corpus or "none"}, comm)
         if config.workers != comm.size:
             raise UsageError(f"expected {config.workers} processes, as the run has workers, found {comm.size}")
@@ -91,6 +95,10 @@ def _joined(session: Session) -> tuple[Config, Workload]:
 def as_node(session: Session) -> dict[str, Any] | None:
     """Be a worker or the server of an asynchronous run; return the summary on the server."""
     config, workload = session.ready(session.config(done=True))
+    if not config.asynchronous:
+        raise UsageError(
+            f"{config.strategy} under swarmstep run: expected swarmstep train by itself, which starts workers"
+        )
     call, folder = session.call, session.started.folder
     job = dataclasses.replace(session.job, out=folder, keep=folder is not None)
     rank = int((session.started.worker or "").partition(".")[0])

@@ -11,12 +11,25 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
-from swarmstep.asynchronous import SERVER, AsGrad, Displacement, Event, Flat, Function, Gradient, Outer, Simulator
+from swarmstep.asynchronous import (
+    SERVER,
+    AsGrad,
+    Displacement,
+    Event,
+    Flat,
+    Function,
+    Gradient,
+    Outer,
+    Quorum,
+    Simulator,
+    Work,
+)
 from swarmstep.asynchronous.asgrad import ASSIGNMENTS
 from swarmstep.asynchronous.jobs import Ledger, blank
 from swarmstep.asynchronous.merging import RULES, scale
-from swarmstep.errors import CollectiveMismatch, UsageError
+from swarmstep.errors import CollectiveMismatch, NotFinite, UsageError
 
 from .quadratics import SECONDS, ZERO, asgrad, loss, network, server
 
@@ -298,3 +311,38 @@ def test_wrong_work_and_outer() -> None:
         Outer(1.0, every=0)
     with pytest.raises(UsageError, match=r"buffer '1.running_mean': asynchronous methods do not average"):
         Gradient(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2)), loss)
+
+
+class Told(Work):
+    """D = x; remembers what each job was told of how far the run was."""
+
+    def __init__(self) -> None:
+        self.results: list[int] = []
+
+    def __call__(self, x: Tensor, worker: int, number: int, results: int, memory: dict[str, Any]) -> Tensor:
+        self.results.append(results)
+        return x
+
+
+def test_results_that_are_dropped_count_as_work_done() -> None:
+    """A schedule that follows the jobs ends with the run, whatever the server ignores."""
+    work = Told()
+    simulator = Simulator(AsGrad(4, work, Outer(0.1), ignore=1), ZERO, (1.0,) * 4)
+    simulator.run(events=3 * 400)
+    state = server(simulator)
+    assert len(state.dropped) > 200
+    assert state.came == sum(state.entered) + len(state.dropped) == 400
+    assert sorted(work.results) == [0] * 4 + [*range(1, 397)]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("kind", [AsGrad, Quorum])
+def test_a_result_that_is_not_finite_changes_nothing_and_is_named(kind: type[AsGrad | Quorum], bad: float) -> None:
+    def d(x: Tensor, worker: int, number: int) -> Tensor:
+        return x * (bad if (worker, number) == (2, 5) else 0.1)
+
+    method = Quorum(4, Function(d), Outer(1.0), 3) if kind is Quorum else AsGrad(4, Function(d), Outer(0.5))
+    simulator = Simulator(method, torch.ones(3, dtype=torch.float64), (1.0, 1.1, 1.2, 1.3))
+    with pytest.raises(NotFinite, match="the result of job 5 of worker 2 is not finite"):
+        simulator.run(until=50)
+    assert 0 < float(simulator.result().min()) < 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from swarmstep.asynchronous import Disturbance, Simulator, Speeds
@@ -35,6 +35,13 @@ def test_a_disturbance(start: float, expected: float) -> None:
 def test_who_stands_still_goes_on_afterwards() -> None:
     speeds = Speeds((1.0,), disturbances=(Disturbance(0, 3.0, 10.0, math.inf),))
     assert speeds.duration(0, 2.5, 2.0, 0) == 0.5 + 7.0 + 1.5
+
+
+@given(st.integers(0, 4000), st.integers(4001, 9900))
+@example(1104, 8170)  # 11.04 + (81.70 - 11.04) < 81.70
+def test_who_stands_still_goes_on_whatever_is_rounded(start: int, end: int) -> None:
+    speeds = Speeds((1.0,), disturbances=(Disturbance(0, 0.0, end / 100, math.inf),))
+    assert speeds.duration(0, start / 100, 2.0, 0) == pytest.approx((end - start) / 100 + 2.0)
 
 
 @given(

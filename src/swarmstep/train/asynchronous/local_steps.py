@@ -53,7 +53,8 @@ class LocalSteps(Work):
         self.x = self._flat.read()
         self.losses = [math.nan] * config.workers
         self.computed = 0.0
-        self._pace, self._start = pace, time.perf_counter()
+        self._pace = pace
+        self._start: float | None = None  # of the first step in this process
 
     def feed(self, worker: int) -> Feed:
         """Return the data of a worker."""
@@ -83,6 +84,7 @@ class LocalSteps(Work):
         for step in range(self.steps):
             own = number * self.steps + step
             began = time.perf_counter()
+            self._start = self._start or began
             seed_torch(mix(self._config.seed, own + 1, worker), CPU)
             self._optimizer.zero_grad()
             self.loss(self.model, worker, own).backward()
@@ -98,5 +100,5 @@ class LocalSteps(Work):
         """Let the rest of a step's time pass."""
         if self._pace:
             spent, batch = time.perf_counter() - began, self._config.training.batch
-            time.sleep(self._pace.rest(began - self._start, spent, step, batch))
+            time.sleep(self._pace.rest(began - (self._start or began), spent, step, batch))
         self.computed += time.perf_counter() - began

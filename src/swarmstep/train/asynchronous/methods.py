@@ -137,8 +137,12 @@ def check(config: Config) -> None:
     if config.backend == "nccl":
         raise UsageError(f"{config.strategy}: expected --backend sim or gloo, found nccl")
     parse_speeds(config)
-    settings = _settings(config)
+    settings, steps = _settings(config), config.training.steps
     if isinstance(settings, LayUpSettings):
         settings.check(config)
     else:
+        if (config.every or 1) > steps:
+            raise UsageError(
+                f"--every {config.every}: a job is longer than the run; expected 1 to {steps}, its steps"
+            )
         settings.build(config, Function(lambda x, worker, number: x))

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import threading
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from swarmstep.asynchronous import SERVER, Ledger, Links, run_server, run_worker
 from swarmstep.checkpoint.folder import steps_in
-from swarmstep.errors import Interrupted
+from swarmstep.checkpoint.loader import newest
+from swarmstep.errors import Interrupted, PeerLost
 from swarmstep.train.asynchronous.local_steps import LocalSteps
 from swarmstep.train.asynchronous.methods import build_method
 from swarmstep.train.asynchronous.record import Record
@@ -24,6 +26,10 @@ from swarmstep.train.lockstep_coordinator import LOOK_EVERY
 from swarmstep.train.pace import Pace
 from swarmstep.train.work_done import WorkDone
 from swarmstep.workloads import Workload
+
+SAVED = "saved"  # the server has written down how the run has ended; see `Links.mark`
+SLICE = 0.25  # seconds between two questions whether it has
+PENDING = 8  # evaluations, each with a model of its own, at which the server waits for the first
 
 
 def as_node(
@@ -41,6 +47,7 @@ def as_node(
 
     Raises:
         Interrupted: somebody asked to stop; there is a checkpoint.
+        UsageError: the run is past the step at which to stop.
         SwarmstepError: as the parts of a run say.
     """
     server = rank == config.workers
@@ -50,12 +57,22 @@ def as_node(
         if box.node != SERVER:
             work.box = box
             run_worker(method, work.x, box)
+            _await_end(box)
             return None
         record = Record(config, workload, job, work, held=True)
         try:
             return _Server(config, job, work, record, box).run()
         finally:
             record.close()
+
+
+def _await_end(box: Links) -> None:
+    """Wait until the result is written: an end of this process tells that it is. A server that dies comes back."""
+    deadline = time.monotonic() + box.patience
+    while not box.marked(SAVED):
+        if time.monotonic() > deadline:
+            raise PeerLost(f"worker {box.node}: the server wrote no result for {box.patience:g} s; resume the run")
+        box.take(SLICE)
 
 
 class _Worker(LocalSteps):
@@ -66,7 +83,7 @@ class _Worker(LocalSteps):
     def end(self, x: Tensor, worker: int, number: int, results: int, memory: dict[str, Any]) -> Tensor:
         found = super().end(x, worker, number, results, memory)
         if self.box:
-            self.box.mark(f"did/{worker}", json.dumps([self.computed, self.losses[worker]]))
+            self.box.mark(f"did/{worker}", json.dumps([self.box.entry, self.computed, self.losses[worker]]))
         return found
 
 
@@ -79,36 +96,50 @@ class _Server:
         self._step, self._stopped = 0, False
         self._evaluator = ThreadPoolExecutor(1, initializer=_yield_to_others)
         self._evaluations: list[Future[None]] = []
+        ranks = range(config.workers)
+        self._computed = [0.0] * len(ranks)  # seconds of each worker, of all processes that have been it
+        self._told = [self._did(rank) for rank in ranks]  # by a server before this one, too
 
     def _step_of(self, taken: int) -> int:
         """Return the run's step, of an equal worker, after so many results."""
         return min(taken * self._method.steps // self._config.workers, self._config.training.steps)
 
+    def _results(self, steps: int) -> int:
+        """Return how many results take the run so many steps further, at least."""
+        return -(-steps * self._config.workers // self._method.steps)
+
     def run(self) -> dict[str, Any]:
         """Serve until the work is done; return the summary."""
-        config, record = self._config, self._record
-        per_step = config.workers / self._method.steps
+        config, record, job = self._config, self._record, self._job
         folder = record.checkpoints if record.saver else None
-        self._step = self._step_of(max(steps_in(folder, 0), default=0)) if folder else 0
+        if folder and steps_in(folder, 0):
+            self._step = self._step_of(newest(folder))
+        if self._box.entry == 1:  # else a server before this one may just have stopped there
+            job.check_stop_at(self._step, config.training.steps)
         record.logger.rewind(self._step)
+        for row in record.logger.newest("look").get("by_worker", []):
+            self._computed[row["rank"]] = row["compute_seconds"]
         record.logger.begin(config)
         served = run_server(
             self._method,
             self._work.x,
             self._box,
-            math.ceil(config.training.steps * per_step),
+            self._results(config.training.steps),
             folder=folder,
-            every=max(1, round(config.checkpoint_every * per_step)),
+            every=self._results(config.checkpoint_every),
             listen=self._took,
         )
         self._evaluator.shutdown()
         for evaluation in self._evaluations:
             evaluation.result()
         if self._stopped:
+            self._box.mark(SAVED)
             hint = record.resume_hint()
             raise Interrupted(f"stopped at step {self._step} of {config.training.steps}{hint}")
         state, seconds = served.state, served.order[-1].time
-        return record.end(state.x, self._step, state.version, seconds, self._by_worker(state, seconds))
+        summary = record.end(state.x, self._step, state.version, seconds, self._by_worker(state, seconds))
+        self._box.mark(SAVED)
+        return summary
 
     def _took(self, state: Ledger, taken: int, seconds: float) -> bool:
         """Look, evaluate and stop, each where it is due; return whether to stop."""
@@ -119,22 +150,31 @@ class _Server:
             return step // every > before // every
 
         last = step == config.training.steps
-        if due(LOOK_EVERY) or last:
+        asked = due(1) and self._box.stop_requested()
+        self._stopped = not last and (asked or (job.stop_at is not None and step >= job.stop_at))
+        if due(LOOK_EVERY) or last or self._stopped:
             self._record.look(step, state.version, self._by_worker(state, seconds))
         if last:
             return False
+        while self._evaluations and (self._evaluations[0].done() or len(self._evaluations) == PENDING):
+            self._evaluations.pop(0).result()
         if due(config.training.eval_every):
             rows = self._by_worker(state, seconds)
             self._evaluations.append(self._evaluator.submit(self._record.evaluate, state.x, step, seconds, rows))
-        asked = due(1) and self._box.stop_requested()
-        self._stopped = asked or (job.stop_at is not None and step >= job.stop_at)
         return self._stopped
+
+    def _did(self, rank: int) -> tuple[int, float, float]:
+        """Return which of a worker's processes has told last, the seconds that it has computed, and its loss."""
+        told = self._box.text_of(f"did/{rank}")
+        return tuple(json.loads(told)) if told else (0, 0.0, math.nan)
 
     def _by_worker(self, state: Ledger, seconds: float) -> list[WorkDone]:
         rows: list[WorkDone] = []
         for rank, entered in enumerate(state.entered):
-            told = self._box.text_of(f"did/{rank}")
-            computed, self._work.losses[rank] = json.loads(told) if told else (0.0, math.nan)
+            before, told = self._told[rank], self._did(rank)
+            self._computed[rank] += told[1] - (before[1] if before[0] == told[0] else 0.0)
+            self._told[rank], self._work.losses[rank] = told, told[2]
+            computed = self._computed[rank]
             row = WorkDone(rank, entered * self._method.steps, computed, max(0.0, seconds - computed))
             row.staleness = state.late[rank] / max(1, entered)
             row.dropped = sum(worker == rank for worker, *_ in state.dropped)

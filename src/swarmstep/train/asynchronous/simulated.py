@@ -8,7 +8,7 @@ from typing import Any
 from swarmstep.asynchronous import SERVER, Simulator
 from swarmstep.asynchronous.nodes import MESSAGE, STEP
 from swarmstep.checkpoint import loader
-from swarmstep.errors import CheckpointError, Interrupted, UsageError
+from swarmstep.errors import CheckpointError, Interrupted
 from swarmstep.train.asynchronous.local_steps import LocalSteps
 from swarmstep.train.asynchronous.methods import build_method
 from swarmstep.train.asynchronous.record import Record
@@ -57,10 +57,7 @@ class _Simulated:
         config, job, simulator = self._config, self._job, self._simulator
         if job.resume:
             self._load()
-        if job.stop_at is not None and not self._step < job.stop_at <= config.training.steps:
-            raise UsageError(
-                f"--stop-at: expected a step from {self._step + 1} to {config.training.steps}, found {job.stop_at}"
-            )
+        job.check_stop_at(self._step, config.training.steps)
         self._record.logger.begin(config)
         while self._done < config.training.steps * config.workers:
             before = self._step
@@ -123,6 +120,7 @@ class _Simulated:
         try:
             self._simulator.load_state_dict(states[0]["simulator"])
             self._done = states[0]["done"]
+            self._work.losses[:], record.scores = states[0]["losses"], states[0]["scores"]
         except (LookupError, TypeError, ValueError) as error:
             raise CheckpointError(f"{record.checkpoints}: damaged or foreign ({error}); start a new run") from None
         record.logger.rewind(self._step)
