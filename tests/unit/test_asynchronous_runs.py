@@ -168,3 +168,9 @@ def test_a_worker_whose_loss_is_not_finite_ends_the_run_by_name(strategy: str, t
     with pytest.raises(NotFinite, match=r"worker \d.* is not finite"):
         simulated(config, workload, Job(out=tmp_path, quiet=True))
     assert not (tmp_path / "summary.json").exists()
+
+
+def test_old_checkpoints_are_removed(tmp_path: Path) -> None:
+    train({"strategy": "asgrad", "steps": 40, "checkpoint_every": 4}, tmp_path)
+    left = sorted(int(folder.name.removeprefix("step-")) for folder in (tmp_path / "checkpoints").iterdir())
+    assert left == [28, 32, 36]

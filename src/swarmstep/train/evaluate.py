@@ -83,6 +83,13 @@ def evaluate_together(
     return Sums(*rows.sum(dim=0).tolist()).score
 
 
+def named_scores(workload: Workload, name: str, score: Score) -> dict[str, float]:
+    """Return the score on the set `name` as a run records it: "test_loss", "test_accuracy", and what else there is."""
+    values = {measure: function(score.loss) for measure, function in workload.measures.items()}
+    values |= {"loss": score.loss, "accuracy": score.accuracy}
+    return {f"{name}_{measure}": value for measure, value in values.items()}
+
+
 def _number(workload: Workload, name: str, value: Tensor) -> float:
     try:
         return float(value)

@@ -23,7 +23,7 @@ from swarmstep.train.build import build_options, build_strategy
 from swarmstep.train.config import DDP, Config
 from swarmstep.train.coordinator import Coordinator
 from swarmstep.train.ddp import DataParallel
-from swarmstep.train.evaluate import Score
+from swarmstep.train.evaluate import Score, named_scores
 from swarmstep.train.faults import FaultInjector
 from swarmstep.train.feed import Feed
 from swarmstep.train.job import Job
@@ -203,10 +203,7 @@ class Trainer:
     def evaluate(self, evaluate: Callable[[Examples], Score]) -> None:
         """Update `scores` on the validation and the test set by `evaluate`."""
         for name, examples in (("validation", self.feed.validation), ("test", self.workload.test)):
-            score = evaluate(examples)
-            values = {measure: function(score.loss) for measure, function in self.workload.measures.items()}
-            values |= {"loss": score.loss, "accuracy": score.accuracy}
-            self.scores |= {f"{name}_{measure}": value for measure, value in values.items()}
+            self.scores |= named_scores(self.workload, name, evaluate(examples))
 
     def progress(self, losses: list[float], by_worker: Sequence[WorkDone] = ()) -> Progress:
         """Return how far this worker is.

@@ -17,7 +17,7 @@ from swarmstep.errors import CheckpointError
 from swarmstep.runtime.flat import Flat
 from swarmstep.train.asynchronous.local_steps import LocalSteps
 from swarmstep.train.config import Config
-from swarmstep.train.evaluate import evaluate
+from swarmstep.train.evaluate import evaluate, named_scores
 from swarmstep.train.job import Job
 from swarmstep.train.progress import Progress
 from swarmstep.train.run_folder import RunFolder, new_folder
@@ -75,6 +75,7 @@ class Record:
         if self.saver:
             try:
                 self.saver.start(step, {**state, "losses": self._work.losses, "scores": self.scores}, 0, 1)
+                self.saver.prune(self.saver.done)
             except CheckpointError as error:
                 self.logger.complain(error)
 
@@ -95,9 +96,7 @@ class Record:
         sets = {"validation": self._work.feed(0).validation, "test": self._workload.test}
         for name, examples in sets.items():
             score = evaluate(self._model, self._workload, examples).score
-            values = {measure: function(score.loss) for measure, function in self._workload.measures.items()}
-            values |= {"loss": score.loss, "accuracy": score.accuracy}
-            self.scores |= {f"{name}_{measure}": value for measure, value in values.items()}
+            self.scores |= named_scores(self._workload, name, score)
         sent = sum(map(self._bytes, workers)) / len(workers)
         self.logger.record(kind="evaluation", step=step, seconds=seconds, bytes_sent=sent, **self.scores)
 
