@@ -14,22 +14,23 @@ export OMP_NUM_THREADS=1 SWARMSTEP_DATA="$(realpath "${SWARMSTEP_DATA:-data}")"
 untuned() {
     set -- "$PWD/.venv/bin/python" benchmarks/untuned.py
     "$@" digits --methods swarm,local-sgd,diloco,pso-ps,independent --shards iid,bad-labels:1 --seeds 3
-    "$@" digits mnist:mlp --every 16,64 --seeds 5
-    "$@" text:gpt-small --every 16,64 --seeds 5
-    "$@" text:gpt-small --methods swarm,synchronous --optimizer muon --seeds 3
+    "$@" digits mnist:mlp text:gpt-small --every 16,64 --seeds 5
+    "$@" digits --shards bad-labels:1 --seeds 12
+    "$@" mnist:mlp mnist:lenet5 --shards bad-labels:1 --seeds 5
+    "$@" text:gpt-small --methods swarm,synchronous,local-sgd,diloco --optimizer muon --seeds 3
     "$@" text:gpt-small --methods synchronous --seeds 3
-    "$@" digits mnist:mlp --shards bad-labels:1 --seeds 5
-    "$@" cifar10:cnn --every 16 --seeds 2
     "$@" text:gpt-small --shards bad-labels:1 --seeds 3
-    "$@" mnist:lenet5 --seeds 3
-    "$@" text:gpt-small --methods local-sgd,diloco --optimizer muon --seeds 3
-    "$@" cifar10:cnn --every 16,64 --seeds 3
-    "$@" mnist:lenet5 --every 16,64 --seeds 3
+    "$@" cifar10:cnn mnist:lenet5 --every 16,64 --seeds 3
+    "$@" cifar10:cnn --shards classes:3 --lr 0.01 --methods swarm,local-sgd --seeds 1
     "$@" cifar10:cnn --shards bad-labels:1 --seeds 3
-    "$@" cifar10:cnn --shards classes:3 --lr 0.01 --methods swarm,local-sgd --seeds 3
+    "$@" mnist:lenet5 --every 16,64 --seeds 5
     "$@" digits --workers 2,16,64 --seeds 5
     "$@" mnist:mlp --workers 2,16 --seeds 3
     "$@" mnist:mlp --steps 6000 --seeds 3
+    "$@" text:gpt --seeds 1
+    "$@" cifar10:cnn --every 16,64 --seeds 5
+    "$@" cifar10:cnn --shards bad-labels:1 --seeds 5
+    "$@" cifar10:cnn --shards classes:3 --lr 0.01 --methods swarm,local-sgd --seeds 3
 }
 
 compare() { "$swarmstep" compare "$@" --json; }

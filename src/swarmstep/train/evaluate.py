@@ -84,7 +84,7 @@ def evaluate_together(
 
 
 def named_scores(workload: Workload, name: str, score: Score) -> dict[str, float]:
-    """Return the score on the set `name` as a run records it: "test_loss", "test_accuracy", and what else there is."""
+    """Return the score on the set `name` as a run records it: "test_loss", "test_accuracy", and other measures."""
     values = {measure: function(score.loss) for measure, function in workload.measures.items()}
     values |= {"loss": score.loss, "accuracy": score.accuracy}
     return {f"{name}_{measure}": value for measure, value in values.items()}
