@@ -16,6 +16,7 @@ from wrapped import Wrapped
 MEMBERS = sorted(Group.__abstractmethods__)
 LIFE = sorted(Group.__abstractmethods__ - Comm.__abstractmethods__)
 ARGUMENTS: dict[str, tuple[Any, ...]] = {
+    "elapse": (0.5,),
     "mean": (torch.ones(3), 2.0),
     "gather": (torch.ones(3),),
     "broadcast": (torch.ones(3), 0),
