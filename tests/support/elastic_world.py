@@ -292,6 +292,7 @@ class Told:
     over: str = ""
     error: tuple[Any, ...] = ()
     gone: bool = False  # its process has ended
+    code: int | None = None  # with this exit code
 
 
 class World:
@@ -353,7 +354,7 @@ class World:
                 end.close()
                 del self.ends[end]
                 self.processes[name].join(SOON)
-                self.told[name].gone = True
+                self.told[name].gone, self.told[name].code = True, self.processes[name].exitcode
                 ended.append(name)
         return ended
 
