@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from swarmstep.comm.group import Group
+from swarmstep.network.speeds import Speeds
 from swarmstep.train.config import Config
 from swarmstep.train.speed_options import parse_speeds, unequal
 
@@ -22,12 +23,13 @@ class Pace:
     """
 
     def __init__(self, config: Config, rank: int, least: float) -> None:
-        speeds = parse_speeds(config)
         self.virtual = has_virtual_time(config)
-        if not self.virtual:
-            fastest = min(speeds.seconds)
-            speeds = dataclasses.replace(speeds, seconds=tuple(s / fastest for s in speeds.seconds))
-        self._speeds, self._rank, self._batch, self._least = speeds, rank, config.training.batch, least
+        self._speeds: Speeds | None = None  # all the same: in an elastic run others may come
+        if unequal(config):
+            speeds = parse_speeds(config)
+            fastest = 1.0 if self.virtual else min(speeds.seconds)
+            self._speeds = dataclasses.replace(speeds, seconds=tuple(s / fastest for s in speeds.seconds))
+        self._rank, self._batch, self._least = rank, config.training.batch, least
 
     def rest(self, now: float, computed: float, step: int, examples: float) -> float:
         """Return the seconds that a step still has to take, after it has been computed.
@@ -40,7 +42,8 @@ class Pace:
         """
         share = examples / self._batch
         work = share if self.virtual else max(computed, self._least * share)
-        return max(0.0, self._speeds.duration(self._rank, now, work, step) - computed)
+        whole = self._speeds.duration(self._rank, now, work, step) if self._speeds else work
+        return max(0.0, whole - computed)
 
     def wait(self, now: float, began: float, step: int, examples: float, comm: Group) -> None:
         """Let the rest of a step's time pass; `began` is its start by the group's clock, the others as above."""
