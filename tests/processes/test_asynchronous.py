@@ -88,7 +88,9 @@ def equal(a: Any, b: Any) -> bool:
     return a == b
 
 
-@pytest.mark.parametrize("kind", ["pure", "random", "shuffled", "layup", "quorum"])
+@pytest.mark.parametrize(
+    "kind", ["pure", "layup", "quorum", *(pytest.param(k, marks=pytest.mark.slow) for k in ("random", "shuffled"))]
+)
 def test_the_order_of_the_simulator_gives_its_states_bit_for_bit(pool: Pool, kind: str) -> None:
     method, x = made(kind)
     lost = 0.2 if kind == "layup" else 0.0

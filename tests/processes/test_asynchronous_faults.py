@@ -77,7 +77,9 @@ def check_layup(trial: Trial, done: dict[int, Any]) -> Counter[str]:
     "trial",
     [
         Trial({"assign": "pure", "wait": 3}, 8, [(10, "kill", 1), (40, "start", 1)]),
-        Trial({"assign": "shuffled"}, 8, [(20, "stop", 2), (60, "replace", 0)]),
+        pytest.param(
+            Trial({"assign": "shuffled"}, 8, [(20, "stop", 2), (60, "replace", 0)]), marks=pytest.mark.slow
+        ),
         Trial({"assign": "random", "ignore": 3}, 8, [(11, "kill", 0), (30, "replace", -1)]),
         Trial({"quorum": 2, "grace": 0.01}, 8, [(10, "kill", 1), (30, "replace", -1)]),
         Trial(None, 0, [(10, "replace", 0), (20, "kill", 2)]),

@@ -148,7 +148,7 @@ def test_the_shares_belong_to_the_workers(tmp_path: Path) -> None:
         train({**real, "workers": 2}, tmp_path / "real", resume=True)
 
 
-@pytest.mark.parametrize("strategy", ["local-sgd", "swarm"])
+@pytest.mark.parametrize("strategy", [pytest.param("local-sgd", marks=pytest.mark.slow), "swarm"])
 def test_by_time_each_takes_as_many_steps_as_fit(strategy: str, tmp_path: Path) -> None:
     fields = {"strategy": strategy, "balance": "time", "when": "time:8", "speeds": SPEEDS, "steps": 60, "seed": 1}
     fields |= {"eval_every": 9, "schedule": "cosine", "shards": "contiguous"}

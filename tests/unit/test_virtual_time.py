@@ -74,7 +74,7 @@ def test_without_virtual_time_the_clock_is_the_workers_own() -> None:
         ({"strategy": "local-sgd", "every": 4}, 12 * 4),
         ({"strategy": "synchronous"}, 12 * 4),
         ({"strategy": "independent"}, 12 * 4),  # until the last has finished
-        ({"strategy": "local-sgd", "every": 7, "balance": "steps", "steps": 700}, 3 * 700 / (1 + 1 / 2 + 1 / 4)),
+        ({"strategy": "local-sgd", "every": 7, "balance": "steps", "steps": 210}, 3 * 210 / (1 + 1 / 2 + 1 / 4)),
     ],
     ids=str,
 )

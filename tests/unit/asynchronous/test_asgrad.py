@@ -49,10 +49,10 @@ def limit(method: AsGrad, seconds: tuple[float, ...] = SECONDS, events: int = 18
     ("options", "expected"),
     [
         ({}, sum(i / s for i, s in enumerate(SECONDS)) / sum(1 / s for s in SECONDS)),
-        ({"assign": "random"}, 1.5),
+        pytest.param({"assign": "random"}, 1.5, marks=pytest.mark.slow),
         ({"assign": "shuffled"}, 1.5),
         ({"rule": "rescaled"}, 1.5),
-        ({"assign": "shuffled", "rule": "rescaled", "wait": 2}, 1.5),
+        pytest.param({"assign": "shuffled", "rule": "rescaled", "wait": 2}, 1.5, marks=pytest.mark.slow),
     ],
 )
 def test_whose_minimum_it_finds(options: dict[str, Any], expected: float) -> None:

@@ -43,8 +43,7 @@ def sums(simulator: Simulator, messages: Iterable) -> tuple[Tensor, Tensor]:
     return w, torch.cat(wx)
 
 
-@pytest.mark.parametrize("latency", [0.0, 2.5])
-@pytest.mark.parametrize("lost", [0.0, 0.3])
+@pytest.mark.parametrize(("lost", "latency"), [(0.0, 0.0), (0.3, 2.5)])
 def test_without_steps_nothing_is_lost_but_what_is_lost(lost: float, latency: float) -> None:
     """Sum w and sum w x, with what is under way and what was lost, stay; all weights reach one common vector."""
     simulator = apart(5, lr=0.0, lost=lost, latency=latency)

@@ -44,7 +44,7 @@ def course(simulator: Simulator, steps: int) -> list[float]:
     return found
 
 
-@pytest.mark.parametrize("tau", [0, 1, 2, 4, 8])
+@pytest.mark.parametrize("tau", [0, 1, 4, *(pytest.param(tau, marks=pytest.mark.slow) for tau in (2, 8))])
 def test_the_delay_law(tau: int) -> None:
     """B backward threads, and backward passes of a bit less than B forward passes: tau = B. With one pending: 0.
 

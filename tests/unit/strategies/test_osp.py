@@ -232,8 +232,7 @@ def test_auto_defers_what_the_network_carries_during_a_step() -> None:
     np.testing.assert_allclose(found.x.mean(1), descend(p, Synchronous()).x.mean(1), atol=1e-12)
 
 
-@pytest.mark.parametrize("given", [OSP(0.8), OSP(0.8, local=False)])
-@pytest.mark.parametrize("codec", [None, Int8(16)])
+@pytest.mark.parametrize(("given", "codec"), [(OSP(0.8), Int8(16)), (OSP(0.8, local=False), None)])
 def test_resumed_at_every_step_equals_uninterrupted_bitwise(given: OSP, codec: Any) -> None:
     whole, resumed = (
         simulate(lambda comm, r=r: run(comm, given, 7, r, codec=codec)[:4], 3) for r in (False, True)
