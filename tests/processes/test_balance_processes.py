@@ -30,7 +30,7 @@ def test_a_run_equals_simulation_bitwise(pool: Pool, tmp_path: Path, balance: st
     same_run(tmp_path / "sim", tmp_path / "gloo")
 
 
-@pytest.mark.parametrize("balance", ["batch", "steps"])
+@pytest.mark.parametrize("balance", [pytest.param("batch", marks=pytest.mark.slow), "steps"])
 def test_paced_workers_get_what_they_manage(pool: Pool, tmp_path: Path, balance: str) -> None:
     """Real measurements, the same on all ranks: a worker made 40 times as slow has less than its equal share."""
     fields: dict[str, Any] = {"balance": balance, "speeds": "1,1,40", "backend": "gloo", "batch": 12, "every": 5}

@@ -21,7 +21,6 @@ from swarmstep.microbench.overlap import ALONE, VARIANTS
 from swarmstep.microbench.rounds import ACCELERATE, LIMITS
 from swarmstep.microbench.scale import LIMITS as STRATEGIES
 from swarmstep.microbench.wire import CODECS
-from whole_runs import fast_ones
 
 pytestmark = pytest.mark.usefixtures("forked")
 
@@ -158,7 +157,8 @@ def long_run() -> Any:
 @pytest.mark.skipif(
     not Path(f"/proc/self/task/{os.getpid()}/children").exists(), reason="no list of children here"
 )
-@pytest.mark.parametrize("wait", fast_ones([0.0], [0.0, 4.0]))
+@pytest.mark.slow
+@pytest.mark.parametrize("wait", [0.0, 4.0])
 def test_a_worker_that_is_killed(long_run: subprocess.Popen[str], wait: float) -> None:
     """Before the workers have come together, and (most likely) while they measure."""
     time.sleep(wait)

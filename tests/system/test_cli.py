@@ -45,6 +45,7 @@ def start(*arguments: str, **options: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(command, text=True, stdin=subprocess.DEVNULL, **options)
 
 
+@pytest.mark.slow
 def test_output_that_nobody_reads(place: Path) -> None:
     """Whoever closes our output early ends the printing, not the run."""
     train = ("train", "digits", "--steps", "30", "--workers", "2", "--json")

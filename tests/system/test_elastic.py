@@ -186,6 +186,7 @@ def test_each_worker_is_killed_once(often: tuple[str, ...], start: Callable[...,
     assert (run.folder / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_newcomer_takes_over_both_optimizers(start: Callable[..., Run]) -> None:
     run = start(*ELASTIC, "--steps", "80", "--pace", "0.03", workload=f"{WORKLOADS}:text")
     run.await_round("0.0", "1.0", "2.0")

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import special
 
+from examples import few
 from swarmstep.errors import DataError
 
 ROOT = Path(__file__).parents[2]
@@ -273,6 +274,7 @@ def test_the_figure_is_what_the_results_make_it() -> None:
     assert headline.FIGURE.read_text() == headline.svg()
 
 
+@few
 @given(name=st.sampled_from(sorted(claims.BLOCKS)), text=st.text().filter(lambda text: "<!--" not in text))
 def test_whatever_stands_in_a_block_is_replaced_and_nothing_else(name: str, text: str) -> None:
     page = README.replace(block(name), text)

@@ -354,7 +354,7 @@ def run_again() -> None:
     assert same(cells["found"], first)
 
 
-@pytest.mark.parametrize("workers", [17, 64])
+@pytest.mark.parametrize("workers", [17, pytest.param(64, marks=pytest.mark.slow)])
 def test_many_workers(workers: int) -> None:
     found = simulate(lambda comm: run(comm, PSOPS(when=Every(2)), 2), workers)
     assert same(found[0].weights[-1], found[-1].weights[-1])
