@@ -17,6 +17,7 @@ from swarmstep import Comm
 from swarmstep.asynchronous import (
     SERVER,
     AsGrad,
+    Change,
     Displacement,
     Event,
     Flat,
@@ -150,25 +151,26 @@ def test_a_round_closes_without_who_is_held_up(pool: Pool) -> None:
     assert equal(state, vars(replay(method, torch.zeros(3), order).states[SERVER]))
 
 
-def polled(comm: Comm, run: str) -> list[float]:
-    """Let all workers post to the server, which asks until it has all."""
+def polled(comm: Comm, run: str) -> list[int]:
+    """Let all workers post to the server, again with each new connection, until it has found something of all."""
     method, _ = made("pure")
-    found: list[Message] = []
+    found: dict[int, Message] = {}
     with links(comm, method, run) as box:
-        while box.node != SERVER and not box.here:
-            box.take(1.0)
-        if box.node != SERVER:
-            x = torch.full((box.node * 100_000,), 7.0, dtype=torch.float64)
-            box.post(SERVER, Message(box.node, (0.5, box.node), x))
         while box.node == SERVER and len(found) < 3:
-            if (message := box.poll()) is not None:
-                found.append(message)
-        comm.gather(torch.zeros(1))
-        assert box.poll() is None
-    for message in found:
+            message = box.poll() or box.take(0.05)
+            if isinstance(message, Message):
+                found[message.source] = message
+        if box.node == SERVER:
+            box.mark("found")
+        while not box.marked("found"):
+            change = box.take(0.05)
+            if isinstance(change, Change) and change.kind == "joined":
+                x = torch.full((box.node * 100_000,), 7.0, dtype=torch.float64)
+                box.post(SERVER, Message(box.node, (0.5, box.node), x))
+    for message in found.values():
         assert equal(message.x, torch.full((message.source * 100_000,), 7.0, dtype=torch.float64))
         assert message.numbers == (0.5, message.source)
-    return sorted(message.source for message in found)
+    return sorted(found)
 
 
 def test_polling(pool: Pool) -> None:
