@@ -11,10 +11,10 @@ from typing import Any, Literal
 from swarmstep.compare.methods import Method
 from swarmstep.compare.results import Cell, key_of
 from swarmstep.train.build import resolve
-from swarmstep.train.config import BASELINES, DDP, GRADIENTS, SYNCHRONOUS, Config
+from swarmstep.train.config import BASELINES, DDP, GRADIENTS, LAYUP, SYNCHRONOUS, Config
 from swarmstep.workloads import Workload
 
-AT_EVERY_STEP = {*BASELINES, *GRADIENTS, "layup"}  # run once, not for each n
+AT_EVERY_STEP = {*BASELINES, *GRADIENTS, LAYUP}  # run once, not for each n
 Measure = Literal["accuracy", "loss"]  # on the validation split
 TUNING_SEED = 1_000_000  # far from the seeds of the runs, so that none is tuned on its own seed
 

@@ -18,9 +18,8 @@ from swarmstep.compare.plan import Task
 from swarmstep.compare.results import Cell, to_json
 from swarmstep.errors import SwarmstepError
 from swarmstep.launch.stopping import orphaned
-from swarmstep.train import lockstep_coordinator
-from swarmstep.train.asynchronous import simulated as asynchronous
 from swarmstep.train.config import Config
+from swarmstep.train.in_process import simulated
 from swarmstep.train.job import Job
 from swarmstep.workloads import Workload, load
 
@@ -47,8 +46,7 @@ def run(task: Task) -> Cell:
     try:
         workload = _workload(task.config.workload, task.config.data)
         job = Job(stopping=orphaned, quiet=True, keep=False, listen=events.append)
-        run_all = asynchronous.simulated if task.config.asynchronous else lockstep_coordinator.simulated
-        summary = run_all(task.config, workload, job)
+        summary = simulated(task.config, workload, job)
     except SwarmstepError as error:
         return cells.failed(task, str(error))
     except Exception as error:  # raised by a workload of the user's own

@@ -23,7 +23,8 @@ SYNCHRONOUS = "synchronous"  # averages the gradients at every step
 DDP = "ddp"  # the same, done by torch's DistributedDataParallel
 GRADIENTS = (DDP, "osp", SYNCHRONOUS)  # the methods that synchronize gradients, by default at every step
 BASELINES = (DDP, "independent")  # without settings or a trigger
-ASYNCHRONOUS = ("asgrad", "layup", "quorum")  # without rounds in which all meet
+LAYUP = "layup"  # sends at each step
+ASYNCHRONOUS = ("asgrad", LAYUP, "quorum")  # without rounds in which all meet
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 BALANCES: tuple[Balance, ...] = get_args(Balance)
 ELASTIC: tuple[ElasticMode, ...] = get_args(ElasticMode)
@@ -180,6 +181,11 @@ class Config:
     def by_gradients(self) -> bool:
         """Whether the workers synchronize gradients, and not weights."""
         return self.strategy in GRADIENTS
+
+    @property
+    def title(self) -> str:
+        """What the run is, in a line."""
+        return f"{self.workload} {self.strategy}, {self.workers} workers, {self.backend}"
 
     @property
     def asynchronous(self) -> bool:

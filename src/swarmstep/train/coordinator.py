@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -93,7 +92,3 @@ class Coordinator(ABC):
         summary = trainer.summary(means, by_worker, str(self.logger.path) if self.logger.path else None)
         self.logger.end(trainer.model, summary)
         return summary
-
-    def resume_hint(self) -> str:
-        """Return how to go on with a run that has stopped, for the end of a message."""
-        return f"; go on with: swarmstep train --resume {shlex.quote(str(self.logger.path))}"

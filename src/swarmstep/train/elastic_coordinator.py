@@ -199,7 +199,7 @@ class Elastic(Coordinator):
             self._settle()
             self.membership.end()
             saved = self.saver and self.saver.done == step
-            hint = self.resume_hint() if saved else "; no checkpoint was written"
+            hint = self.logger.resume_hint() if saved else "; no checkpoint was written"
             raise Interrupted(f"stopped at step {step} of {trainer.steps}, after a round{hint}")
 
     def _evaluate(self) -> None:

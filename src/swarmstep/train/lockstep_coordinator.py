@@ -76,10 +76,7 @@ def _open(config: Config, comm: Group, job: Job) -> RunLogger:
         for folder in folders:
             folder.close()
         raise
-    title = None
-    if not job.quiet:
-        title = f"{config.workload} {config.strategy}, {config.workers} workers, {config.backend}"
-    logger = RunLogger(path, folders[0] if folders else None, title, job.listen)
+    logger = RunLogger(path, folders[0] if folders else None, None if job.quiet else config.title, job.listen)
     logger.lead(comm.rank == 0)
     return logger
 
@@ -168,7 +165,7 @@ class Lockstep(Coordinator):
         if stop:
             if self.saver:
                 self.saver.agree(self.comm)
-            hint = self.resume_hint() if self.saver else ""
+            hint = self.logger.resume_hint() if self.saver else ""
             raise Interrupted(f"stopped at step {step} of {trainer.steps}, on all ranks{hint}")
 
     def _evaluation_is_due(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -98,6 +99,10 @@ class RunLogger:
             self._write_down()
             self._folder.save_model(model)
             self._folder.write("summary.json", summary)
+
+    def resume_hint(self) -> str:
+        """Return how to go on with a run that has stopped, for the end of a message."""
+        return f"; go on with: swarmstep train --resume {shlex.quote(str(self.path))}"
 
     def close(self) -> None:
         """Release the folder and the terminal."""

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from swarmstep.errors import UsageError
-from swarmstep.train import join, lockstep_coordinator, start_workers, worker_process
-from swarmstep.train.asynchronous.simulated import simulated as asynchronous_run
+from swarmstep.train import join, start_workers, worker_process
 from swarmstep.train.build import resolve
 from swarmstep.train.config import FREE, Config, Invocation
 from swarmstep.train.environment import started_as, threads
+from swarmstep.train.in_process import simulated
 from swarmstep.train.job import Job
 from swarmstep.train.resume import check_steps
 from swarmstep.train.run_folder import read_config
@@ -139,9 +139,7 @@ class Session:
 
     def simulate(self) -> dict[str, Any]:
         """Run all workers in this process and return the summary."""
-        config, workload = self.ready(self.config())
-        run = asynchronous_run if config.asynchronous else lockstep_coordinator.simulated
-        return run(config, workload, self.job)
+        return simulated(*self.ready(self.config()), self.job)
 
     def launch(self, arguments: Sequence[str]) -> int:
         """Check everything once, start the workers as processes, and return the exit code of the run.

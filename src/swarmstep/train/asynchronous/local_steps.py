@@ -12,14 +12,13 @@ from torch import Tensor, nn
 from swarmstep.asynchronous import Work
 from swarmstep.asynchronous.work import Replica
 from swarmstep.seeding import mix, seed_torch
-from swarmstep.train.config import Config
+from swarmstep.train.config import LAYUP, Config
 from swarmstep.train.feed import Feed
 from swarmstep.train.local_step import build_model, clip_gradient, learning_rate, measure_loss
 from swarmstep.train.optimizer import build_optimizer
 from swarmstep.train.pace import Pace
 from swarmstep.workloads import Workload
 
-LAYUP = "layup"  # sends at each step
 CPU = torch.device("cpu")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from swarmstep.asynchronous import AsGrad, Function, LayUp, Method, Outer, Quorum, Work
 from swarmstep.errors import UsageError
 from swarmstep.train.asynchronous.local_steps import LocalSteps
-from swarmstep.train.config import Config
+from swarmstep.train.config import LAYUP, Config
 from swarmstep.train.set_options import parse_settings
 from swarmstep.train.speed_options import parse_speeds
 
@@ -92,7 +92,7 @@ class LayUpSettings:
 
 
 Settings = AsGradSettings | QuorumSettings | LayUpSettings
-SETTINGS: dict[str, type[Settings]] = {"asgrad": AsGradSettings, "layup": LayUpSettings, "quorum": QuorumSettings}
+SETTINGS: dict[str, type[Settings]] = {"asgrad": AsGradSettings, LAYUP: LayUpSettings, "quorum": QuorumSettings}
 
 
 def _outer(settings: AsGradSettings | QuorumSettings, lr: float) -> Outer:
@@ -129,7 +129,7 @@ def check(config: Config) -> None:
         raise UsageError(f"{config.strategy} has no rounds: expected no {found[0]}")
     if config.shards == "dealt":
         raise UsageError(f"{config.strategy}: nobody deals out examples; expected --shards iid, found dealt")
-    if config.strategy == "layup" and config.backend != "sim":
+    if config.strategy == LAYUP and config.backend != "sim":
         raise UsageError(
             "layup has no server that could record a run: expected --backend sim, or a program of your own with "
             "run_peer (docs/asynchronous.md)"

@@ -13,13 +13,13 @@ from typing import Any
 
 from torch import Tensor
 
-from swarmstep.asynchronous import SERVER, Ledger, Links, run_server, run_worker
+from swarmstep.asynchronous import SERVER, Ledger, Links, Method, run_server, run_worker
 from swarmstep.checkpoint.folder import steps_in
 from swarmstep.checkpoint.loader import newest
 from swarmstep.errors import Interrupted, PeerLost
 from swarmstep.train.asynchronous.local_steps import LocalSteps
 from swarmstep.train.asynchronous.methods import build_method
-from swarmstep.train.asynchronous.record import Record
+from swarmstep.train.asynchronous.record import Record, count_results
 from swarmstep.train.config import Config
 from swarmstep.train.job import Job
 from swarmstep.train.lockstep_coordinator import LOOK_EVERY
@@ -61,7 +61,7 @@ def as_node(
             return None
         record = Record(config, workload, job, work, held=True)
         try:
-            return _Server(config, job, work, record, box).run()
+            return _Server(config, job, method, work, record, box).run()
         finally:
             record.close()
 
@@ -90,9 +90,11 @@ class _Worker(LocalSteps):
 class _Server:
     """The server's part: it evaluates beside its work, so that nobody waits for that."""
 
-    def __init__(self, config: Config, job: Job, work: LocalSteps, record: Record, box: Links) -> None:
-        self._config, self._job, self._work, self._record, self._box = config, job, work, record, box
-        self._method = build_method(config, work)
+    def __init__(
+        self, config: Config, job: Job, method: Method[Any], work: LocalSteps, record: Record, box: Links
+    ) -> None:
+        self._config, self._job, self._record, self._box = config, job, record, box
+        self._method, self._work = method, work
         self._step, self._stopped = 0, False
         self._evaluator = ThreadPoolExecutor(1, initializer=_yield_to_others)
         self._evaluations: list[Future[None]] = []
@@ -175,10 +177,8 @@ class _Server:
             self._computed[rank] += told[1] - (before[1] if before[0] == told[0] else 0.0)
             self._told[rank], self._work.losses[rank] = told, told[2]
             computed = self._computed[rank]
-            row = WorkDone(rank, entered * self._method.steps, computed, max(0.0, seconds - computed))
-            row.staleness = state.late[rank] / max(1, entered)
-            row.dropped = sum(worker == rank for worker, *_ in state.dropped)
-            rows.append(row)
+            rows.append(WorkDone(rank, entered * self._method.steps, computed, max(0.0, seconds - computed)))
+        count_results(rows, state)
         return rows
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from swarmstep.asynchronous import Ledger
 from swarmstep.checkpoint.saver import Saver
 from swarmstep.errors import CheckpointError
 from swarmstep.runtime.flat import Flat
@@ -24,6 +25,14 @@ from swarmstep.train.run_folder import RunFolder, new_folder
 from swarmstep.train.run_logger import RunLogger
 from swarmstep.train.work_done import WorkDone
 from swarmstep.workloads import Workload
+
+
+def count_results(rows: Sequence[WorkDone], ledger: Ledger) -> None:
+    """Set how late each worker's results were, and how many were dropped, as the server has counted them."""
+    dropped = Counter(worker for worker, *_ in ledger.dropped)
+    for row in rows:
+        row.staleness = ledger.late[row.rank] / max(1, ledger.entered[row.rank])
+        row.dropped = dropped[row.rank]
 
 
 class Record:
@@ -45,12 +54,7 @@ class Record:
         if job.keep:
             self._folder = RunFolder(job.out or new_folder(config), resume=job.resume, held=held)
         path = self._folder.path if self._folder else None
-        title = (
-            None
-            if job.quiet
-            else f"{config.workload} {config.strategy}, {config.workers} workers, {config.backend}"
-        )
-        self.logger = RunLogger(path, self._folder, title, job.listen)
+        self.logger = RunLogger(path, self._folder, None if job.quiet else config.title, job.listen)
         self.logger.lead()
         self.saver = Saver(path / "checkpoints") if path else None
         self._model = copy.deepcopy(work.model)
@@ -84,7 +88,7 @@ class Record:
         if not self.saver:
             return ""
         self.saver.settle()
-        return f"; go on with: swarmstep train --resume {shlex.quote(str(self.logger.path))}"
+        return self.logger.resume_hint()
 
     def close(self) -> None:
         """Release the folder and the terminal."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from swarmstep.asynchronous import SERVER, Simulator
@@ -11,7 +10,7 @@ from swarmstep.checkpoint import loader
 from swarmstep.errors import CheckpointError, Interrupted
 from swarmstep.train.asynchronous.local_steps import LocalSteps
 from swarmstep.train.asynchronous.methods import build_method
-from swarmstep.train.asynchronous.record import Record
+from swarmstep.train.asynchronous.record import Record, count_results
 from swarmstep.train.config import Config
 from swarmstep.train.job import Job
 from swarmstep.train.lockstep_coordinator import LOOK_EVERY
@@ -101,14 +100,9 @@ class _Simulated:
             WorkDone(rank, simulator.states[rank].done * steps, computed, simulator.now - computed)
             for rank, computed in enumerate(simulator.computed)
         ]
-        if not self._method.has_server:
-            return rows
-        server = simulator.states[SERVER]
-        dropped = [worker for worker, *_ in server.dropped]
-        return [
-            dataclasses.replace(row, staleness=late / max(1, entered), dropped=dropped.count(row.rank))
-            for row, late, entered in zip(rows, server.late, server.entered, strict=True)
-        ]
+        if self._method.has_server:
+            count_results(rows, simulator.states[SERVER])
+        return rows
 
     def _load(self) -> None:
         """Go on from the newest checkpoint, if there is one."""
