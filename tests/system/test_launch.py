@@ -215,6 +215,7 @@ def test_the_second_interrupt_ends_at_once(place: Path, start: Start) -> None:
 def test_a_killed_worker_is_named_and_nothing_is_left(rank: int, place: Path, start: Start) -> None:
     process = start(*GLOO, "--checkpoint-every", "5")
     ready(process, place, 0, 1)
+    until(lambda: len(list((place / "run").rglob("step-00000005/rank-*.pt"))) == 2, process)
     workers = children(process.pid)
     os.kill(workers[rank], signal.SIGKILL)
     (place / "go").touch()
