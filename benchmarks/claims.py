@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import functools
 import json
+import math
 import re
 import shlex
 import sys
@@ -328,41 +329,63 @@ def as_they_come() -> str:
         ({made(file)}): test loss, and the swarm's as a multiple of the others' (geometric mean over paired seeds,
         95 % interval). All is well:"""
     bad = paragraph("One of the 4 workers has random labels, and nobody is told which:")
-    return f"{paragraph(about)}\n\n{_untuned('iid')}\n\n{bad}\n\n{_untuned('bad-labels:1')}"
+    uneven = paragraph("Each worker has a part of the text, or three of the ten classes:")
+    other = paragraph("All is well, with other numbers of workers, more steps, or a larger model:")
+    usual, shards = {"workers": 4, "steps": None, "lr": None}, ("contiguous", "classes:3")
+    return "\n\n".join(
+        (
+            paragraph(about),
+            _untuned(lambda of: of["shards"] == "iid" and _unlike(of, usual) == []),
+            bad,
+            _untuned(lambda of: of["shards"] == "bad-labels:1" and _unlike(of, usual) == []),
+            uneven,
+            _untuned(lambda of: of["shards"] in shards),
+            other,
+            _untuned(lambda of: of["shards"] == "iid" and _unlike(of, usual) != []),
+        )
+    )
 
 
-def _untuned(shards: str) -> str:
-    """Return the table of the swarm beside local SGD and DiLoCo, with each workload's own settings."""
+def _unlike(of: dict[str, Any], usual: dict[str, Any]) -> list[str]:
+    """Return in words how a condition differs from `usual`, where None stands for the workload's default."""
+    built_in = BUILT_IN[of["workload"]]
+    default = {n: getattr(built_in.defaults, n) if value is None else value for n, value in usual.items()}
+    words = {"workers": "{} workers", "steps": "{} steps", "lr": "rate {}"}
+    large = ["0.8 M parameters"] if of["model"] == "gpt" else []
+    return [words[n].format(of[n]) for n in default if of[n] != default[n]] + large
+
+
+def _untuned(shown: Callable[[dict[str, Any]], bool]) -> str:
+    """Return the table of the swarm beside local SGD and DiLoCo, in the conditions to be shown."""
     head = "workload, n, seeds, swarm, local-sgd, diloco, multiple of local-sgd's, of diloco's"
     lines: list[tuple[str, ...]] = [tuple(head.split(", "))]
     for condition, rows in untuned.groups(read("untuned.json")["rows"]).items():
         of = dict(zip(untuned.CONDITION, condition, strict=True))
-        defaults = dataclasses.asdict(BUILT_IN[of["workload"]].defaults)
-        usual = {"workers": 4, "shards": shards, "fault": None} | {
-            n: defaults[n] for n in ("optimizer", "lr", "steps")
-        }
-        if of != of | usual or not {*untuned.METHODS} <= {row["strategy"] for row in rows}:
-            continue
+        usual = of["optimizer"] == BUILT_IN[of["workload"]].defaults.optimizer and of["fault"] is None
         losses = {m: [row["test_loss"] for row in rows if row["strategy"] == m] for m in untuned.METHODS}
-        means = [f"{sum(loss) / len(loss):.3f}" for loss in losses.values()]
-        ratios = [untuned.ratio(rows, "swarm", other) for other in untuned.METHODS[1:]]
+        if not usual or not shown(of) or not losses["swarm"]:
+            continue
+        means = [f"{sum(loss) / len(loss):.3f}" if loss else "" for loss in losses.values()]
+        ratios = [untuned.ratio(rows, "swarm", other) for other in untuned.METHODS[1:] if losses[other]]
         spans = [f"{mean:.3f}" + (f" ({low:.3f} to {high:.3f})" if n > 1 else "") for mean, low, high, n in ratios]
-        name = f"{of['workload']}, {of['model']}"
+        name = ", ".join((of["workload"], of["model"], *_unlike(of, {"workers": 4, "steps": None, "lr": None})))
+        spans += [""] * (len(untuned.METHODS) - 1 - len(spans))
         lines.append((name, str(of["every"]), str(ratios[0][-1]), *means, *spans))
     return table(*lines)
 
 
 def muon() -> str:
     file = "untuned.json"
-    rows = [row for row in read(file)["rows"] if (row["workload"], row["every"]) == ("text", 16)]
+    rows = [row for row in read(file)["rows"] if (row["model"], row["every"]) == ("gpt-small", 16)]
     lines: list[tuple[str, ...]] = [("test loss", "AdamW", "Muon")]
-    for strategy in ("synchronous", "swarm", "diloco", "local-sgd"):
+    for strategy in ("synchronous", "swarm", "diloco", "local-sgd", "pso-ps", "independent"):
         cells: list[str] = []
         for optimizer in ("adamw", "muon"):
             wanted = {"strategy": strategy, "optimizer": optimizer, "shards": "iid", "fault": None, "workers": 4}
             losses = [row["test_loss"] for row in rows if row == row | wanted]
-            middle, half = interval(losses)
-            cells.append(f"{middle:.3f} ± {half:.3f}" if len(losses) > 1 else f"{middle:.3f} (1 seed)")
+            middle, half = interval(losses) if losses else (math.nan, math.nan)
+            one = "" if not losses else f"{middle:.3f} (1 seed)"
+            cells.append(f"{middle:.3f} ± {half:.3f}" if len(losses) > 1 else one)
         lines.append((strategy, *cells))
     about = f"""The same text with another inner optimizer: test loss after 1500 steps of 4 workers, a round each
         16 steps, beside gradients that are averaged at every step ({link("runs", file)}, 95 % interval):"""
