@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
-import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -96,7 +93,7 @@ class _Server:
         self._config, self._job, self._record, self._box = config, job, record, box
         self._method, self._work = method, work
         self._step, self._stopped = 0, False
-        self._evaluator = ThreadPoolExecutor(1, initializer=_yield_to_others)
+        self._evaluator = ThreadPoolExecutor(1)
         self._evaluations: list[Future[None]] = []
         ranks = range(config.workers)
         self._computed = [0.0] * len(ranks)  # seconds of each worker, of all processes that have been it
@@ -180,9 +177,3 @@ class _Server:
             rows.append(WorkDone(rank, entered * self._method.steps, computed, max(0.0, seconds - computed)))
         count_results(rows, state)
         return rows
-
-
-def _yield_to_others() -> None:
-    """Let this thread compute where the workers, which may be on the same machine, leave time for it."""
-    with contextlib.suppress(OSError, AttributeError):  # not on Linux
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 15)
