@@ -15,7 +15,11 @@ Form = Literal["html", "md", "csv", "json"]
 
 app = typer.Typer(add_completion=False)
 
-EPILOG = examples("swarmstep report results -o report.html", "swarmstep report results other-results --format md")
+EPILOG = examples(
+    "swarmstep report results -o report.html",
+    "swarmstep report results other-results --format md",
+    "swarmstep report runs/mnist runs/mnist-2",
+)
 
 
 @app.command("report", epilog=EPILOG)
@@ -25,7 +29,7 @@ def report(
         typer.Argument(
             metavar="SOURCE",
             parser=path,
-            help="folders that `compare` wrote, or files that `report --format json` wrote",
+            help="folders of finished runs or of `compare`, or files that `report --format json` wrote",
         ),
     ],
     output: Annotated[
@@ -52,7 +56,7 @@ def report(
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Make a page, or a table, of comparisons.
+    """Make a page, or a table, of runs and comparisons.
 
     With --json, says where it is: {"format": ..., "file": ..., "text": ...}; without FILE the text is in it.
     """
@@ -82,9 +86,10 @@ def _written(sources: list[Path], form: str, title: str | None) -> str:
     from swarmstep.compare.labels import commands
     from swarmstep.compare.results import Results
     from swarmstep.compare.series import distinct
+    from swarmstep.compare.single_run import is_run, load_run
     from swarmstep.report import csv, markdown, page
 
-    found = [results.load(source) for source in sources]
+    found = [load_run(source) if is_run(source) else results.load(source) for source in sources]
     if form == "json":
         about = {**found[0].about, "command": commands(found)}
         return results.dumps(Results(about, tuple(distinct(found))))  # each cell once
