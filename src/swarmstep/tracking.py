@@ -5,8 +5,6 @@ A sink takes numbers by name and step, and knows nothing of runs; `scalars` name
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import importlib.util
 import math
 import os
@@ -180,15 +178,8 @@ def _finite(value: Any) -> bool:
 
 
 def _identity(folder: Path) -> str:
-    """Return what tells the run in a folder from all others, the same when it is resumed there."""
-    return hashlib.sha256(f"{folder.absolute()}{_born(folder)}".encode()).hexdigest()[:16]
-
-
-def _born(folder: Path) -> str:
-    """Return a text that stays with a folder, and differs in one that takes its place later."""
+    """Return what tells the run in a folder from all others, also when the folder is moved and the run resumed."""
     mark = folder / "track-id"
-    with contextlib.suppress(OSError):
-        if not mark.exists():
-            mark.write_text(os.urandom(8).hex())
-        return mark.read_text()
-    return ""
+    if not mark.exists():
+        mark.write_text(os.urandom(8).hex())
+    return mark.read_text()

@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from swarmstep.cli import main
 from swarmstep.compare import results
 from swarmstep.compare.single_run import load_run
-from swarmstep.errors import DataError, Interrupted
+from swarmstep.errors import DataError, Interrupted, UsageError
 from swarmstep.train import watching
 from swarmstep.train.progress import Progress, sparkline
 from swarmstep.train.run_folder import locked, read_config
@@ -135,3 +136,24 @@ def test_runs_of_which_there_is_no_report(done: Path, capsys: pytest.CaptureFixt
     Path("damaged/metrics.jsonl").write_text('{"kind": "evaluation"}\n')
     assert main(["report", "damaged"]) == DataError.exit_code
     assert "damaged: no report of this run: a file is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["png", "svg"])
+def test_plots_of_a_run(form: str, done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    assert main(["report", str(done), "--format", form, "--json"]) == 0
+    names = [
+        f"1-digits-mlp-2-workers-{what}-{axis}" for what in ("accuracy", "loss") for axis in ("step", "bytes")
+    ]
+    said = json.loads(capsys.readouterr().out)
+    assert said == {"format": form, "files": [f"plots/{name}.{form}" for name in names]}
+    start = b"\x89PNG" if form == "png" else b"<?xml"
+    assert all(Path(file).read_bytes().startswith(start) for file in said["files"])
+
+
+def test_plots_without_matplotlib(
+    done: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert main(["report", str(done), "--format", "png"]) == UsageError.exit_code
+    assert "plots need matplotlib, which cannot be imported" in capsys.readouterr().err
