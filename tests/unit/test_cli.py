@@ -18,6 +18,7 @@ from swarmstep.cli import doctor, main
 from swarmstep.cli.exit_codes import MEANINGS
 from swarmstep.errors import SwarmstepError
 from swarmstep.train.config import ASYNCHRONOUS
+from swarmstep.train.job import Job
 from swarmstep.train.run_folder import RunFolder
 from swarmstep.train.run_logger import RunLogger
 
@@ -190,7 +191,7 @@ NAMES = ", ".join(sorted({*STRATEGIES, "ddp", *ASYNCHRONOUS}))
         ("train digits --patience inf", "--patience: expected 1 to 1e6 seconds, found inf"),
         ("train digits --patience nan", "--patience: expected 1 to 1e6 seconds, found nan"),
         ("train digits --out a --resume b", "--resume and --out: a resumed run stays in its folder"),
-        ("train digits --out a --no-files", "--no-files: goes with neither --out nor --resume"),
+        ("train digits --out a --no-files", "--no-files: goes with neither --out, --resume nor --track"),
         ("train no.py:x", "workload file no.py does not exist (looked in /"),
         ("cite nope", "no paper for 'nope'; expected one of "),
     ],
@@ -485,7 +486,7 @@ def test_a_checkpoint_that_does_not_fit_does_not_stop_the_training(
 
 def test_rows_that_do_not_fit_wait_for_room(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = place / "run" / "metrics.jsonl"
-    logger = RunLogger(place / "run", RunFolder(place / "run"), None)
+    logger = RunLogger(place / "run", RunFolder(place / "run"), "a run", Job(quiet=True))
     logger.lead()
     logger.record(step=1)
     with full_disk(file.stat().st_size + 5):  # room for half of a row

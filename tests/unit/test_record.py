@@ -20,6 +20,7 @@ from torch import nn
 from runs import DEFAULTS, Tied, classes, resolved
 from swarmstep.errors import CheckpointError
 from swarmstep.train.config import Config
+from swarmstep.train.job import Job
 from swarmstep.train.run_folder import RunFolder, environment, new_folder, read_config, replace_file
 from swarmstep.train.run_logger import RunLogger
 
@@ -213,7 +214,7 @@ def test_a_device_is_written_to_and_not_replaced() -> None:
 
 
 def test_rows_of_several_threads_are_all_there_once(tmp_path: Path) -> None:
-    logger = RunLogger(tmp_path, RunFolder(tmp_path), None)
+    logger = RunLogger(tmp_path, RunFolder(tmp_path), "a run", Job(quiet=True))
     logger.lead()
 
     def record(thread: int) -> None:

@@ -113,8 +113,24 @@ def test_the_live_view_on_a_terminal(title: str, monkeypatch: pytest.MonkeyPatch
     terminal.close()
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.text)
     assert title in shown
-    assert "120 of 120, 0 s left" in shown
+    assert "starting" in shown
+    assert re.search(r"120 of 120, \S+ steps a second, 0 s left", shown)
+    assert "\u2581\u2581" in shown, "the mean of what is finite stays at 0.5"
+    assert "stopping" not in shown
     assert "15, 2.0 MB sent by this worker" in shown
     assert "0.250 0.500 0.750" in shown
     assert "\x1b[?25l" in terminal.text  # the cursor is hidden,
     assert terminal.text.rstrip().endswith("\x1b[?25h")  # and there again at the end
+
+
+def test_the_live_view_says_that_it_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal.stream)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    asked: list[bool] = []
+    view = choose_view("mnist pso-ps", lambda: bool(asked))
+    view.show(LOOK)
+    asked.append(True)  # seen when it is drawn again, before the next look
+    view.close()
+    terminal.close()
+    assert "stopping" in terminal.text.rpartition("starting")[2]

@@ -32,8 +32,9 @@ COMPLETION = "_SWARMSTEP_COMPLETE"  # the environment variable by which a shell 
 COMMANDS = {
     "train": ("Training", "Train a model with W workers, each on its own share of the data."),
     "run": ("Training", "Run a Python program of your own as W processes, and start again those that die."),
+    "watch": ("Training", "Show how far a run is, while it goes on elsewhere or once it has ended."),
     "compare": ("Comparing", "Find out which method reaches the accuracy you want soonest, on your network."),
-    "report": ("Comparing", "Make a page or a table of comparisons."),
+    "report": ("Comparing", "Make a page or a table of runs and comparisons."),
     "bench": ("Measuring", "Measure what a round costs on this machine."),
     "chaos": ("Measuring", "Train while faults strike the workers, and say what was lost."),
     "doctor": ("Measuring", "Show what this machine has, and try out whether real processes can train on it."),

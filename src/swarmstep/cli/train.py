@@ -89,12 +89,13 @@ def train(
     with contextlib.nullcontext() if session.is_member or session.is_node else stop, reserved_stdout(as_json):
         summary = session.work() if session.is_worker else session.simulate()
     if summary is not None:
-        _print_summary(summary, as_json=as_json)
+        print_summary(summary, as_json=as_json)
         _check_finite(summary)
     return 0
 
 
-def _print_summary(summary: dict[str, Any], *, as_json: bool) -> None:
+def print_summary(summary: dict[str, Any], *, as_json: bool) -> None:
+    """Print how a run ended: for a person, or as JSON."""
     from swarmstep.train.progress import in_bytes
     from swarmstep.train.work_done import WorkDone, unequal, work_table
 

@@ -53,7 +53,11 @@ def condition(runs: Sequence[Cell]) -> dict[str, str]:
         "fault": group.fault or "none",
         "backend": group.backend,
         **({"link": group.link} if group.link else {}),
-        **{name.replace("_", " "): config[name] for name in TRAINING if name in config and name not in varying},
+        **{
+            name.replace("_", " "): config[name]
+            for name in TRAINING
+            if config.get(name) is not None and name not in varying
+        },
     }
     return {name: str(value) for name, value in values.items()}
 

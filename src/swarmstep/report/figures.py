@@ -79,17 +79,17 @@ def plots(sections: Sequence[Section]) -> dict[str, Any]:
 
 
 def _plots(section: Section) -> dict[str, Any]:
-    shown = _shown(section)
+    at_first = shown(section)
     curves = [
         {
             "method": curve.method,
             "every": curve.every,
-            "shown": (curve.method, curve.every) in shown,
+            "shown": (curve.method, curve.every) in at_first,
             "points": [[_plain(number) for number in point] for point in curve.points],
         }
         for curve in section.curves
     ]
-    kind, methods = _by_n(section)
+    kind, methods = by_n(section)
     return {
         "title": section.title,
         "curves": curves,
@@ -105,7 +105,7 @@ def _plain(number: float | Estimate) -> Any:
     return number if math.isfinite(number) else None
 
 
-def _shown(section: Section) -> set[tuple[str, int]]:
+def shown(section: Section) -> set[tuple[str, int]]:
     """Return method and n of the curves shown at first: all, or if they are many each method's best n."""
     drawn = {(curve.method, curve.every) for curve in section.curves}
     if len(section.curves) <= MANY:
@@ -129,7 +129,7 @@ def curves(section: Section, index: int) -> Figure | None:
         Choice("x", "against", {"step": "steps", "bytes": "bytes sent"} | ({"seconds": "time"} if timed else {})),
         Choice("range", "Range", {"close": "close-up", "all": "all"}),
     )
-    few = len(_shown(section)) < len(section.curves)
+    few = len(shown(section)) < len(section.curves)
     note = "Each method at its best n; the legend shows the others. " if few else ""
     heads = ["method", "n", "step", "sent", "time", "accuracy", "95 % interval", "loss", "95 % interval"]
     rows = [
@@ -151,7 +151,7 @@ def curves(section: Section, index: int) -> Figure | None:
 
 def over_n(section: Section, index: int) -> Figure | None:
     """Return the figure of the accuracies (or losses) at the end over n; None if there is only one n."""
-    kind, methods = _by_n(section)
+    kind, methods = by_n(section)
     if len({n for points in methods.values() for n, _ in points}) < 2:
         return None
     heads = ["method", "n", f"test {kind}", "95 % interval", "seeds"]
@@ -164,7 +164,7 @@ def over_n(section: Section, index: int) -> Figure | None:
     return Figure("by_n", index, text, DataTable(f"Test {kind} at the end against n", heads, rows))
 
 
-def _by_n(section: Section) -> tuple[str, Mapping[str, Sequence[tuple[int, Estimate]]]]:
+def by_n(section: Section) -> tuple[str, Mapping[str, Sequence[tuple[int, Estimate]]]]:
     """Return "accuracy" and that of each method over n; "loss" where no accuracy has a meaning."""
     if any(math.isfinite(estimate.mean) for points in section.by_n.values() for _, estimate in points):
         return "accuracy", section.by_n

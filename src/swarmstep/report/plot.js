@@ -97,8 +97,11 @@ class Plot {
     if (this.choice.y === "accuracy") [low, high] = [Math.max(low, 0), Math.min(high, 1)];
     if (close) { // around the final values
       const finals = this.shown.map((series) => series.points.at(-1).y);
-      if (this.choice.y === "loss") high = Math.min(high, Math.max(...finals) + 0.8 * (Math.max(...finals) - low) + 1e-6);
-      else low = Math.max(low, Math.min(...finals) - 0.8 * (high - Math.min(...finals)) - 1e-6);
+      const [worst, all] = [this.choice.y === "loss" ? Math.max(...finals) : Math.min(...finals), high - low];
+      const apart = Math.abs(worst - (this.choice.y === "loss" ? low : high));
+      const room = apart > 0.02 * all ? 0.8 * apart : 0.3 * all; // all end at the best value, say a single curve
+      if (this.choice.y === "loss") high = Math.min(high, worst + room + 1e-6);
+      else low = Math.max(low, worst - room - 1e-6);
     }
     const target = this.section.target;
     this.target = target && target[0] === this.choice.y && target[1] > low && target[1] < high ? target[1] : null;

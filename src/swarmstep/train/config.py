@@ -255,6 +255,12 @@ class Invocation:
     patience: float = field(
         default=1800.0, metadata=_about("Run", "SECONDS", "how long to wait for a worker that is alive")
     )
+    track: str | None = field(
+        default=None,
+        metadata=_about(
+            "Run", "NAME,...", "show the numbers elsewhere, too: tensorboard, wandb or mlflow (docs/watching.md)"
+        ),
+    )
 
     def __post_init__(self) -> None:
         for name, low in (("silence", 2.0), ("patience", 1.0), ("pace", 0.0)):  # a heartbeat comes every 0.5 s
@@ -263,7 +269,7 @@ class Invocation:
                 raise UsageError(f"--{name}: expected {low:g} to 1e6 seconds, found {value:g}")
         if self.resume and self.out:
             raise UsageError("--resume and --out: a resumed run stays in its folder; give one of them")
-        if self.no_files and (self.out or self.resume):
-            raise UsageError("--no-files: goes with neither --out nor --resume")
+        if self.no_files and (self.out or self.resume or self.track):
+            raise UsageError("--no-files: goes with neither --out, --resume nor --track")
         if self.join and (self.resume or self.listen):
             raise UsageError("--join: goes with neither --listen nor --resume, which are for the first machine")

@@ -41,9 +41,8 @@ def run(config: Config, workload: Workload, membership: Membership, job: Job) ->
         Interrupted: somebody asked to stop; all workers stopped after the same round and wrote a checkpoint.
         SwarmstepError: as the parts of a run say.
     """
-    title = None if job.quiet else f"{config.workload} {config.strategy}, elastic"
     folder = RunFolder(job.out, resume=True, held=True) if job.out else None
-    logger = RunLogger(job.out, folder, title, job.listen)
+    logger = RunLogger(job.out, folder, f"{config.workload} {config.strategy}, elastic", job)
     with contextlib.ExitStack() as stack:
         stack.callback(membership.leave)
         stack.callback(logger.close)

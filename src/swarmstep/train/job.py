@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ class Job:
         keep: write files.
         listen: called on rank 0 with each row that is recorded.
         pace: least seconds of a local step; of a worker that `Config.speeds` makes slower, as many more.
+        track: names of the sinks (`swarmstep.tracking.SINKS`) that get the recorded numbers, too.
     """
 
     out: Path | None = None
@@ -33,6 +34,7 @@ class Job:
     keep: bool = True
     listen: Callable[[dict[str, Any]], None] | None = None
     pace: float = 0.0
+    track: Sequence[str] = ()
 
     def check_stop_at(self, taken: int, steps: int) -> None:
         """Raise UsageError unless the step to stop at is still to come, after `taken` and up to `steps`."""

@@ -76,7 +76,7 @@ def _open(config: Config, comm: Group, job: Job) -> RunLogger:
         for folder in folders:
             folder.close()
         raise
-    logger = RunLogger(path, folders[0] if folders else None, None if job.quiet else config.title, job.listen)
+    logger = RunLogger(path, folders[0] if folders else None, config.title, job)
     logger.lead(comm.rank == 0)
     return logger
 

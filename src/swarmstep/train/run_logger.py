@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import shlex
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,9 @@ from torch import nn
 
 from swarmstep.console import say
 from swarmstep.errors import CheckpointError
+from swarmstep.tracking import SINKS, Sink, scalars
 from swarmstep.train.config import Config
+from swarmstep.train.job import Job
 from swarmstep.train.progress import Progress, View, choose_view
 from swarmstep.train.run_folder import RunFolder
 
@@ -23,39 +27,50 @@ class RunLogger:
     Args:
         path: of the run's folder, known to all workers (None: no files are written).
         folder: opened by this process, or held for it by its supervisor.
-        title: of the display (None: nothing is shown).
-        listen: called with each recorded row.
+        title: of the display.
+        job: how the run is carried out.
     """
 
     def __init__(
         self,
         path: Path | None,
         folder: RunFolder | None,
-        title: str | None,
-        listen: Callable[[dict[str, Any]], None] | None = None,
+        title: str,
+        job: Job,
     ) -> None:
         self.path = path
-        self._folder, self._title, self._listen = folder, title, listen
+        self._folder, self._title, self._job = folder, title, job
         self._view = View()
+        self._sinks = dict[str, Sink]()
+        self._config = dict[str, Any]()
+        self._rewound = 0
         self._leads = False
         self._waiting = list[dict[str, Any]]()  # rows for which there was no room
         self._recording = threading.Lock()  # evaluations of an asynchronous run have a thread of their own
 
     def lead(self, leads: bool = True) -> None:
         """Say whether this worker writes and shows from now on."""
-        if leads and not self._leads and self._title is not None:
-            self._view = choose_view(self._title)
+        if leads and not self._leads and not self._job.quiet:
+            self._view = choose_view(self._title, self._job.stopping)
         self._leads = leads
 
     def begin(self, config: Config) -> None:
         """Write down what the run is."""
+        self._config = dataclasses.asdict(config)
         if self._leads and self._folder:
             self._folder.write_settings(config)
+            self._open_sinks(self._folder)
 
     def rewind(self, step: int) -> None:
         """Remove what was recorded after `step`."""
+        self._rewound = step
         if self._leads and self._folder:
             self._folder.rewind(step)
+
+    def _open_sinks(self, folder: RunFolder) -> None:
+        for name in self._job.track:
+            if name not in self._sinks:
+                self._sinks[name] = SINKS[name](folder.path, self._config, self._rewound)
 
     def newest(self, kind: str) -> dict[str, Any]:
         """Return the last row of a kind that was recorded; an empty one if none was, or no files are written."""
@@ -71,8 +86,21 @@ class RunLogger:
                 except CheckpointError as error:
                     if len(self._waiting) == 1:
                         self.complain(error)
-        if self._leads and self._listen:
-            self._listen(row)
+                self._write_to_sinks(row)
+        if self._leads and self._job.listen:
+            self._job.listen(row)
+
+    def _write_to_sinks(self, row: dict[str, Any]) -> None:
+        """Give a row's numbers to the sinks; one that fails gets no more, and the training goes on."""
+        if not self._sinks:
+            return
+        step, values = scalars(row)
+        for name, sink in [*self._sinks.items()] if values else ():
+            try:
+                sink.write(step, values)
+            except Exception as error:  # a foreign library's, of any kind
+                del self._sinks[name]
+                say(f"warning: --track {name} failed at step {step} and gets no more: {error}")
 
     def _write_down(self) -> None:
         if self._folder and self._waiting:
@@ -105,7 +133,10 @@ class RunLogger:
         return f"; go on with: swarmstep train --resume {shlex.quote(str(self.path))}"
 
     def close(self) -> None:
-        """Release the folder and the terminal."""
+        """Release the folder, the sinks and the terminal."""
         self._view.close()
+        for sink in self._sinks.values():
+            with contextlib.suppress(Exception):  # a foreign library's
+                sink.close()
         if self._folder:
             self._folder.close()

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from swarmstep import tracking
 from swarmstep.errors import UsageError
 from swarmstep.train import join, start_workers, worker_process
 from swarmstep.train.build import resolve
@@ -63,6 +64,7 @@ class Session:
             stop_at=call.stop_at,
             keep=not call.no_files,
             pace=call.pace,
+            track=tracking.named(call.track) if call.track else (),
         )
         torch.set_num_threads(threads())
 

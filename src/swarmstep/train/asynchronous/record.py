@@ -54,7 +54,7 @@ class Record:
         if job.keep:
             self._folder = RunFolder(job.out or new_folder(config), resume=job.resume, held=held)
         path = self._folder.path if self._folder else None
-        self.logger = RunLogger(path, self._folder, None if job.quiet else config.title, job.listen)
+        self.logger = RunLogger(path, self._folder, config.title, job)
         self.logger.lead()
         self.saver = Saver(path / "checkpoints") if path else None
         self._model = copy.deepcopy(work.model)
