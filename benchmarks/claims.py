@@ -10,7 +10,6 @@ Markdown and names the files it has read, an entry in BLOCKS, and the two commen
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 import json
 import math
