@@ -62,8 +62,8 @@ class Builder:
     """One worker's part in the growth of a network; all ranks call the same methods.
 
     Decentralised SSFN (Liang, Javid, Skoglund, Chatterjee, arXiv 2009.13982; what is theirs and what is ours:
-    docs/methods/ssfn.md). Only sums over examples, or ADMM's O_m + L_m, leave a worker, never an example. Without a
-    graph the Gram matrices are summed, which is exact; with one the workers find the same solution by consensus
+    docs/methods/ssfn.md). Only sums over examples, or ADMM's O_m + L_m, leave a worker, never an example. Without
+    a graph the Gram matrices are summed, which is exact; with one the workers find the same solution by consensus
     ADMM among neighbours. Numbers by which all decide alike (cost, residuals) are gathered from all, 8 bytes each.
 
     Args:
@@ -245,10 +245,10 @@ class Builder:
                 random = self._draw(layer.layer, self._y.shape[1], layer.nodes)
                 self._y = hidden(self._y, self._learned[-1], random)
                 self._random.append(random)
-            if output.shape != (self.outputs, self._y.shape[1]):
-                expected = (self.outputs, self._y.shape[1])
+            expected, found = [self.outputs, self._y.shape[1]], [*output.shape]
+            if found != expected:
                 raise CheckpointError(
-                    f"layer {layer.layer}: expected O of {expected}, found {tuple(output.shape)}"
+                    f"layer {layer.layer}: O: expected {expected}, found {found}; start a new run"
                 )
             self._learned.append(output)
         self.layers = layers

@@ -130,10 +130,10 @@ class Admm:
         Z   = nearest(mean_m(O_m + L_m))        the only thing that is sent: Q n numbers
         L_m = L_m + O_m - Z                     L_m and Z are 0 at first
 
-    In the last two lines O_m is a O_m + (1 - a) Z with a = 1.8 (over-relaxation), or a = 1 if mu is given. If it is
+    In the last two lines O_m is a O_m + (1 - a) Z with a = 1.8 (over-relaxation), or a = 1 if mu is given. If
     not, mu starts at the inverse of the mean eigenvalue of all G_m, and is doubled or halved where one of the
-    residuals |O_m - Z| and |Z - last Z|, each relative to what it belongs to, is more than twice the other. All ranks
-    look at these every 10 iterations, by a gather of 40 bytes, and so stop together.
+    residuals |O_m - Z| and |Z - last Z|, each relative to what it belongs to, is more than twice the other. All
+    ranks look at these every 10 iterations, by a gather of 40 bytes, and so stop together.
 
     Args:
         iterations: at most.

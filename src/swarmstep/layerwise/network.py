@@ -34,8 +34,8 @@ class SSFN(nn.Module):
         y_1 = relu([V O_0 x; R_1 x / |R_1 x|])   y_{l+1} = relu([V O_l y_l; R_{l+1} y_l / |R_{l+1} y_l|])
         forward(x) = O_L y_L                      V = [I; -I]
 
-    A run's file is loaded by ``SSFN(inputs, outputs, nodes).load_state_dict(load_file("model.safetensors"))``, with
-    the `nodes` of its summary.
+    A run's file is loaded by ``SSFN(inputs, outputs, nodes).load_state_dict(load_file("model.safetensors"))``,
+    with the `nodes` of its summary.
 
     Args:
         inputs: P, the numbers of an example.

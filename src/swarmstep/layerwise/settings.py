@@ -23,7 +23,7 @@ class SSFNSettings(Checked):
         layers: hidden layers at most, at least 1.
         width: random nodes of a layer at most, at least 1.
         grow: random nodes that are added at a time; 0: all at once.
-        deeper: another layer follows while the last one has lowered the cost, in dB, by this part; 0: all `layers`.
+        deeper: another layer follows while the last one has lowered the cost, in dB, by this part; 0: all.
         wider: more nodes follow while the last ones have lowered it by this part.
         alpha: the norm of a layer's O is at most alpha sqrt(2 Q), with Q outputs; at least 1, for which a layer
             can hand on what the one before it has found.
