@@ -51,7 +51,7 @@ def grow(name: str, workers: int, graph: str, seed: int, **given: Any) -> tuple[
 
 
 def compared(name: str, graph: str, seed: int, **given: Any) -> dict[str, Any]:
-    """Return how a run of 20 workers differs from a central one; that on a ring, from one on the complete graph."""
+    """Return how a run of 20 workers differs from a central one; on a ring, from one on the complete graph."""
     test = load(name).test
     inputs = load(name).prepare(test.inputs)
     started = time.process_time()
