@@ -268,9 +268,25 @@ ASYNCHRONOUS: dict[str, Card] = {
     )
 }
 
+# The methods without gradients, by --method: P is then the size of a layer's O, Q x n, and a round a mean of it.
+LAYERWISE: dict[str, Card] = {
+    card.name: card
+    for card in (
+        Card(
+            name="ssfn",
+            title="a network that grows layer by layer by least squares; examples stay where they are",
+            traffic="mixings x degree",
+            memory="3 + 2 n/Q",
+            paper="arXiv 2009.13982",
+            weighted=True,
+            key="liang2020ssfn",
+        ),
+    )
+}
+
 # What can be cited: the methods with a paper, and papers of inner optimizers, of the runtime's options and codecs.
 CITATIONS: dict[str, str] = {
-    **{card.name: card.key for card in (*_ALL, *ASYNCHRONOUS.values()) if card.key},
+    **{card.name: card.key for card in (*_ALL, *ASYNCHRONOUS.values(), *LAYERWISE.values()) if card.key},
     "halos": "kim2025halos",
     "heloco": "alasif2026heloco",
     "muloco": "therien2025muloco",

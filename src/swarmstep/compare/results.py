@@ -30,6 +30,8 @@ ADDED: Mapping[str, Any] = {
     "speeds": None,
     "jitter": 0.0,
     "disturb": None,
+    "method": "gradient",
+    "graph": None,
 }
 
 

@@ -18,6 +18,7 @@ from swarmstep.train import faults
 from swarmstep.train.asynchronous import methods
 from swarmstep.train.balance_options import check_balance, mean_steps
 from swarmstep.train.config import ASYNCHRONOUS, BACKENDS, BASELINES, DDP, ELASTIC, SYNCHRONOUS, Config
+from swarmstep.train.layerwise import options as layerwise
 from swarmstep.train.set_options import parse_settings
 from swarmstep.when import Balanced, Every, EveryTime, GradientChange, Never, QuadraticRule, When
 from swarmstep.workloads import Workload
@@ -30,6 +31,11 @@ def resolve(config: Config, workload: Workload) -> Config:
     Raises:
         UsageError: a setting is out of its range or does not go with another; lists what would be valid.
     """
+    if config.layerwise:
+        layerwise.check(config, workload)
+        return config
+    if config.graph is not None:
+        raise UsageError(f"--graph {config.graph}: expected --method ssfn, found {config.method}")
     names = [f.name for f in dataclasses.fields(Defaults)]
     filled = {name: getattr(workload.defaults, name) for name in names if getattr(config, name) is None}
     config = dataclasses.replace(config, **filled, model=config.model or next(iter(workload.models)))

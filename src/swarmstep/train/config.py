@@ -17,6 +17,7 @@ from swarmstep.workloads.defaults import BUILT_IN, Defaults, Optimizer, Schedule
 Backend = Literal["sim", "gloo", "nccl"]
 ElasticMode = Literal["local", "torchft", "torchrun"]
 Balance = Literal["off", "batch", "steps", "time"]
+Method = Literal["gradient", "ssfn"]
 Group = Literal["Method", "Data and model", "Training", "Communication", "Run"]
 
 SYNCHRONOUS = "synchronous"  # averages the gradients at every step
@@ -46,6 +47,20 @@ class Config:
 
     workload: str = field(
         metadata=_about("Data and model", "WORKLOAD", f"{', '.join(BUILT_IN)}, or path/to/file.py:workload")
+    )
+    method: Method = field(
+        default="gradient",
+        metadata=_about(
+            "Method",
+            None,
+            "how the model is trained: gradient, by steps of an optimizer; ssfn, layer by layer, without any",
+        ),
+    )
+    graph: str | None = field(
+        default=None,
+        metadata=_about(
+            "Method", "SPEC", f"with --method ssfn: who talks to whom: {spec_help.GRAPHS}; without one all sum"
+        ),
     )
     strategy: str = field(default="swarm", metadata=_about("Method", "NAME", "how the workers synchronize"))
     settings: Mapping[str, str] = field(
@@ -185,7 +200,17 @@ class Config:
     @property
     def title(self) -> str:
         """What the run is, in a line."""
-        return f"{self.workload} {self.strategy}, {self.workers} workers, {self.backend}"
+        return f"{self.workload} {self.means}, {self.workers} workers, {self.backend}"
+
+    @property
+    def layerwise(self) -> bool:
+        """Whether the model is trained layer by layer, without steps and rounds."""
+        return self.method != "gradient"
+
+    @property
+    def means(self) -> str:
+        """By what the model is trained: the strategy, or a method without one."""
+        return self.method if self.layerwise else self.strategy
 
     @property
     def asynchronous(self) -> bool:

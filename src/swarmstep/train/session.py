@@ -125,7 +125,7 @@ class Session:
                     f"{join.option_of(name)} {value}: the run to resume has {getattr(config, name)}; leave the "
                     "option out, or start a new run"
                 )
-        if "steps" in self.given and not done:
+        if "steps" in self.given and not done and not config.layerwise:
             check_steps(config, self.given["steps"], folder)
         return dataclasses.replace(config, **{name: self.given[name] for name in FREE if name in self.given})
 

@@ -18,6 +18,7 @@ from swarmstep.train.asynchronous import processes as asynchronous
 from swarmstep.train.build import resolve
 from swarmstep.train.config import Config
 from swarmstep.train.join import read_settings
+from swarmstep.train.layerwise import run as layerwise
 from swarmstep.train.rank_0 import from_rank_0
 from swarmstep.workloads import Workload
 
@@ -50,7 +51,8 @@ def in_group(session: Session) -> dict[str, Any] | None:
             raise UsageError(f"expected {config.workers} processes, as the run has workers, found {comm.size}")
         if config.fast_sums != fast_sums:
             raise UsageError("--fast-sums: the run to resume has it; give it here, too")
-        summary = lockstep_coordinator.run(config, workload, comm, session.job)
+        run = layerwise.run if config.layerwise else lockstep_coordinator.run
+        summary = run(config, workload, comm, session.job)
     finally:
         comm.close()
     return summary if comm.rank == 0 else None
