@@ -303,6 +303,38 @@ def test_a_kill_with_a_round_always_under_way(start: Callable[..., Run]) -> None
     assert summary(run.folder)["steps_taken"] == 240
 
 
+@pytest.mark.parametrize("balance", [pytest.param("batch", marks=pytest.mark.slow), "steps"])
+def test_work_is_balanced_while_workers_are_lost_and_come(balance: str, start: Callable[..., Run]) -> None:
+    """Slot 2 is 8 times as slow. Slot 0, whose state newcomers take, is killed, and then slot 1."""
+    options = (
+        "--balance",
+        balance,
+        "--strategy",
+        "local-sgd",
+        "--speeds",
+        "1,1,8",
+        "--pace",
+        "0.01",
+        "--batch",
+        "16",
+    )
+    run = start(*ELASTIC, "--steps", "100000", *options, "--every", "8")
+    run.await_round("0.0", "1.0", "2.0", number=3)
+    for slot in (0, 1):
+        run.kill(slot)
+        last = run.told(f"{slot}.1", "round")[-1]["round"]
+        run.await_round("2.0", f"{slot}.1", number=last + 4)
+    assert run.end(signal.SIGINT) == 130, run.said()
+    lines = (run.folder / "metrics.jsonl").read_text().splitlines()
+    rounds = [row for row in map(json.loads, lines) if row["kind"] == "round"]
+    assert [row["step"] for row in rounds] == [8 * number for number in range(1, len(rounds) + 1)]
+    whole = [row for row in rounds if sum(row["weights"]) == 8 * 16 * len(row["members"])]
+    assert len(whole) > len(rounds) - 6  # but where a worker was lost in it
+    for members in (["0.0", "1.0", "2.0"], ["1.0", "2.0", "0.1"], ["2.0", "0.1", "1.1"]):
+        row = [row for row in whole if row["members"] == members][-1]
+        assert row["weights"][members.index("2.0")] < 8 * 16 * 0.8
+
+
 @pytest.mark.slow
 def test_seventeen_workers(start: Callable[..., Run]) -> None:
     run = start(*ELASTIC, "--steps", "120", "--pace", "0.2", "--silence", "20", workers=17)

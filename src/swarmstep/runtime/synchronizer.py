@@ -15,7 +15,7 @@ from swarmstep.runtime import synchronizer_state
 from swarmstep.runtime.first_step import FirstStep
 from swarmstep.runtime.learning_rate import LearningRate, Rate, learning_rate
 from swarmstep.runtime.number import scalar_loss
-from swarmstep.runtime.options import Options
+from swarmstep.runtime.options import Options, Stateful
 from swarmstep.runtime.replica import Replica
 from swarmstep.runtime.rounds import Rounds
 from swarmstep.signal import Event
@@ -62,7 +62,7 @@ class Synchronizer:
 
     @property
     def steps(self) -> int:
-        """How many local steps this worker has taken."""
+        """How many local steps this worker has taken; with `Balanced`, those of an equal worker."""
         return self._rounds.counts.steps
 
     @property
@@ -110,7 +110,9 @@ class Synchronizer:
         """Whether a round is under way in the background; the same on all ranks."""
         return any(fragment.pending for fragment in self._rounds.group.fragments)
 
-    def step(self, loss: Tensor | float, lr: Rate | None = None, weight: float = 1.0) -> Event | None:
+    def step(
+        self, loss: Tensor | float, lr: Rate | None = None, weight: float = 1.0, seconds: float | None = None
+    ) -> Event | None:
         """Count a local step; land the round that is due to land, and start the one that is due to start.
 
         Args:
@@ -119,6 +121,8 @@ class Synchronizer:
                 parameter groups may have different rates, or a list of all the optimizers.
             weight: of this step, at least 0, in a unit that all workers share: the examples or tokens of its
                 batch, say. In a round a worker counts by the sum since its last one.
+            seconds: that this step has computed since the last call of `step` or `reduce` (None: all the time
+                since, evaluations included).
 
         Returns:
             The next event that was not returned yet: the `Round` that landed, or in an elastic group a
@@ -141,11 +145,11 @@ class Synchronizer:
             )
         self._begin()
         rate = learning_rate(lr, self._replica.model, "Synchronizer.step")
-        seconds, self._reduced = self._clock() - self._returned, None
+        spent, self._reduced = self._clock() - self._returned if seconds is None else seconds, None
         rounds = self._rounds
-        rounds.counts.steps += 1
+        rounds.counts.steps += self.strategy.when.count(self.triggers[0])
         for fragment in rounds.group.fragments:
-            fragment.window.add(loss, 0.0 if gradients else weight, seconds)
+            fragment.window.add(loss, 0.0 if gradients else weight, spent)
         if not gradients:
             self._run(rate)
         self._returned = self._clock()
@@ -237,6 +241,13 @@ class Synchronizer:
         self._replica.flat.release()
         self._result_loaded = True
         return self.events()
+
+    def attach(self, name: str, thing: Stateful) -> None:
+        """Let newcomers of an elastic group take over one thing more; see `Options.stateful`.
+
+        A worker that joined others takes its state now: call this before any other method.
+        """
+        self._replica.attach(name, thing)
 
     def result(self) -> Tensor:
         """Return the model as `finish` would leave it now, as a flat vector: all parameters, then all buffers.

@@ -74,6 +74,14 @@ class Config:
             "(--when time:SECONDS); off, all take the same",
         ),
     )
+    max_batch: str | None = field(
+        default=None,
+        metadata=_about(
+            "Training",
+            "B,B,...",
+            "with --balance batch: the most examples that each worker's memory holds, such as 64,64,64,16",
+        ),
+    )
     speeds: str | None = field(
         default=None,
         metadata=_about(
@@ -191,6 +199,11 @@ class Config:
     def asynchronous(self) -> bool:
         """Whether nobody waits: the method has no rounds in which all meet."""
         return self.strategy in ASYNCHRONOUS
+
+    @property
+    def nodes(self) -> int:
+        """How many processes an asynchronous run has: the workers, and the server of methods that have one."""
+        return self.workers + (self.strategy != LAYUP)
 
     @property
     def training(self) -> Defaults:
