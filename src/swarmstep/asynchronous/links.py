@@ -186,6 +186,11 @@ class Links:
         with self._reaching():
             return self._store.get(self._key(what)).decode() if self._store.check([self._key(what)]) else ""
 
+    def count(self, what: str, more: int) -> int:
+        """Add to a number that all nodes share, 0 at first; return the sum."""
+        with self._reaching():
+            return self._store.add(self._key("count", what), more)
+
     def stop_requested(self) -> bool:
         """Return whether whoever started the processes has been asked to stop."""
         with self._reaching():

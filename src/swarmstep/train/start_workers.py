@@ -14,6 +14,7 @@ from swarmstep.console import say
 from swarmstep.elastic import torchft
 from swarmstep.errors import UsageError
 from swarmstep.launch.processes import Place, launch
+from swarmstep.train.asynchronous.peers import check_call
 from swarmstep.train.config import Config
 from swarmstep.train.join import address, check_own, joined, listening
 from swarmstep.train.run_folder import new_folder
@@ -32,8 +33,9 @@ def start(session: Session, arguments: Sequence[str]) -> int:
     if config.fast_sums and not session.given.get("fast_sums"):  # of a resumed run
         arguments = [*arguments, "--fast-sums"]  # which workers need to know before they read its config
     if config.asynchronous:
-        nodes = config.workers + 1  # and the server
-        return supervise(arguments, nodes, _folder(session, config), resume=session.job.resume)
+        if config.nodes == config.workers:
+            check_call(session.job)
+        return supervise(arguments, config.nodes, _folder(session, config), resume=session.job.resume)
     if not config.elastic:
         return launch(arguments, config.workers)
     with contextlib.ExitStack() as stack:

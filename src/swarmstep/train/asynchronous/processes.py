@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import math
-import os
-import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -16,20 +11,18 @@ from torch import Tensor
 from swarmstep.asynchronous import SERVER, Ledger, Links, Method, run_server, run_worker
 from swarmstep.checkpoint.folder import steps_in
 from swarmstep.checkpoint.loader import newest
-from swarmstep.errors import Interrupted, PeerLost
+from swarmstep.errors import Interrupted, PeerLost, UsageError
 from swarmstep.train.asynchronous.local_steps import LocalSteps
 from swarmstep.train.asynchronous.methods import build_method
+from swarmstep.train.asynchronous.peers import as_peer
 from swarmstep.train.asynchronous.record import Record, count_results
+from swarmstep.train.asynchronous.told import PENDING, SAVED, SLICE, Told, tell, yield_to_others
 from swarmstep.train.config import Config
 from swarmstep.train.job import Job
 from swarmstep.train.lockstep_coordinator import LOOK_EVERY
 from swarmstep.train.pace import Pace
 from swarmstep.train.work_done import WorkDone
 from swarmstep.workloads import Workload
-
-SAVED = "saved"  # the server has written down how the run has ended; see `Links.mark`
-SLICE = 0.25  # seconds between two questions whether it has
-PENDING = 8  # evaluations, each with a model of its own, at which the server waits for the first
 
 
 def as_node(
@@ -50,6 +43,10 @@ def as_node(
         UsageError: the run is past the step at which to stop.
         SwarmstepError: as the parts of a run say.
     """
+    if rank not in range(config.nodes):
+        raise UsageError(f"{config.strategy}: expected a process 0 to {config.nodes - 1}, found {rank}")
+    if config.nodes == config.workers:
+        return as_peer(config, workload, job, rank, silence, patience)
     server = rank == config.workers
     work = _Worker(config, workload, None if server else Pace(config, rank, job.pace))
     method = build_method(config, work)
@@ -79,11 +76,13 @@ class _Worker(LocalSteps):
     """Local steps that tell the server, through the store, how long they took and how well they went."""
 
     box: Links | None = None
+    jobs = 0  # that this process has done
 
     def end(self, x: Tensor, worker: int, number: int, results: int, memory: dict[str, Any]) -> Tensor:
         found = super().end(x, worker, number, results, memory)
         if self.box:
-            self.box.mark(f"did/{worker}", json.dumps([self.box.entry, self.computed, self.losses[worker]]))
+            self.jobs += 1
+            tell(self.box, self.jobs * self.steps, self.computed, self.losses[worker])
         return found
 
 
@@ -96,11 +95,9 @@ class _Server:
         self._config, self._job, self._record, self._box = config, job, record, box
         self._method, self._work = method, work
         self._step, self._stopped = 0, False
-        self._evaluator = ThreadPoolExecutor(1, initializer=_yield_to_others)
+        self._evaluator = ThreadPoolExecutor(1, initializer=yield_to_others)
         self._evaluations: list[Future[None]] = []
-        ranks = range(config.workers)
-        self._computed = [0.0] * len(ranks)  # seconds of each worker, of all processes that have been it
-        self._told = [self._did(rank) for rank in ranks]  # by a server before this one, too
+        self._told = Told(box, config.workers, work.losses)
 
     def _step_of(self, taken: int) -> int:
         """Return the run's step, of an equal worker, after so many results."""
@@ -119,8 +116,7 @@ class _Server:
         if self._box.entry == 1:  # else a server before this one may just have stopped there
             job.check_stop_at(self._step, config.training.steps)
         record.logger.rewind(self._step)
-        for row in record.logger.newest("look").get("by_worker", []):
-            self._computed[row["rank"]] = row["compute_seconds"]
+        self._told.go_on(record.logger.newest("look").get("by_worker", []))
         record.logger.begin(config)
         served = run_server(
             self._method,
@@ -165,24 +161,10 @@ class _Server:
             self._evaluations.append(self._evaluator.submit(self._record.evaluate, state.x, step, seconds, rows))
         return self._stopped
 
-    def _did(self, rank: int) -> tuple[int, float, float]:
-        """Return which of a worker's processes has told last, the seconds that it has computed, and its loss."""
-        told = self._box.text_of(f"did/{rank}")
-        return tuple(json.loads(told)) if told else (0, 0.0, math.nan)
-
     def _by_worker(self, state: Ledger, seconds: float) -> list[WorkDone]:
-        rows: list[WorkDone] = []
-        for rank, entered in enumerate(state.entered):
-            before, told = self._told[rank], self._did(rank)
-            self._computed[rank] += told[1] - (before[1] if before[0] == told[0] else 0.0)
-            self._told[rank], self._work.losses[rank] = told, told[2]
-            computed = self._computed[rank]
-            rows.append(WorkDone(rank, entered * self._method.steps, computed, max(0.0, seconds - computed)))
+        rows = [
+            WorkDone(rank, entered * self._method.steps, computed, max(0.0, seconds - computed))
+            for rank, (entered, (_, computed)) in enumerate(zip(state.entered, self._told.all(), strict=True))
+        ]
         count_results(rows, state)
         return rows
-
-
-def _yield_to_others() -> None:
-    """Let this thread compute where the workers, which may be on the same machine, leave time for it."""
-    with contextlib.suppress(OSError, AttributeError):  # not on Linux
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 15)
