@@ -202,10 +202,13 @@ def _packed(event: Event) -> dict[str, Any]:
 
 def _unpacked(packed: dict[str, Any]) -> Event:
     if "number" in packed:
-        distrusted = tuple(Distrust(**worker) for worker in packed.pop("distrusted"))
-        decision = Decision(*packed.pop("decision"))
-        calls = {name: tuple(map(tuple, packed.pop(name))) for name in ("calls", "followed")}
-        return Round(**packed, **calls, distrusted=distrusted, decision=decision)
+        plain: dict[str, Any] = {
+            **packed,
+            **{name: tuple(map(tuple, packed[name])) for name in ("calls", "followed")},
+            "distrusted": tuple(Distrust(**worker) for worker in packed["distrusted"]),
+            "decision": Decision(*packed["decision"]),
+        }
+        return Round(**plain)
     return MembershipChange(
         **{name: int(packed[name]) for name in ("step", "committed", "rounds", "epoch")},
         sources=tuple(packed["sources"]),

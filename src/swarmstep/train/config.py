@@ -237,8 +237,17 @@ class Invocation:
         metadata=_about(
             "Run",
             "HOST:PORT",
-            "with --elastic local or torchft: let other machines join at this address of this machine; needs a "
-            "secret (docs/security.md)",
+            "with --elastic local or torchft, or asynchronous methods: let other machines join at this address of "
+            "this machine; needs a secret (docs/security.md)",
+        ),
+    )
+    here: int | None = field(
+        default=None,
+        metadata=_about(
+            "Run",
+            "K",
+            "with --listen and an asynchronous method: so many of the workers run on this machine, beside the "
+            "server; the others join (default: all)",
         ),
     )
     join: str | None = field(
@@ -278,5 +287,7 @@ class Invocation:
             raise UsageError("--resume and --out: a resumed run stays in its folder; give one of them")
         if self.no_files and (self.out or self.resume):
             raise UsageError("--no-files: goes with neither --out nor --resume")
+        if self.here is not None and not self.listen:
+            raise UsageError("--here: goes with --listen, which lets other machines bring the other workers")
         if self.join and (self.resume or self.listen):
             raise UsageError("--join: goes with neither --listen nor --resume, which are for the first machine")

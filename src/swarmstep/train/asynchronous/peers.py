@@ -52,7 +52,7 @@ def as_peer(
     check_call(job)
     work = _Worker(config, workload, Pace(config, node, job.pace))
     method = LayUp(config.workers, work.model, work.loss, lr=config.training.lr, seed=config.seed)
-    with Links.from_env(method, silence=silence, patience=patience) as box:
+    with Links.from_env(method, node=node, silence=silence, patience=patience) as box:
         if node != RECORDER:
             _Peer(config, method, work, box).hand_over()
             return None

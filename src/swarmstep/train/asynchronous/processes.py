@@ -25,8 +25,28 @@ from swarmstep.train.work_done import WorkDone
 from swarmstep.workloads import Workload
 
 
+def node_of(slot: int, config: Config, here: int) -> int:
+    """Return which node a process is.
+
+    Args:
+        slot: of the process, among those of all machines: the first machine has the first ones.
+        config: of the run.
+        here: workers on the first machine, after which its server comes.
+
+    Raises:
+        UsageError: the run has no more workers.
+    """
+    servers = config.nodes - config.workers
+    if servers and slot == here:
+        return SERVER
+    node = slot - (servers if slot > here else 0)
+    if node >= config.workers:
+        raise UsageError(f"--workers: the run has {config.workers}, and all have come already; bring fewer")
+    return node
+
+
 def as_node(
-    config: Config, workload: Workload, job: Job, rank: int, silence: float, patience: float
+    config: Config, workload: Workload, job: Job, node: int, silence: float, patience: float
 ) -> dict[str, Any] | None:
     """Be a worker, or the server, which returns the summary.
 
@@ -34,7 +54,7 @@ def as_node(
         config: resolved.
         workload: its data.
         job: how the run is carried out; its folder, if there is one, is held by the supervisor.
-        rank: of this process: the last one is the server.
+        node: which one this process is.
         silence: seconds without a sign of life after which a node is lost.
         patience: seconds to wait for one that is lost to come back.
 
@@ -43,14 +63,11 @@ def as_node(
         UsageError: the run is past the step at which to stop.
         SwarmstepError: as the parts of a run say.
     """
-    if rank not in range(config.nodes):
-        raise UsageError(f"{config.strategy}: expected a process 0 to {config.nodes - 1}, found {rank}")
     if config.nodes == config.workers:
-        return as_peer(config, workload, job, rank, silence, patience)
-    server = rank == config.workers
-    work = _Worker(config, workload, None if server else Pace(config, rank, job.pace))
+        return as_peer(config, workload, job, node, silence, patience)
+    work = _Worker(config, workload, None if node == SERVER else Pace(config, node, job.pace))
     method = build_method(config, work)
-    with Links.from_env(method, silence=silence, patience=patience) as box:
+    with Links.from_env(method, node=node, silence=silence, patience=patience) as box:
         if box.node != SERVER:
             work.box = box
             run_worker(method, work.x, box)
