@@ -372,3 +372,52 @@ def test_a_worker_that_holds_its_interpreter_lock_stays_in_the_group(tmp_path: P
     command = [sys.executable, "-m", "swarmstep", "run", "--workers", "2", str(tmp_path / "busy.py")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False)
     assert (done.returncode, done.stdout) == (0, "epoch 0 0.0 1.0\n"), done.stderr
+
+
+OWN = """
+import os
+import signal
+import time
+import torch
+from torch import nn
+from swarmstep import Balance, Balanced, LocalSGD, Membership, MembershipChange, Synchronizer
+
+torch.manual_seed(0)
+members = Membership.from_env()
+sync = Synchronizer(nn.Linear(4, 2), LocalSGD(when=Balanced(6)), members.join())
+balance, end = Balance(sync), 10**9
+
+def follow(events):
+    global end
+    for event in events:
+        balance.update(event)
+        if isinstance(event, MembershipChange) and "1.1" in event.names:
+            end = event.step + 24
+
+follow(sync.events())
+while sync.steps < end:
+    time.sleep(0.05 if members.name.startswith("1") else 0.005)
+    if members.name == "1.0" and sync.steps >= 24:
+        os.kill(os.getpid(), signal.SIGKILL)
+    follow([sync.step(0.1), *sync.events()])
+sync.finish()
+members.end()
+print(len(sync.comm.names), sync.steps - end, *sorted(zip(sync.comm.names, balance.shares)), flush=True)
+members.leave()
+"""
+
+
+@pytest.mark.slow
+def test_a_balance_of_ones_own_goes_on_when_a_worker_is_lost_and_another_comes(tmp_path: Path) -> None:
+    """All know the same shares, of the right sum, the newcomer as well."""
+    (tmp_path / "own.py").write_text(OWN)
+    command = [sys.executable, "-m", "swarmstep", "run", "--workers", "3", str(tmp_path / "own.py")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert len(said) == 3
+    assert said[0] == said[1] == said[2]
+    size, rest, *_ = said[0].split()
+    assert (size, rest) == ("3", "0")
+    shares = [int(number) for number in re.findall(r", (\d+)\)", said[0])]
+    assert sum(shares) == 18
