@@ -18,6 +18,7 @@ from swarmstep.runtime.number import scalar_loss
 from swarmstep.runtime.options import Options, Stateful
 from swarmstep.runtime.replica import Replica
 from swarmstep.runtime.rounds import Rounds
+from swarmstep.runtime.startup_checks import check_elastic
 from swarmstep.signal import Event
 from swarmstep.strategies.base import Strategy
 from swarmstep.when import Never
@@ -49,7 +50,7 @@ class Synchronizer:
     def __init__(self, model: nn.Module, strategy: Strategy, comm: Group, options: Options | None = None) -> None:
         _check_arguments(model, strategy, comm, options)
         if comm.elastic:
-            _check_elastic(strategy)
+            check_elastic(strategy)
         self.strategy = strategy
         self.options = options or Options()
         self._finished = False
@@ -289,19 +290,6 @@ def _check_arguments(model: object, strategy: object, comm: object, options: obj
         ("options", options, Options | None),
     ):
         check_type(f"Synchronizer: {name}", value, kind)
-
-
-def _check_elastic(strategy: Strategy) -> None:
-    if strategy.when.per_rank:
-        raise UsageError(
-            f"{strategy.when}: in an elastic group all workers take the same number of steps between rounds; "
-            "expected one number for all"
-        )
-    if strategy.target == "gradients":
-        raise UsageError(
-            f"{type(strategy).__name__} synchronizes gradients, and workers that join later would not hold the "
-            "same weights to the bit; an elastic group takes any strategy that synchronizes weights"
-        )
 
 
 def _located(error: CommError, step: int) -> CommError:
