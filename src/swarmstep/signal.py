@@ -173,8 +173,9 @@ class MembershipChange:
     new group, and `sources`, `names` and `rank` are its. `newcomer` says whether this worker is one. `states`
     are copies of the strategy's, one for each fragment. `seconds` is what the change took this worker.
 
-    A newcomer also gets the changes that the member it took its state from had not returned yet, before its own:
-    with rank -1, since it was not in those groups. What both have as `Options.stateful` follows these alike.
+    A newcomer also gets what the member it took its state from had not returned yet, before its own: changes with
+    rank -1, since it was not in those groups, and rounds without its name among their `members`. What both have as
+    `Options.stateful` follows these alike.
     """
 
     step: int

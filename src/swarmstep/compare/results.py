@@ -27,6 +27,7 @@ ADDED: Mapping[str, Any] = {
     "warmup": 0,
     "clip": 0.0,
     "balance": "off",
+    "max_batch": None,
     "speeds": None,
     "jitter": 0.0,
     "disturb": None,

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
-from swarmstep import spec_help
 from swarmstep.comm import codecs
 from swarmstep.data import sharding
 from swarmstep.data.sharding import hold_out
@@ -16,11 +14,11 @@ from swarmstep.strategies.base import check_choice
 from swarmstep.strategies.warmup import Warmup
 from swarmstep.train import faults
 from swarmstep.train.asynchronous import methods
-from swarmstep.train.balance_options import check_balance, mean_steps
+from swarmstep.train.balance_options import check_balance
 from swarmstep.train.config import ASYNCHRONOUS, BACKENDS, BASELINES, DDP, ELASTIC, SYNCHRONOUS, Config
 from swarmstep.train.layerwise import options as layerwise
 from swarmstep.train.set_options import parse_settings
-from swarmstep.when import Balanced, Every, EveryTime, GradientChange, Never, QuadraticRule, When
+from swarmstep.train.trigger_options import trigger_of
 from swarmstep.workloads import Workload
 from swarmstep.workloads.defaults import Defaults
 
@@ -143,53 +141,6 @@ def build_strategy(config: Config) -> Strategy:
         if config.when is not None or config.settings:
             raise UsageError(f"{config.strategy} takes neither --when nor --set")
         return kind()
-    steps, spec = _warmup(config.when)
-    every = 1 if config.by_gradients else config.every or 1
-    when = Balanced(mean_steps(config)) if config.balance == "steps" else parse_when(spec, every)
-    if config.balance == "time" and isinstance(when, EveryTime):
-        when = EveryTime(when.seconds, together=False)
+    when, steps = trigger_of(config)
     strategy = kind(when=when, **parse_settings(kind, config.settings))
     return strategy if steps is None else Warmup(strategy, steps)
-
-
-def _warmup(spec: str | None) -> tuple[int | None, str | None]:
-    """Return the steps of a warm-up, None without one, and the trigger that follows it."""
-    if spec is None or not spec.startswith("warmup:"):
-        return None, spec
-    steps, _, rest = spec.removeprefix("warmup:").partition(",")
-    if not steps.isdecimal():
-        raise UsageError(f"unknown trigger {spec!r}; expected {spec_help.TRIGGERS}")
-    return int(steps), rest or None
-
-
-def parse_when(spec: str | None, every: int) -> When:
-    """Return the trigger that `spec` names; without one, a round after each `every`-th step.
-
-    Raises:
-        UsageError: an unknown form or a number out of range.
-    """
-    if spec is None:
-        return Every(every)
-    name, _, rest = spec.partition(":")
-    forms: dict[str, Callable[[str], When]] = {
-        "every": lambda text: Every(int(text)),
-        "change": lambda text: GradientChange(float(text)),
-        "time": lambda text: EveryTime(float(text)),
-        "qsr": lambda text: QuadraticRule(int(_first(text)), float(_rest(text))),
-    }
-    try:
-        if spec == "never":
-            return Never()
-        if name in forms:
-            return forms[name](rest)
-    except ValueError:
-        pass
-    raise UsageError(f"unknown trigger {spec!r}; expected {spec_help.TRIGGERS}")
-
-
-def _first(text: str) -> str:
-    return text.partition(",")[0]
-
-
-def _rest(text: str) -> str:
-    return text.partition(",")[2]

@@ -89,6 +89,14 @@ class Config:
             "(--when time:SECONDS); off, all take the same",
         ),
     )
+    max_batch: str | None = field(
+        default=None,
+        metadata=_about(
+            "Training",
+            "B,B,...",
+            "with --balance batch: the most examples that each worker's memory holds, such as 64,64,64,16",
+        ),
+    )
     speeds: str | None = field(
         default=None,
         metadata=_about(
@@ -218,6 +226,11 @@ class Config:
         return self.strategy in ASYNCHRONOUS
 
     @property
+    def nodes(self) -> int:
+        """How many processes an asynchronous run has: the workers, and the server of methods that have one."""
+        return self.workers + (self.strategy != LAYUP)
+
+    @property
     def training(self) -> Defaults:
         """The settings of the local training; raises UsageError where one is out of its range or missing."""
         return Defaults(**{f.name: getattr(self, f.name) for f in fields(Defaults)})
@@ -249,8 +262,17 @@ class Invocation:
         metadata=_about(
             "Run",
             "HOST:PORT",
-            "with --elastic local or torchft: let other machines join at this address of this machine; needs a "
-            "secret (docs/security.md)",
+            "with --elastic local or torchft, or asynchronous methods: let other machines join at this address of "
+            "this machine; needs a secret (docs/security.md)",
+        ),
+    )
+    here: int | None = field(
+        default=None,
+        metadata=_about(
+            "Run",
+            "K",
+            "with --listen and an asynchronous method: so many of the workers run on this machine, beside the "
+            "server; the others join (default: all)",
         ),
     )
     join: str | None = field(
@@ -296,5 +318,7 @@ class Invocation:
             raise UsageError("--resume and --out: a resumed run stays in its folder; give one of them")
         if self.no_files and (self.out or self.resume or self.track):
             raise UsageError("--no-files: goes with neither --out, --resume nor --track")
+        if self.here is not None and not self.listen:
+            raise UsageError("--here: goes with --listen, which lets other machines bring the other workers")
         if self.join and (self.resume or self.listen):
             raise UsageError("--join: goes with neither --listen nor --resume, which are for the first machine")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,7 +46,7 @@ class Feed:
         self._batch = config.training.batch
         self.ledger: ElasticSampler | None = None
         self._before: tuple[ElasticSampler, int]  # what was drawn from before the last deal, as which rank
-        if config.balance in ("batch", "steps"):
+        if config.balance in ("batch", "steps") and not members:
             self._stream = Stream(len(self._train), config.seed)
         elif members or config.shards == "dealt":
             self.ledger = self._ledger(members or config.workers)
@@ -66,36 +66,56 @@ class Feed:
         classes = self._workload.classes
         return shard(self._targets, config.shards, config.workers, config.seed, classes, self._train)
 
-    def batch(self, step: int, places: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
-        """Return the inputs and targets of a 1-based step.
+    def batch(
+        self, number: int, places: tuple[int, int] | None = None, step: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the inputs and targets of a step.
 
         Args:
-            step: of this worker.
-            places: with --balance, the first place in the common stream and the end.
+            number: of this worker's step, from 1.
+            places: with --balance, the first place and the end in the common stream, or in what the ledger deals.
+            step: of the run, that it belongs to (default: `number`).
         """
-        if places:
-            indices = self._stream.draw(*places)
-            batch = Batch(indices, self._targets[indices])
-        elif self.ledger:
+        if self.ledger:
+            step = number if step is None else step
             ledger, rank = (self.ledger, self._rank) if step > self.ledger.step else self._before
             indices = ledger.batch(rank, step)
+            indices = indices[slice(*places)] if places else indices
+            batch = Batch(indices, self._targets[indices])
+        elif places:
+            indices = self._stream.draw(*places)
             batch = Batch(indices, self._targets[indices])
         else:
-            batch = self._sampler.batch(step)
+            batch = self._sampler.batch(number)
         inputs = self._workload.prepare(self._workload.train.inputs[self._train[batch.indices]])
         if self._workload.augment:
-            inputs = self._workload.augment(inputs, generator(self._seed, step, self._rank, "augment"))
+            inputs = self._workload.augment(inputs, generator(self._seed, number, self._rank, "augment"))
         return inputs.to(self._device), batch.targets.to(self._device)
 
-    def deal(self, change: MembershipChange) -> None:
+    def deal(self, change: MembershipChange, shares: tuple[list[int], int] | None = None) -> None:
         """Go on with other members; see `ElasticSampler.deal`.
 
         A worker behind `change.step` draws as before until it gets there.
+
+        Args:
+            change: of the membership.
+            shares: of each member in a unit, and its steps (None: all draw as much).
         """
+        self._deal(change.step, change.committed, change.sources, shares)
+        self._rank = change.rank
+
+    def share_out(self, step: int, shares: tuple[list[int], int] | None) -> None:
+        """Go on with other shares of the same members, after a round at `step`; None: nothing changes."""
+        if self.ledger and shares:
+            self._deal(step, step, range(self.ledger.workers), shares)
+
+    def _deal(
+        self, step: int, committed: int, sources: Sequence[int | None], shares: tuple[list[int], int] | None
+    ) -> None:
         assert self.ledger
         self._before = copy.copy(self.ledger), self._rank
-        self.ledger.deal(change.step, change.committed, change.sources)
-        self._rank = change.rank
+        of_each, length = shares or ([], 1)
+        self.ledger.deal(step, committed, sources, of_each, length)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what there is to save: nothing where each worker has its shard."""
@@ -107,8 +127,10 @@ class Feed:
         if self.ledger:
             self.ledger.load_state_dict(saved)
 
-    def change(self, before: Config, change: MembershipChange) -> None:
+    def change(self, before: Config, change: MembershipChange, shares: tuple[list[int], int] | None) -> None:
         """Go on from a checkpoint of a run that had `before.workers`, each with its shard, or a ledger by now.
+
+        `shares` are as for `deal`.
 
         Raises:
             UsageError: the shards are none that others can take over.
@@ -123,7 +145,7 @@ class Feed:
             self.ledger = ElasticSampler.after(self._shards(before), self._batch, self._seed, *counts)
             self._rank = change.rank
         else:
-            self.deal(change)
+            self.deal(change, shares)
 
     def probe(self, module: nn.Module, step: int) -> Tensor:
         """Return the losses [n] of some of the examples held out for it, others at each step.
