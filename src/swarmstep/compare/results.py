@@ -30,6 +30,7 @@ ADDED: Mapping[str, Any] = {
     "speeds": None,
     "jitter": 0.0,
     "disturb": None,
+    "sparse": None,
 }
 
 

@@ -18,6 +18,7 @@ from swarmstep.train import faults
 from swarmstep.train.asynchronous import methods
 from swarmstep.train.balance_options import check_balance, mean_steps
 from swarmstep.train.config import ASYNCHRONOUS, BACKENDS, BASELINES, DDP, ELASTIC, SYNCHRONOUS, Config
+from swarmstep.train.modifiers import build_modifiers
 from swarmstep.train.set_options import parse_settings
 from swarmstep.when import Balanced, Every, EveryTime, GradientChange, Never, QuadraticRule, When
 from swarmstep.workloads import Workload
@@ -34,6 +35,7 @@ def resolve(config: Config, workload: Workload) -> Config:
     filled = {name: getattr(workload.defaults, name) for name in names if getattr(config, name) is None}
     config = dataclasses.replace(config, **filled, model=config.model or next(iter(workload.models)))
     _check_ranges(config, workload)
+    build_modifiers(config)
     if config.asynchronous:
         methods.check(config)
         return config
