@@ -56,7 +56,13 @@ class Fragment:
             start = context.vector.read(index)
             statistics = len(start) - self.layout.parameters
             self.coded = Coded(
-                self._metered, options.codec, start, exact=statistics, referenced=referenced, reuse=True
+                self._metered,
+                options.codec,
+                start,
+                exact=statistics,
+                shapes=self.layout.parameter_shapes,
+                referenced=referenced,
+                reuse=True,
             )
         self.comm: Comm = self.coded or self._metered
         self.trigger = strategy.when.init(self.layout, context.comm.size)

@@ -7,7 +7,7 @@
     small = export(model)
 """
 
-from swarmstep.sparse.masking import keep_largest
+from swarmstep.comm.nm_codec import keep_largest
 from swarmstep.sparse.nm import NM, export, flips, nm
 
 __all__ = ["NM", "export", "flips", "keep_largest", "nm"]

@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import combinations
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-
-def keep_largest(groups: Tensor, n: int) -> Tensor:
-    """Return a mask [G, M] (bool) of the n largest magnitudes in each row of `groups`; of equal ones the first."""
-    columns = groups.detach().abs().t().contiguous().unbind()
-    ahead = [torch.zeros_like(column, dtype=torch.uint8) for column in columns]  # how many are kept before it
-    for first, second in combinations(range(len(columns)), 2):
-        larger = columns[second] > columns[first]
-        ahead[first] += larger
-        ahead[second] += ~larger
-    return (torch.stack(ahead) < n).t()
+from swarmstep.comm.nm_codec import keep_largest
 
 
 class NMMask(nn.Module):
