@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC
-from collections.abc import Mapping
-from typing import ClassVar
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 from torch import nn
+from torch.nn.utils import parametrize
 
 from swarmstep.arguments import Checked
+from swarmstep.errors import UsageError
+
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+Hook = Callable[[nn.Module, tuple[Any, ...]], Any]
 
 
 class Modifier(Checked, ABC):
@@ -81,3 +88,44 @@ class Modifiers(Modifier):
 
     def metrics(self, model: nn.Module) -> Mapping[str, float]:
         return {name: value for part in self.parts for name, value in part.metrics(model).items()}
+
+
+def layers_of(model: nn.Module, who: str) -> dict[str, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d]:
+    """Return the linear and convolution layers with a trained weight of their own, in the model's order.
+
+    Not among them: layers that share their weight with another module, compute it from others (parametrizations,
+    spectral norm), or are of a subclass, such as the output layer of nn.MultiheadAttention, which is never called.
+
+    Args:
+        model: whose layers.
+        who: asks, for the error.
+
+    Raises:
+        UsageError: there is none.
+    """
+    owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+    found: dict[str, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, LAYERS) and type(module) in LAYERS and not parametrize.is_parametrized(module):
+            weight = dict(module.named_parameters(recurse=False)).get("weight")
+            if weight is not None and weight.requires_grad and weight.numel() and owners[id(weight)] == 1:
+                found[name] = module
+    if not found:
+        raise UsageError(
+            f"{who}: no layer found; expected a linear or convolution layer with a trained weight of its own"
+        )
+    return found
+
+
+def hooked(layer: nn.Module, hook: Hook) -> None:
+    """Let `hook` change the inputs of a layer, in copies of it, too."""
+    vars(layer).setdefault("input_hooks", []).append(layer.register_forward_pre_hook(hook))
+
+
+def unhooked(model: nn.Module) -> nn.Module:
+    """Return a copy of a model without what `hooked` has set."""
+    found = copy.deepcopy(model)
+    for module in found.modules():
+        for handle in vars(module).pop("input_hooks", []):
+            handle.remove()
+    return found

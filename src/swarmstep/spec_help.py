@@ -14,6 +14,7 @@ LINK = "RATE[,DELAY][,LOSS], such as 100mbit or 1gbit,5ms or 50mbit,20ms,0.1%"
 METHODS = (
     "NAME, or NAME+SETTING=VALUE+..., with a strategy's settings or codec, delay, mix, fragments, when and balance"
 )
+REGULARIZERS = "dropout:P, or localdrop[:NAME=VALUE,...] such as localdrop:lam=1e-3,head=10"
 SPARSE = "N:M[,DECAY], such as 2:4 or 2:4,0 (STE)"
 SHARDS = "iid, contiguous, dealt, classes:K, dirichlet:ALPHA, bad-labels:K, seldp, or one of them +bad-labels:K"
 STRAGGLERS = "lognormal:SIGMA with 0 < SIGMA <= 3, or slow:K:FACTOR with K workers and 1 <= FACTOR <= 1000"

@@ -31,6 +31,7 @@ ADDED: Mapping[str, Any] = {
     "jitter": 0.0,
     "disturb": None,
     "sparse": None,
+    "regularizer": None,
 }
 
 

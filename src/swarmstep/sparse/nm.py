@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast, final
@@ -14,10 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from swarmstep.errors import UsageError
-from swarmstep.modifier import Modifier
+from swarmstep.modifier import Modifier, layers_of
 from swarmstep.sparse.masking import NMMask
-
-LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @final
@@ -33,9 +30,9 @@ class NM(Modifier):
     The optimizer and the rounds have the dense weights w. The gradient's second term passes through the optimizer
     like the first (momentum, AdamW's scaling), as in the authors' code. It needs a backward pass of the layer.
 
-    Layers whose weights are pruned: linear and convolution layers that are trained, and whose rows m divides. The
-    others stay dense: a first convolution of three channels, say, frozen layers, a weight that several modules
-    share.
+    Layers whose weights are pruned: linear and convolution layers with trained weights of their own, whose rows m
+    divides. The others stay dense: a first convolution of three channels, say, frozen layers, a weight that
+    several modules share.
 
     Args:
         n: how many of m weights count, 1 to m.
@@ -69,32 +66,22 @@ class NM(Modifier):
         Raises:
             UsageError: a name in `dense` is no layer's, no layer can be pruned, or one is already.
         """
-        layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LAYERS)}
-        if unknown := [name for name in self.dense if name not in layers]:
-            raise UsageError(f"NM: dense: {unknown[0]!r} is no layer; expected some of {', '.join(layers)}")
         if any(True for _ in masks(model)):
             raise UsageError("NM: the model is pruned already; expected a model of plain layers")
-        shared = _shared(model)
+        layers = layers_of(model, "NM")
+        if unknown := [name for name in self.dense if name not in layers]:
+            raise UsageError(f"NM: dense: {unknown[0]!r} is no layer; expected some of {', '.join(layers)}")
         found = [
             layer
             for name, layer in layers.items()
-            if name not in self.dense and self._fits(layer) and id(layer.weight) not in shared
+            if name not in self.dense and layer.weight[0].numel() % self.m == 0
         ]
         if not found:
             shapes = ", ".join(f"{name} {list(layer.weight.shape)}" for name, layer in layers.items())
-            raise UsageError(
-                f"NM: no layer to prune: expected a trained linear or convolution layer whose rows {self.m} "
-                f"divides, of a weight of its own, found {shapes or 'no such layer'}"
-            )
+            raise UsageError(f"NM: no layer to prune: expected one whose rows {self.m} divides, found {shapes}")
         for layer in found:
             mask = NMMask(layer.weight, self.n, self.m, self.decay)
             parametrize.register_parametrization(layer, "weight", mask)
-
-    def _fits(self, layer: nn.Module) -> bool:
-        weight = dict(layer.named_parameters(recurse=False)).get("weight")
-        if weight is None or parametrize.is_parametrized(layer):  # computed from others: by spectral_norm, say
-            return False
-        return weight.requires_grad and weight.numel() > 0 and weight[0].numel() % self.m == 0
 
     def finished(self, model: nn.Module) -> nn.Module:
         """Return `export(model)`."""
@@ -164,12 +151,6 @@ def _compressed(weight: Tensor) -> Tensor:
             f"{weight.device}; move the model there first, or leave it out"
         )
     return torch.sparse.to_sparse_semi_structured(weight)
-
-
-def _shared(model: nn.Module) -> set[int]:
-    """Return the ids of the parameters that several modules have."""
-    owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
-    return {parameter for parameter, count in owners.items() if count > 1}
 
 
 def check_ratio(name: str, n: int, m: int) -> None:
