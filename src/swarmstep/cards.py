@@ -289,7 +289,10 @@ CITATIONS: dict[str, str] = {
     **{card.name: card.key for card in (*_ALL, *ASYNCHRONOUS.values(), *LAYERWISE.values()) if card.key},
     "halos": "kim2025halos",
     "heloco": "alasif2026heloco",
+    "localdrop": "lu2021localdrop",
     "muloco": "therien2025muloco",
+    "nm": "zhou2021nm",
+    "powersgd": "vogels2019powersgd",
     "sparseloco": "sarfi2025sparseloco",
     "streaming-diloco": "douillard2025streaming",
 }

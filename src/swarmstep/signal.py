@@ -24,6 +24,7 @@ class Layout:
     names: tuple[str, ...]
     sizes: tuple[int, ...]  # elements of each tensor, in the order in which they lie in x
     parameters: int  # the first so many elements of x are parameters, the rest are buffers
+    shapes: tuple[tuple[int, ...], ...] = ()  # of the tensors, where they are known
 
     @property
     def parameter_sizes(self) -> list[int]:
@@ -31,6 +32,11 @@ class Layout:
         return [
             size for size, end in zip(self.sizes, accumulate(self.sizes), strict=True) if end <= self.parameters
         ]
+
+    @property
+    def parameter_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The shape of each parameter tensor, where they are known."""
+        return self.shapes[: len(self.parameter_sizes)]
 
 
 def _itself(part: Tensor) -> Tensor:

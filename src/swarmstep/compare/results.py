@@ -33,6 +33,8 @@ ADDED: Mapping[str, Any] = {
     "disturb": None,
     "method": "gradient",
     "graph": None,
+    "sparse": None,
+    "regularizer": None,
 }
 
 

@@ -94,7 +94,8 @@ class Flat:
 
     def _measure(self, names: list[str], tensors: dict[str, Tensor]) -> Layout:
         parameters = sum(tensors[name].numel() for name in names if name not in self._buffers)
-        return Layout(tuple(names), tuple(tensors[name].numel() for name in names), parameters)
+        shapes = tuple(tuple(tensors[name].shape) for name in names)
+        return Layout(tuple(names), tuple(tensors[name].numel() for name in names), parameters, shapes)
 
     def _may_be_views(self, tensors: dict[str, Tensor]) -> bool:
         """Return whether the tensors stay what they are when they become views of one vector."""

@@ -52,11 +52,11 @@ class Fragment:
         self.follow_up = FollowUp(self._metered)
         self.coded: Coded | None = None
         if options.codec:
-            referenced = strategy.common != "none"
-            start = context.vector.read(index)
-            statistics = len(start) - self.layout.parameters
+            common = strategy.common != "none"
+            start, shapes = context.vector.read(index), self.layout.parameter_shapes
+            exact = len(start) - self.layout.parameters  # statistics
             self.coded = Coded(
-                self._metered, options.codec, start, exact=statistics, referenced=referenced, reuse=True
+                self._metered, options.codec, start, exact=exact, shapes=shapes, referenced=common, reuse=True
             )
         self.comm: Comm = self.coded or self._metered
         self.trigger = strategy.when.init(self.layout, context.comm.size)

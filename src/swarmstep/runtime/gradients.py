@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import accumulate
-
 from torch import Tensor, nn
 
 from swarmstep.arguments import check_type
@@ -23,9 +21,10 @@ class Gradients:
 
     def __init__(self, flat: Flat) -> None:
         self._flat = flat
-        names, sizes, parameters = flat.layout.names, flat.layout.sizes, flat.layout.parameters
-        trained = sum(1 for end in _ends(sizes) if end <= parameters)
-        self.fragments = (Layout(names[:trained], sizes[:trained], parameters),)
+        layout = flat.layout
+        trained = len(layout.parameter_sizes)
+        names, sizes = layout.names[:trained], layout.sizes[:trained]
+        self.fragments = (Layout(names, sizes, layout.parameters, layout.parameter_shapes),)
 
     def read(self, fragment: int | None = None) -> Tensor:
         """Return a copy of the gradients."""
@@ -50,7 +49,3 @@ def average_gradients(model: nn.Module, comm: Comm) -> None:
     check_type("average_gradients: comm", comm, Comm)
     flat = Flat(model)
     flat.write_gradient(comm.mean(flat.gradient())[0])
-
-
-def _ends(sizes: tuple[int, ...]) -> list[int]:
-    return list(accumulate(sizes))

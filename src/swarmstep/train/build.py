@@ -17,6 +17,7 @@ from swarmstep.train.asynchronous import methods
 from swarmstep.train.balance_options import check_balance
 from swarmstep.train.config import ASYNCHRONOUS, BACKENDS, BASELINES, DDP, ELASTIC, SYNCHRONOUS, Config
 from swarmstep.train.layerwise import options as layerwise
+from swarmstep.train.modifiers import build_modifiers
 from swarmstep.train.set_options import parse_settings
 from swarmstep.train.trigger_options import trigger_of
 from swarmstep.workloads import Workload
@@ -38,6 +39,7 @@ def resolve(config: Config, workload: Workload) -> Config:
     filled = {name: getattr(workload.defaults, name) for name in names if getattr(config, name) is None}
     config = dataclasses.replace(config, **filled, model=config.model or next(iter(workload.models)))
     _check_ranges(config, workload)
+    build_modifiers(config)
     if config.asynchronous:
         methods.check(config)
         return config

@@ -178,6 +178,14 @@ class Config:
             "Training", "A", "end at the first evaluation with this test accuracy, above 0 and at most 1"
         ),
     )
+    regularizer: str | None = field(
+        default=None,
+        metadata=_about("Data and model", "SPEC", f"regularize the model: {spec_help.REGULARIZERS}"),
+    )
+    sparse: str | None = field(
+        default=None,
+        metadata=_about("Data and model", "SPEC", f"train weights of which N in M count: {spec_help.SPARSE}"),
+    )
     elastic: ElasticMode | None = field(
         default=None,
         metadata=_about(

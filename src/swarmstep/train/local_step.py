@@ -11,14 +11,15 @@ from torch import Tensor, nn
 from swarmstep.comm.base import Comm
 from swarmstep.errors import NotFinite, UsageError
 from swarmstep.train.config import DDP, Config
+from swarmstep.train.modifiers import build_modifiers
 from swarmstep.workloads import Workload
 
 
 def build_model(config: Config, workload: Workload) -> nn.Module:
-    """Return the model that the config names, with weights from torch's global generator.
+    """Return the model that the config names, with weights from torch's global generator, and as it modifies it.
 
     Raises:
-        UsageError: what the workload builds is no module.
+        UsageError: what the workload builds is no module, or a modifier does not go with it.
     """
     model = cast(object, workload.models[config.model or ""]())
     if not isinstance(model, nn.Module):
@@ -26,6 +27,7 @@ def build_model(config: Config, workload: Workload) -> nn.Module:
             f"workload {workload.name!r}, model {config.model!r}: expected a function that returns a "
             f"torch.nn.Module, found that it returns {type(model).__name__}"
         )
+    build_modifiers(config).prepare(model)
     return model
 
 

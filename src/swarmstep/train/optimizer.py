@@ -79,7 +79,7 @@ def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
     """
     embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)]
     last = [m for m in model.modules() if isinstance(m, nn.Linear)][-1:]
-    outer = {id(module.weight) for module in (*embeddings, *last)}
+    outer = {id(p) for module in (*embeddings, *last) for p in module.parameters()}
     return [p for p in model.parameters() if p.requires_grad and p.ndim == 2 and id(p) not in outer]
 
 

@@ -29,6 +29,7 @@ from swarmstep.train.feed import Feed
 from swarmstep.train.job import Job
 from swarmstep.train.local_step import build_model, clip_gradient, learning_rate, measure_loss
 from swarmstep.train.model_file import check_extra_state
+from swarmstep.train.modifiers import build_modifiers
 from swarmstep.train.optimizer import build_optimizer
 from swarmstep.train.pace import Pace, slot_of
 from swarmstep.train.progress import Progress, describe_distrust
@@ -67,6 +68,7 @@ class Trainer:
         self.feed = Feed(config, workload, comm.rank, self.device, members=comm.size if comm.elastic else 0)
         seed_torch(mix(config.seed, "model"), self.device)
         self.model = build_model(config, workload).to(self.device)
+        self.modifiers = build_modifiers(config)
         check_extra_state(self.model)
         self.optimizer = build_optimizer(self.model, config)
         self.spare = copy.deepcopy(self.model)
@@ -180,7 +182,11 @@ class Trainer:
         self.tally.steps += 1
         told = spent if self.share.balanced and comm.elastic else None
         event = self.sync.step(loss, lr, weight, told) or (self._ddp.report(step) if self._ddp else None)
-        self.share.worked(spent)
+        landed = comm.clock()
+        self.modifiers.after_step(self.model, lr, step)
+        after = comm.clock() - landed
+        self.tally.compute_seconds += after
+        self.share.worked(spent + after)
         return loss.detach(), self._events(event)
 
     def _events(self, first: Event | None) -> list[Event]:
@@ -261,5 +267,6 @@ class Trainer:
             "steps_taken": self.taken,
             "by_worker": [dataclasses.asdict(worker) for worker in by_worker],
             **({"shares": list(self.share.shares)} if self.share.balanced else {}),
+            **self.modifiers.metrics(self.model),
             "out": out,
         }

@@ -9,6 +9,7 @@ from swarmstep.asynchronous import AsGrad, Function, LayUp, Method, Outer, Quoru
 from swarmstep.errors import UsageError
 from swarmstep.train.asynchronous.local_steps import LocalSteps
 from swarmstep.train.config import LAYUP, Config
+from swarmstep.train.modifiers import build_modifiers
 from swarmstep.train.set_options import parse_settings
 from swarmstep.train.speed_options import parse_speeds
 
@@ -131,6 +132,10 @@ def check(config: Config) -> None:
         raise UsageError(f"{config.strategy}: nobody deals out examples; expected --shards iid, found dealt")
     if config.backend == "nccl":
         raise UsageError(f"{config.strategy}: expected --backend sim or gloo, found nccl")
+    if acting := [part for part in build_modifiers(config).parts if part.acts_on_steps]:
+        raise UsageError(
+            f"{config.strategy} takes no {acting[0]}, which changes weights between steps; use rounds"
+        )
     parse_speeds(config)
     settings, steps = _settings(config), config.training.steps
     if isinstance(settings, LayUpSettings):
