@@ -12,7 +12,8 @@ FAILURES = "RATE:SECONDS, failures an hour and worker above 0 and seconds from 0
 FAULTS = "noise:K:SIGMA, scale:K:FACTOR, sign:K, nan:K:STEP"
 LINK = "RATE[,DELAY][,LOSS], such as 100mbit or 1gbit,5ms or 50mbit,20ms,0.1%"
 METHODS = (
-    "NAME, or NAME+SETTING=VALUE+..., with a strategy's settings or codec, delay, mix, fragments, when and balance"
+    "NAME, or NAME+SETTING=VALUE+..., with a strategy's settings or codec, delay, mix, fragments, when, balance, "
+    "objective and sampling"
 )
 SHARDS = "iid, contiguous, dealt, classes:K, dirichlet:ALPHA, bad-labels:K, seldp, or one of them +bad-labels:K"
 STRAGGLERS = "lognormal:SIGMA with 0 < SIGMA <= 3, or slow:K:FACTOR with K workers and 1 <= FACTOR <= 1000"

@@ -29,7 +29,8 @@ def title(cell: Cell) -> str:
 
 def _name(workload: str) -> str:
     """Return the name of a workload; of a user's own, the stem of its file."""
-    return Path(workload.split(":")[0]).stem
+    name, colon, rest = workload.partition(":")
+    return Path(name).stem if name.endswith(".py") else f"{name}{colon}{rest}"
 
 
 def _link(spec: str) -> str:
@@ -53,6 +54,7 @@ def condition(runs: Sequence[Cell]) -> dict[str, str]:
         "fault": group.fault or "none",
         "backend": group.backend,
         **({"link": group.link} if group.link else {}),
+        **{name: config[name] for name in ("objective", "sampling") if config.get("objective")},
         **{name.replace("_", " "): config[name] for name in TRAINING if name in config and name not in varying},
     }
     return {name: str(value) for name, value in values.items()}

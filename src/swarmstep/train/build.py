@@ -32,8 +32,14 @@ def resolve(config: Config, workload: Workload) -> Config:
     """
     names = [f.name for f in dataclasses.fields(Defaults)]
     filled = {name: getattr(workload.defaults, name) for name in names if getattr(config, name) is None}
-    config = dataclasses.replace(config, **filled, model=config.model or next(iter(workload.models)))
+    config = dataclasses.replace(
+        config,
+        **filled,
+        model=config.model or next(iter(workload.models)),
+        objective=config.objective or next(iter(workload.objectives), None),
+    )
     _check_ranges(config, workload)
+    _check_objective(config, workload)
     if config.asynchronous:
         methods.check(config)
         return config
@@ -68,6 +74,24 @@ def _check_ranges(config: Config, workload: Workload) -> None:
     fault = faults.parse(config.fault, config.workers, config.seed)
     if fault and fault.kind == "nan" and fault.number > training.steps:
         raise UsageError(f"fault {config.fault!r}: STEP must be 1 to {training.steps}, the steps of the run")
+
+
+def _check_objective(config: Config, workload: Workload) -> None:
+    """Check what the model is trained for, and how its examples are drawn."""
+    if config.objective is not None and config.objective not in workload.objectives:
+        valid = f"one of {', '.join(workload.objectives)}" if workload.objectives else "none, as it has one loss"
+        raise UsageError(f"unknown objective {config.objective!r} of {workload.name}; expected {valid}")
+    if config.sampling != "balanced":
+        return
+    if workload.classes is None or workload.train.targets.ndim != 1:
+        raise UsageError(f"--sampling balanced: {workload.name} has no examples of one class each; take natural")
+    dealt = "--elastic" if config.elastic in ("local", "torchft") else ""
+    dealt = dealt or ("--balance" if config.balance in ("batch", "steps") else "")
+    if dealt or config.shards == "dealt":
+        raise UsageError(
+            f"--sampling balanced: with {dealt or '--shards dealt'} workers draw from all examples, and not from "
+            "shards of their own; take --sampling natural"
+        )
 
 
 def _check_optimizer(config: Config, strategy: Strategy) -> None:

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 from swarmstep import spec_help
 from swarmstep.errors import UsageError
-from swarmstep.workloads.defaults import BUILT_IN, Defaults, Optimizer, Schedule
+from swarmstep.workloads.defaults import BUILT_IN, Defaults, Optimizer, Sampling, Schedule
 
 Backend = Literal["sim", "gloo", "nccl"]
 ElasticMode = Literal["local", "torchft", "torchrun"]
@@ -98,6 +98,19 @@ class Config:
     model: str | None = field(
         default=None, metadata=_about("Data and model", "NAME", "one of the workload's models")
     )
+    objective: str | None = field(
+        default=None,
+        metadata=_about("Data and model", "NAME", "one of the workload's objectives, where it has several"),
+    )
+    sampling: Sampling | None = field(
+        default=None,
+        metadata=_about(
+            "Data and model",
+            None,
+            "natural: a worker goes through its examples in random order; balanced: each of its batches has "
+            "equally many of every class",
+        ),
+    )
     steps: int | None = field(default=None, metadata=_about("Training", "N", "local steps of each worker"))
     batch: int | None = field(default=None, metadata=_about("Training", "B", "examples per step and worker"))
     lr: float | None = field(
@@ -173,7 +186,7 @@ class Config:
         metadata=_about(
             "Data and model",
             "DIR",
-            "data folder (default: SWARMSTEP_DATA, or ./data); for text a file of your own",
+            "data folder (default: SWARMSTEP_DATA, or ./data); for text and imbalanced a file of your own",
         ),
     )
 

@@ -9,13 +9,37 @@ import torch
 from torch import Tensor, nn
 
 from swarmstep.comm.base import Comm
+from swarmstep.data.sharding import hold_out
 from swarmstep.errors import NotFinite, UsageError
 from swarmstep.train.config import DDP, Config
 from swarmstep.workloads import Workload
+from swarmstep.workloads.base import Loss
+
+
+class Trained(nn.Module):
+    """A model together with the objective that it is trained for, whose parameters are trained with the model's.
+
+    Args:
+        model: called as it is.
+        objective: loss(outputs, targets), a mean over the batch; a module or a function.
+    """
+
+    def __init__(self, model: nn.Module, objective: Loss) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the model's outputs."""
+        return self.model(inputs)
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """Return the model without its objective."""
+    return model.model if isinstance(model, Trained) else model
 
 
 def build_model(config: Config, workload: Workload) -> nn.Module:
-    """Return the model that the config names, with weights from torch's global generator.
+    """Return the model that the config names, with weights from torch's global generator, and its objective.
 
     Raises:
         UsageError: what the workload builds is no module.
@@ -26,7 +50,18 @@ def build_model(config: Config, workload: Workload) -> nn.Module:
             f"workload {workload.name!r}, model {config.model!r}: expected a function that returns a "
             f"torch.nn.Module, found that it returns {type(model).__name__}"
         )
-    return model
+    if config.objective is None:
+        return model
+    return Trained(model, workload.objectives[config.objective](drawn_shares(config, workload)))
+
+
+def drawn_shares(config: Config, workload: Workload) -> Tensor:
+    """Return the classes' shares among the examples as they are drawn, float64 [C]."""
+    classes = workload.classes or 0
+    if config.sampling == "balanced":
+        return torch.full((classes,), 1 / classes, dtype=torch.float64)
+    targets = workload.train.targets[hold_out(len(workload.train), config.seed).train]
+    return targets.flatten().bincount(minlength=classes).double() / targets.numel()
 
 
 def learning_rate(config: Config, step: int) -> float:
@@ -46,13 +81,14 @@ def clip_gradient(model: nn.Module, config: Config) -> None:
         nn.utils.clip_grad_norm_(model.parameters(), config.clip)
 
 
-def measure_loss(workload: Workload, outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the workload's loss.
+def measure_loss(model: nn.Module, workload: Workload, outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the loss of a model's outputs: that of its objective, else the workload's.
 
     Raises:
         UsageError: it is not one number, or does not depend on the model where gradients are wanted.
     """
-    loss = cast(object, workload.loss(outputs, targets))
+    objective = model.objective if isinstance(model, Trained) else workload.loss
+    loss = cast(object, objective(outputs, targets))
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         raise UsageError(f"workload {workload.name!r}: loss must return a tensor of one number, found {found}")

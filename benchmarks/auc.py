@@ -1,0 +1,143 @@
+"""CODA's claims on two cores: the AUC with rare rounds, against cross-entropy, and steps by the number of workers.
+
+    python benchmarks/auc.py -o benchmarks/results/auc.json
+
+Every run takes plain SGD steps of 32 examples, W workers, local SGD at each n-th step. Each objective has the best
+of its learning rates at n = 8 with a seed that is not among the others, judged by the test AUC like the runs.
+Finished runs in the file are not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from swarmstep.compare.statistics import estimate
+from swarmstep.train.build import resolve
+from swarmstep.train.config import Config
+from swarmstep.train.in_process import simulated
+from swarmstep.train.job import Job
+from swarmstep.workloads import load
+
+SEEDS, TUNING = range(5), 1000
+RATES = (0.03, 0.1, 0.3)  # learning rates
+METHODS = {
+    "auc": {"objective": "auc", "sampling": "balanced"},
+    "cross-entropy": {"objective": "cross-entropy", "sampling": "natural"},
+    "cross-entropy, balanced": {"objective": "cross-entropy", "sampling": "balanced"},
+}
+TASKS, STEPS = ("digits:0.1", "digits:0.02"), 384
+EVERIES = (1, 8, 64)
+# The speed-up: batches of two, so that noise is what holds a worker back, and a rate that grows with the workers.
+SPEED_UP, TARGET, LONGEST, RATE = "digits:0.1", 0.95, 1600, 0.02
+WORKERS = (1, 2, 4, 8)
+COMMON = {"strategy": "local-sgd", "optimizer": "sgd", "shards": "classes:2"}
+
+
+def run(task: str, seed: int, eval_every: int, **fields: Any) -> list[tuple[int, float, float]]:
+    """Return (step, test AUC, bytes sent by a worker) of each evaluation."""
+    name = f"imbalanced:{task}"
+    workload = load(name)
+    rows: list[dict[str, Any]] = []
+    given = Config(workload=name, seed=seed, **COMMON, **fields)
+    config = resolve(given, workload)
+    config = resolve(Config(**{**vars(config), "eval_every": eval_every}), workload)
+    simulated(config, workload, Job(quiet=True, keep=False, listen=rows.append))
+    points = [row for row in rows if row["kind"] == "evaluation"]
+    return [(row["step"], row["test_auc"], row["bytes_sent"]) for row in points]
+
+
+class Runs:
+    """Finished runs, in a file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.found: dict[str, Any] = json.loads(file.read_text())["runs"] if file.exists() else {}
+
+    def points(self, task: str, seed: int, eval_every: int, **fields: Any) -> list[tuple[int, float, float]]:
+        """Return what `run` returns, from the file if it is there."""
+        key = json.dumps([task, seed, eval_every, fields], sort_keys=True)
+        if key not in self.found:
+            self.found[key] = run(task, seed, eval_every, **fields)
+            print(key, self.found[key][-1], flush=True)
+            about = {"command": f"python benchmarks/auc.py -o {self.file}", "torch": torch.__version__}
+            content = {"about": {**about, "python": platform.python_version()}, "runs": self.found}
+            self.file.write_text(json.dumps(content, indent=1) + "\n")
+        return self.found[key]
+
+    def tuned(self, task: str, method: str) -> float:
+        """Return the best learning rate of a method."""
+
+        def score(lr: float) -> float:
+            fields = {"every": 8, "workers": 4, "steps": STEPS, "lr": lr, **METHODS[method]}
+            last = self.points(task, TUNING, STEPS, **fields)[-1][1]
+            return -math.inf if math.isnan(last) else last
+
+        return max(RATES, key=score)
+
+
+def shown(values: list[float], digits: int = 4) -> str:
+    """Return a mean with its 95 % interval."""
+    found = estimate(values)
+    return f"{found.mean:.{digits}f} ({found.low:.{digits}f} to {found.high:.{digits}f})"
+
+
+def end(runs: Runs, task: str, method: str, every: int, seed: int) -> tuple[float, float]:
+    """Return the test AUC at the end of a run, and the bytes that a worker has sent."""
+    fields = {"every": every, "workers": 4, "steps": STEPS, "lr": runs.tuned(task, method), **METHODS[method]}
+    return runs.points(task, seed, STEPS, **fields)[-1][1:]
+
+
+def steps_to_target(runs: Runs, workers: int, seed: int) -> float:
+    """Return the steps until the target AUC, NaN where it was not reached."""
+    fields = {
+        "every": 8,
+        "workers": workers,
+        "steps": max(320, LONGEST // workers),
+        "lr": RATE * workers,
+        "batch": 2,
+    }
+    points = runs.points(SPEED_UP, seed, 8, **fields, **METHODS["auc"])
+    return next((step for step, auc, _ in points if auc >= TARGET), math.nan)
+
+
+def tables(runs: Runs, seeds: range) -> None:
+    """Print the tables of the page."""
+    for task in TASKS:
+        ends = {
+            (method, every): [end(runs, task, method, every, seed) for seed in seeds]
+            for method in METHODS
+            for every in EVERIES
+        }
+        aucs = {key: [auc for auc, _ in found] for key, found in ends.items()}
+        print(f"\n{task}: bytes sent by a worker", {every: ends["auc", every][0][1] for every in EVERIES})
+        for method in METHODS:
+            row = " | ".join(shown(aucs[method, every]) for every in EVERIES)
+            print(f"| {task} | {method} | {runs.tuned(task, method):g} | {row} |")
+        for every in EVERIES[1:]:
+            pairs = zip(aucs["auc", every], aucs["auc", 1], strict=True)
+            print(f"auc, n = {every}, less n = 1: {shown([a - b for a, b in pairs])}")
+        for method in [*METHODS][1:]:
+            for every in EVERIES:
+                pairs = zip(aucs["auc", every], aucs[method, every], strict=True)
+                print(f"auc less {method}, n = {every}: {shown([a - b for a, b in pairs])}")
+    alone = [steps_to_target(runs, 1, seed) for seed in seeds]
+    for workers in WORKERS:
+        steps = [steps_to_target(runs, workers, seed) for seed in seeds]
+        times = [one / many for one, many in zip(alone, steps, strict=True)]
+        print(f"| {workers} | {shown(steps, 0)} | {shown(times, 2)} |")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    torch.set_num_threads(1)
+    runs = Runs(parser.parse_args().output)
+    for seed in SEEDS:  # one after another, so that what is there is paired
+        tables(runs, range(seed + 1))
