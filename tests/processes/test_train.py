@@ -39,6 +39,13 @@ def test_text_with_two_optimizers_equals_simulation(pool: Pool, tmp_path: Path) 
     same_run(tmp_path / "sim", tmp_path / "gloo")
 
 
+@pytest.mark.parametrize("strategy", ["swarm", "diloco"])
+def test_an_objective_with_a_dual_equals_simulation(pool: Pool, tmp_path: Path, strategy: str) -> None:
+    train({"strategy": strategy}, tmp_path / "sim", "rare")
+    pool.run(one, "rare", {"strategy": strategy}, str(tmp_path / "gloo"), {}, workers=3)
+    same_run(tmp_path / "sim", tmp_path / "gloo")
+
+
 def test_a_run_may_change_between_simulation_and_processes(pool: Pool, tmp_path: Path) -> None:
     fields: dict[str, Any] = {}
     train(fields, tmp_path / "whole")

@@ -163,7 +163,7 @@ def key_of(purpose: str, method: str, config: Mapping[str, Any], link: str | Non
 class Results:
     """All cells of a comparison, and how they were made.
 
-    `about` has `title`, `command` (the command lines), `target` ({"accuracy": A}, {"loss": L}, that of a metric, or
+    `about` has `title`, `command` (the command lines), `target` ({"accuracy": A}, {"loss": L}, one of a metric, or
     {}), `tuned_on` (workload -> what trials were judged by, and why; earlier versions lack it), `links` (of the
     virtual clock) and `clock` (its options).
     """
