@@ -32,6 +32,8 @@ ADDED: Mapping[str, Any] = {
     "disturb": None,
     "objective": None,
     "sampling": "natural",
+    "proximal": None,
+    "control_variates": False,
 }
 
 

@@ -18,6 +18,7 @@ from swarmstep.train import faults
 from swarmstep.train.asynchronous import methods
 from swarmstep.train.balance_options import check_balance, mean_steps
 from swarmstep.train.config import ASYNCHRONOUS, BACKENDS, BASELINES, DDP, ELASTIC, SYNCHRONOUS, Config
+from swarmstep.train.local_step import proximal
 from swarmstep.train.set_options import parse_settings
 from swarmstep.when import Balanced, Every, EveryTime, GradientChange, Never, QuadraticRule, When
 from swarmstep.workloads import Workload
@@ -100,6 +101,26 @@ def _check_optimizer(config: Config, strategy: Strategy) -> None:
         raise UsageError(
             f"{config.strategy} corrects local gradients, which holds for --optimizer sgd or momentum, --clip 0; "
             f"found {training.optimizer} and --clip {training.clip:g}; --set local=false takes any"
+        )
+    if config.proximal is not None:
+        proximal(config)
+        if training.schedule != "constant":
+            raise UsageError(f"--proximal lowers the learning rate itself; found --schedule {training.schedule}")
+    if config.control_variates:
+        _check_control_variates(config, strategy)
+
+
+def _check_control_variates(config: Config, strategy: Strategy) -> None:
+    others = {"--delay": config.delay, "--elastic": config.elastic, "--fragments": config.fragments > 1}
+    if found := [option for option, value in others.items() if value]:
+        raise UsageError(
+            f"--control-variates are taken from whole rounds, in a fixed group; expected no {found[0]}"
+        )
+    if config.optimizer not in ("sgd", "momentum"):
+        raise UsageError(f"--control-variates correct SGD; expected --optimizer sgd, found {config.optimizer}")
+    if strategy.target == "gradients" or not strategy.card.weighted:
+        raise UsageError(
+            f"--control-variates need rounds that average the weights of all workers; {config.strategy} has none"
         )
 
 

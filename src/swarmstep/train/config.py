@@ -117,6 +117,21 @@ class Config:
         default=None, metadata=_about("Training", "LR", "learning rate of the local optimizer")
     )
     optimizer: Optimizer | None = field(default=None, metadata=_about("Training", None, "the local optimizer"))
+    proximal: str | None = field(
+        default=None,
+        metadata=_about(
+            "Training",
+            "GAMMA,STEPS",
+            "proximal stages: gradients pull to the mean weights of the stage before, by the distance / GAMMA; "
+            "the first has STEPS steps, each other three times as many at a third of the learning rate",
+        ),
+    )
+    control_variates: bool = field(
+        default=False,
+        metadata=_about(
+            "Training", None, "correct gradients by how this worker's differed from all workers' in the last round"
+        ),
+    )
     weight_decay: float | None = field(
         default=None, metadata=_about("Training", "X", "weight decay of the local optimizer")
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import cast
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from swarmstep.comm.base import Comm
 from swarmstep.data.sharding import hold_out
 from swarmstep.errors import NotFinite, UsageError
+from swarmstep.objectives import GROWTH, MeanGradient, stage_of
 from swarmstep.train.config import DDP, Config
 from swarmstep.workloads import Workload
 from swarmstep.workloads.base import Loss
@@ -22,11 +24,14 @@ class Trained(nn.Module):
     Args:
         model: called as it is.
         objective: loss(outputs, targets), a mean over the batch; a module or a function.
+        control: whether there are control variates, which need the workers' mean gradient.
     """
 
-    def __init__(self, model: nn.Module, objective: Loss) -> None:
+    def __init__(self, model: nn.Module, objective: Loss, *, control: bool = False) -> None:
         super().__init__()
         self.model, self.objective = model, objective
+        trained = [p for p in self.parameters() if p.requires_grad]
+        self.mean_gradient = MeanGradient(trained) if control else None
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the model's outputs."""
@@ -50,9 +55,12 @@ def build_model(config: Config, workload: Workload) -> nn.Module:
             f"workload {workload.name!r}, model {config.model!r}: expected a function that returns a "
             f"torch.nn.Module, found that it returns {type(model).__name__}"
         )
-    if config.objective is None:
+    objective = workload.loss
+    if config.objective is not None:
+        objective = workload.objectives[config.objective](drawn_shares(config, workload))
+    elif not config.control_variates:
         return model
-    return Trained(model, workload.objectives[config.objective](drawn_shares(config, workload)))
+    return Trained(model, objective, control=config.control_variates)
 
 
 def drawn_shares(config: Config, workload: Workload) -> Tensor:
@@ -65,14 +73,37 @@ def drawn_shares(config: Config, workload: Workload) -> Tensor:
 
 
 def learning_rate(config: Config, step: int) -> float:
-    """Return the inner learning rate of a 1-based step: it rises in the warm-up, then follows the schedule."""
+    """Return the inner learning rate of a 1-based step: it rises in the warm-up, then follows the schedule.
+
+    With proximal stages it is lower in each stage.
+    """
     settings = config.training
+    if config.proximal is not None:
+        settings = dataclasses.replace(settings, lr=settings.lr * GROWTH ** -stage_of(step, proximal(config)[1]))
     if step <= settings.warmup:
         return settings.lr * step / settings.warmup
     if settings.schedule == "constant":
         return settings.lr
     done = (step - 1 - settings.warmup) / (settings.steps - settings.warmup)
     return settings.lr * 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def proximal(config: Config) -> tuple[float, int]:
+    """Return gamma and the first stage's steps, as the config's `proximal` says them.
+
+    Raises:
+        UsageError: it does not.
+    """
+    gamma, _, first = (config.proximal or "").partition(",")
+    try:
+        found = float(gamma), int(first)
+    except ValueError:
+        found = 0.0, 0
+    if not 0.0 < found[0] < math.inf or found[1] < 1:
+        raise UsageError(
+            f"--proximal: expected GAMMA,STEPS, both above 0, such as 500,4000, found {config.proximal}"
+        )
+    return found
 
 
 def clip_gradient(model: nn.Module, config: Config) -> None:

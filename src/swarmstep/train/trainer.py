@@ -192,6 +192,7 @@ class Trainer:
                 coordinator.membership_changed(event)
             else:
                 self.share.landed(event)
+                self.optimizer.landed()
                 report = dataclasses.replace(event, step=self.taken) if self.share.stride > 1 else event
                 self.tally.add_round(report, self.sync.comm.rank)
                 if report.followed:
