@@ -271,6 +271,8 @@ ASYNCHRONOUS: dict[str, Card] = {
 # What can be cited: the methods with a paper, and papers of inner optimizers, of the runtime's options and codecs.
 CITATIONS: dict[str, str] = {
     **{card.name: card.key for card in (*_ALL, *ASYNCHRONOUS.values()) if card.key},
+    "coda": "guo2020coda",
+    "codasca": "yuan2021codasca",
     "halos": "kim2025halos",
     "heloco": "alasif2026heloco",
     "muloco": "therien2025muloco",

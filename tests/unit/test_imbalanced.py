@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from runs import same_run, train
+from swarmstep import simulate
 from swarmstep.errors import DataError, UsageError
 from swarmstep.objectives import AUCMinMax, auc
 from swarmstep.train.build import resolve
@@ -181,3 +183,16 @@ def test_balanced_shards_cannot_be_taken_over(tmp_path: Path) -> None:
     train({}, tmp_path / "run", "rare", stop_at=6)
     with pytest.raises(UsageError, match="with --sampling balanced nobody can take over a worker's data"):
         train({"workers": 2}, tmp_path / "run", "rare", resume=True)
+
+
+def test_the_example(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = Path(__file__).parents[2] / "examples" / "rare_positives.py"
+    spec = importlib.util.spec_from_file_location("example_rare_positives", path)
+    assert spec
+    assert spec.loader
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    monkeypatch.setattr(example, "STEPS", 66)
+    found = simulate(lambda comm: example.train(comm, AUCMinMax()), example.WORKERS)
+    assert len({*found}) == 1  # one model
+    assert found[0] > 0.7
