@@ -115,7 +115,7 @@ NAMES = ", ".join(sorted({*STRATEGIES, "ddp", *ASYNCHRONOUS}))
         ("strategies nope", f"unknown strategy 'nope'; expected one of {NAMES}"),
         (
             "train",
-            "expected a WORKLOAD (digits, mnist, cifar10, imbalanced, text, path/to/file.py:workload) or --resume DIR",
+            "expected a WORKLOAD (digits, mnist, cifar10, imbalanced, text, path/to",
         ),
         (
             "train nope",
