@@ -10,6 +10,7 @@ the runs. Finished runs in the file are not run again.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import platform
@@ -17,17 +18,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from swarmstep import Every, Group, LocalSGD, Options, Synchronizer, simulate
 from swarmstep.compare.statistics import estimate
+from swarmstep.data.sampler import BalancedSampler, Sampler
+from swarmstep.data.sharding import shard
 from swarmstep.errors import NotFinite
-from swarmstep.train.build import resolve
-from swarmstep.train.config import Config
-from swarmstep.train.in_process import simulated
-from swarmstep.train.job import Job
+from swarmstep.objectives import auc
+from swarmstep.runtime.flat import Flat
+from swarmstep.seeding import mix
 from swarmstep.workloads import load
 
 SEEDS, TUNING = range(5), 1000
-RATES = (0.3, 1.0)  # learning rates
+RATES = (0.3, 0.6, 1.0)  # learning rates
 METHODS = {
     "auc": {"objective": "auc", "sampling": "balanced"},
     "cross-entropy": {"objective": "cross-entropy", "sampling": "natural"},
@@ -38,23 +42,48 @@ EVERIES = {"auc": (1, 64), "cross-entropy": (64,), "cross-entropy, balanced": (6
 # The speed-up: batches of two, so that noise is what holds a worker back, and a rate that grows with the workers.
 SPEED_UP, TARGET, LONGEST, RATE = "digits:0.1", 0.95, 960, 0.03
 WORKERS = (1, 2, 4, 8)
-COMMON = {"strategy": "local-sgd", "optimizer": "sgd", "shards": "classes:2"}
 
 
-def run(task: str, seed: int, eval_every: int, **fields: Any) -> list[tuple[int, float, float]]:
-    """Return (step, test AUC, bytes sent by a worker) of each evaluation; one NaN where the run diverged."""
-    name = f"imbalanced:{task}"
-    workload = load(name)
-    rows: list[dict[str, Any]] = []
-    given = Config(workload=name, seed=seed, **COMMON, **fields)
-    config = resolve(given, workload)
-    config = resolve(Config(**{**vars(config), "eval_every": eval_every}), workload)
+Points = list[tuple[int, float, float]]  # (step, test AUC, bytes sent by a worker) of each evaluation
+
+
+def run(task: str, seed: int, eval_every: int, **fields: Any) -> Points:
+    """Return the evaluations of a run; one NaN where it diverged."""
     try:
-        simulated(config, workload, Job(quiet=True, keep=False, listen=rows.append))
+        return simulate(lambda comm: train(comm, task, seed, eval_every, fields), fields["workers"])[0]
     except NotFinite:
-        return [(config.training.steps, math.nan, math.nan)]
-    points = [row for row in rows if row["kind"] == "evaluation"]
-    return [(row["step"], row["test_auc"], row["bytes_sent"]) for row in points]
+        return [(fields["steps"], math.nan, math.nan)]
+
+
+def train(comm: Group, task: str, seed: int, eval_every: int, fields: dict[str, Any]) -> Points:
+    """Be one worker: plain SGD on its own shard, local SGD at each n-th step."""
+    workload = load(f"imbalanced:{task}")
+    inputs, targets = workload.prepare(workload.train.inputs), workload.train.targets
+    part = shard(targets, "classes:2", comm.size, seed, classes=2)[comm.rank]  # both classes dealt out evenly
+    balanced = fields["sampling"] == "balanced"
+    kind = (lambda *given: BalancedSampler(*given, classes=2)) if balanced else Sampler
+    sampler = kind(part, fields.get("batch", 32), seed, comm.rank)
+    positive = 0.5 if balanced else float(targets.double().mean())
+    torch.manual_seed(mix(seed, "model"))
+    model = workload.models["mlp"]()
+    criterion = workload.objectives[fields["objective"]](torch.tensor([1 - positive, positive]))
+    both = nn.ModuleDict({"model": model} | ({"criterion": criterion} if isinstance(criterion, nn.Module) else {}))
+    optimizer = torch.optim.SGD(both.parameters(), lr=fields["lr"])
+    sync = Synchronizer(both, LocalSGD(when=Every(fields["every"])), comm, Options(seed=seed))
+    spare, points = copy.deepcopy(both), Points()
+    for step in range(1, fields["steps"] + 1):
+        drawn = sampler.batch(step)
+        optimizer.zero_grad()
+        loss = criterion(model(inputs[drawn.indices]), drawn.targets)
+        loss.backward()
+        optimizer.step()
+        sync.step(loss)
+        if step % eval_every == 0:
+            Flat(spare).write(sync.result())
+            with torch.no_grad():
+                found = auc(spare["model"](workload.prepare(workload.test.inputs)), workload.test.targets)
+            points.append((step, found, float(sync.bytes_sent)))
+    return points
 
 
 class Runs:
@@ -64,7 +93,7 @@ class Runs:
         self.file = file
         self.found: dict[str, Any] = json.loads(file.read_text())["runs"] if file.exists() else {}
 
-    def points(self, task: str, seed: int, eval_every: int, **fields: Any) -> list[tuple[int, float, float]]:
+    def points(self, task: str, seed: int, eval_every: int, **fields: Any) -> Points:
         """Return what `run` returns, from the file if it is there."""
         key = json.dumps([task, seed, eval_every, fields], sort_keys=True)
         if key not in self.found:
