@@ -41,9 +41,8 @@ class Point(NamedTuple):
     """An evaluation after `step` local steps.
 
     `seconds`: training time so far without evaluations, in real processes (NaN in simulation, where the report's
-    virtual clock computes it). `bytes`: sent so far by a worker, mean over the workers. Losses, accuracies and
-    values of the cell's metric (0 to 1, NaN if the workload has none) are those of the weights that the strategy
-    would return.
+    virtual clock computes it). `bytes`: sent so far by a worker, mean over the workers. Losses, accuracy and the
+    metric (0 to 1, NaN if there is none) are those of the weights that the strategy would return.
     """
 
     step: int
