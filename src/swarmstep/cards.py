@@ -287,6 +287,8 @@ LAYERWISE: dict[str, Card] = {
 # What can be cited: the methods with a paper, and papers of inner optimizers, of the runtime's options and codecs.
 CITATIONS: dict[str, str] = {
     **{card.name: card.key for card in (*_ALL, *ASYNCHRONOUS.values(), *LAYERWISE.values()) if card.key},
+    "coda": "guo2020coda",
+    "codasca": "yuan2021codasca",
     "halos": "kim2025halos",
     "heloco": "alasif2026heloco",
     "localdrop": "lu2021localdrop",

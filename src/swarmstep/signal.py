@@ -15,7 +15,7 @@ from swarmstep.comm.group import KEPT, Decision
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How the flat vector x [P] is made up: parameters first, then floating-point buffers.
+    """How the flat vector x [P] is made up: parameters first, then those averaged only, then buffers.
 
     Strategies treat x as one vector; `sizes` lets them draw one random number for each tensor, `parameters`
     lets them leave the buffers out of a norm.
@@ -23,7 +23,8 @@ class Layout:
 
     names: tuple[str, ...]
     sizes: tuple[int, ...]  # elements of each tensor, in the order in which they lie in x
-    parameters: int  # the first so many elements of x are parameters, the rest are buffers
+    parameters: int  # so many elements come first, of the parameters to which the strategy's step is applied
+    averaged: int = 0  # and so many next, of parameters that are only averaged; the rest are buffers
     shapes: tuple[tuple[int, ...], ...] = ()  # of the tensors, where they are known
 
     @property

@@ -41,6 +41,20 @@ def test_text_with_two_optimizers_equals_simulation(pool: Pool, tmp_path: Path) 
     same_run(tmp_path / "sim", tmp_path / "gloo")
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"strategy": "swarm"},
+        {"strategy": "diloco", "optimizer": "sgd", "control_variates": True, "proximal": "50,4"},
+    ],
+    ids=["swarm", "diloco"],
+)
+def test_an_objective_with_a_dual_equals_simulation(pool: Pool, tmp_path: Path, fields: dict[str, Any]) -> None:
+    train(fields, tmp_path / "sim", "rare")
+    pool.run(one, "rare", fields, str(tmp_path / "gloo"), {}, workers=3)
+    same_run(tmp_path / "sim", tmp_path / "gloo")
+
+
 def test_a_run_may_change_between_simulation_and_processes(pool: Pool, tmp_path: Path) -> None:
     fields: dict[str, Any] = {}
     train(fields, tmp_path / "whole")

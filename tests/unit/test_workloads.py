@@ -53,7 +53,7 @@ def small_data(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", MODULES)
 def test_built_in_workloads(name: str, tmp_path: Path) -> None:
     workload = load(name, small_data(tmp_path))
     assert workload.name == name
@@ -97,6 +97,7 @@ def test_every_name_has_defaults_and_models() -> None:
         "digits": ("mlp",),
         "mnist": ("lenet5", "mlp", "wide"),
         "cifar10": ("resnet20", "cnn"),
+        "imbalanced": ("mlp", "linear"),
         "text": ("gpt", "gpt-small", "gpt-large"),
     }
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+from itertools import accumulate
+
 from torch import Tensor, nn
 
 from swarmstep.arguments import check_type
 from swarmstep.comm.base import Comm
 from swarmstep.runtime.flat import Flat
-from swarmstep.signal import Layout
 
 
 class Gradients:
@@ -21,10 +23,10 @@ class Gradients:
 
     def __init__(self, flat: Flat) -> None:
         self._flat = flat
-        layout = flat.layout
-        trained = len(layout.parameter_sizes)
-        names, sizes = layout.names[:trained], layout.sizes[:trained]
-        self.fragments = (Layout(names, sizes, layout.parameters, layout.parameter_shapes),)
+        whole = flat.layout
+        trained = sum(1 for end in accumulate(whole.sizes) if end <= whole.parameters + whole.averaged)
+        names, sizes = whole.names[:trained], whole.sizes[:trained]
+        self.fragments = (dataclasses.replace(whole, names=names, sizes=sizes, shapes=whole.shapes[:trained]),)
 
     def read(self, fragment: int | None = None) -> Tensor:
         """Return a copy of the gradients."""

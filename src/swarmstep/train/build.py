@@ -17,6 +17,7 @@ from swarmstep.train.asynchronous import methods
 from swarmstep.train.balance_options import check_balance
 from swarmstep.train.config import ASYNCHRONOUS, BACKENDS, BASELINES, DDP, ELASTIC, SYNCHRONOUS, Config
 from swarmstep.train.layerwise import options as layerwise
+from swarmstep.train.local_step import proximal
 from swarmstep.train.modifiers import build_modifiers
 from swarmstep.train.set_options import parse_settings
 from swarmstep.train.trigger_options import trigger_of
@@ -37,9 +38,15 @@ def resolve(config: Config, workload: Workload) -> Config:
         raise UsageError(f"--graph {config.graph}: expected --method ssfn, found {config.method}")
     names = [f.name for f in dataclasses.fields(Defaults)]
     filled = {name: getattr(workload.defaults, name) for name in names if getattr(config, name) is None}
-    config = dataclasses.replace(config, **filled, model=config.model or next(iter(workload.models)))
+    config = dataclasses.replace(
+        config,
+        **filled,
+        model=config.model or next(iter(workload.models)),
+        objective=config.objective or next(iter(workload.objectives), None),
+    )
     _check_ranges(config, workload)
     build_modifiers(config)
+    _check_objective(config, workload)
     if config.asynchronous:
         methods.check(config)
         return config
@@ -76,12 +83,50 @@ def _check_ranges(config: Config, workload: Workload) -> None:
         raise UsageError(f"fault {config.fault!r}: STEP must be 1 to {training.steps}, the steps of the run")
 
 
+def _check_objective(config: Config, workload: Workload) -> None:
+    """Check what the model is trained for, and how its examples are drawn."""
+    if config.objective is not None and config.objective not in workload.objectives:
+        valid = f"one of {', '.join(workload.objectives)}" if workload.objectives else "none, as it has one loss"
+        raise UsageError(f"unknown objective {config.objective!r} of {workload.name}; expected {valid}")
+    if config.sampling != "balanced":
+        return
+    if workload.classes is None or workload.train.targets.ndim != 1:
+        raise UsageError(f"--sampling balanced: {workload.name} has no examples of one class each; take natural")
+    dealt = "--elastic" if config.elastic in ("local", "torchft") else ""
+    dealt = dealt or ("--balance" if config.balance in ("batch", "steps") else "")
+    if dealt or config.shards == "dealt":
+        raise UsageError(
+            f"--sampling balanced: with {dealt or '--shards dealt'} workers draw from all examples, and not from "
+            "shards of their own; take --sampling natural"
+        )
+
+
 def _check_optimizer(config: Config, strategy: Strategy) -> None:
     training = config.training
     if strategy.needs_sgd and (training.optimizer not in ("sgd", "momentum") or training.clip):
         raise UsageError(
             f"{config.strategy} corrects local gradients, which holds for --optimizer sgd or momentum, --clip 0; "
             f"found {training.optimizer} and --clip {training.clip:g}; --set local=false takes any"
+        )
+    if config.proximal is not None:
+        proximal(config)
+        if training.schedule != "constant":
+            raise UsageError(f"--proximal lowers the learning rate itself; found --schedule {training.schedule}")
+    if config.control_variates:
+        _check_control_variates(config, strategy)
+
+
+def _check_control_variates(config: Config, strategy: Strategy) -> None:
+    others = {"--delay": config.delay, "--elastic": config.elastic, "--fragments": config.fragments > 1}
+    if found := [option for option, value in others.items() if value]:
+        raise UsageError(
+            f"--control-variates are taken from whole rounds, in a fixed group; expected no {found[0]}"
+        )
+    if config.optimizer not in ("sgd", "momentum"):
+        raise UsageError(f"--control-variates correct SGD; expected --optimizer sgd, found {config.optimizer}")
+    if strategy.target == "gradients" or not strategy.card.weighted:
+        raise UsageError(
+            f"--control-variates need rounds that average the weights of all workers; {config.strategy} has none"
         )
 
 

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 from swarmstep import spec_help
 from swarmstep.errors import UsageError
-from swarmstep.workloads.defaults import BUILT_IN, Defaults, Optimizer, Schedule
+from swarmstep.workloads.defaults import BUILT_IN, Defaults, Optimizer, Sampling, Schedule
 
 Backend = Literal["sim", "gloo", "nccl"]
 ElasticMode = Literal["local", "torchft", "torchrun"]
@@ -121,12 +121,40 @@ class Config:
     model: str | None = field(
         default=None, metadata=_about("Data and model", "NAME", "one of the workload's models")
     )
+    objective: str | None = field(
+        default=None,
+        metadata=_about("Data and model", "NAME", "one of the workload's objectives, where it has several"),
+    )
+    sampling: Sampling | None = field(
+        default=None,
+        metadata=_about(
+            "Data and model",
+            None,
+            "natural: a worker goes through its examples in random order; balanced: each of its batches has "
+            "equally many of every class",
+        ),
+    )
     steps: int | None = field(default=None, metadata=_about("Training", "N", "local steps of each worker"))
     batch: int | None = field(default=None, metadata=_about("Training", "B", "examples per step and worker"))
     lr: float | None = field(
         default=None, metadata=_about("Training", "LR", "learning rate of the local optimizer")
     )
     optimizer: Optimizer | None = field(default=None, metadata=_about("Training", None, "the local optimizer"))
+    proximal: str | None = field(
+        default=None,
+        metadata=_about(
+            "Training",
+            "GAMMA,STEPS",
+            "proximal stages: gradients pull to the mean weights of the stage before, by the distance / GAMMA; "
+            "the first has STEPS steps, each other three times as many at a third of the learning rate",
+        ),
+    )
+    control_variates: bool = field(
+        default=False,
+        metadata=_about(
+            "Training", None, "correct gradients by how this worker's differed from all workers' in the last round"
+        ),
+    )
     weight_decay: float | None = field(
         default=None, metadata=_about("Training", "X", "weight decay of the local optimizer")
     )
@@ -204,7 +232,7 @@ class Config:
         metadata=_about(
             "Data and model",
             "DIR",
-            "data folder (default: SWARMSTEP_DATA, or ./data); for text a file of your own",
+            "data folder (default: SWARMSTEP_DATA, or ./data); for text and imbalanced a file of your own",
         ),
     )
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from swarmstep.checkpoint.saver import Saver
 from swarmstep.signal import MembershipChange, Round
 from swarmstep.train.job import Job
+from swarmstep.train.local_step import bare
 from swarmstep.train.run_logger import RunLogger
 from swarmstep.train.work_done import WorkDone
 
@@ -95,5 +96,5 @@ class Coordinator(ABC):
         trainer = self.trainer
         self.logger.record(kind="trace", step=trainer.taken, folded=trainer.trace.folded)
         summary = trainer.summary(means, by_worker, str(self.logger.path) if self.logger.path else None)
-        self.logger.end(trainer.modifiers.finished(trainer.model), summary)
+        self.logger.end(trainer.modifiers.finished(bare(trainer.model)), summary)
         return summary

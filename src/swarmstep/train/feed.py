@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from swarmstep.data.elastic_sampler import ElasticSampler
-from swarmstep.data.sampler import Batch, Sampler
+from swarmstep.data.sampler import BalancedSampler, Batch, Sampler
 from swarmstep.data.sharding import Shard, hold_out, shard
 from swarmstep.data.stream import Stream
 from swarmstep.errors import UsageError
@@ -51,8 +51,7 @@ class Feed:
         elif members or config.shards == "dealt":
             self.ledger = self._ledger(members or config.workers)
         else:
-            shards = self._shards(config)
-            self._sampler = Sampler(shards[rank], self._batch, config.seed, rank)
+            self._sampler = self._samplers(config)[rank]
         self._probed = workload.train.take(held.probe)
         self.validation = workload.train.take(held.validation)
         low, high = PROBE
@@ -61,6 +60,14 @@ class Feed:
 
     def _ledger(self, members: int) -> ElasticSampler:
         return ElasticSampler(len(self._train), self._batch, self._seed, members)
+
+    def _samplers(self, config: Config) -> list[Sampler] | list[BalancedSampler]:
+        """Return those of all ranks, so that what is wrong with one is an error on all."""
+        shards, batch, seed = self._shards(config), self._batch, config.seed
+        if config.sampling == "balanced":
+            count = self._workload.classes or 0
+            return [BalancedSampler(part, batch, seed, rank, count) for rank, part in enumerate(shards)]
+        return [Sampler(part, batch, seed, rank) for rank, part in enumerate(shards)]
 
     def _shards(self, config: Config) -> list[Shard]:
         classes = self._workload.classes
@@ -136,10 +143,11 @@ class Feed:
             UsageError: the shards are none that others can take over.
         """
         if self.ledger is None:
-            if before.shards != "iid":
+            if before.shards != "iid" or before.sampling == "balanced":
+                option = "--sampling balanced" if before.shards == "iid" else f"--shards {before.shards}"
                 raise UsageError(
-                    f"--workers: expected {before.workers}, as the run has; with --shards {before.shards} nobody "
-                    "can take over a worker's data"
+                    f"--workers: expected {before.workers}, as the run has; with {option} nobody can take over a "
+                    "worker's data"
                 )
             counts = change.step, len(change.sources), len(self._train), change.committed
             self.ledger = ElasticSampler.after(self._shards(before), self._batch, self._seed, *counts)
@@ -160,5 +168,9 @@ class Feed:
         inputs, targets = self._workload.prepare(part.inputs).to(self._device), part.targets.to(self._device)
         groups = zip(module(inputs).tensor_split(GROUPS), targets.tensor_split(GROUPS), strict=True)
         return torch.cat(
-            [measure_loss(self._workload, outputs, of).expand(len(of)) for outputs, of in groups if len(of)]
+            [
+                measure_loss(module, self._workload, outputs, of).expand(len(of))
+                for outputs, of in groups
+                if len(of)
+            ]
         )

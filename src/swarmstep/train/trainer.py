@@ -166,7 +166,7 @@ class Trainer:
         lr, weight = learning_rate(self.config, self.share.step), self.share.weight
         self.model.train()
         outputs = (self._ddp.module if self._ddp else self.model)(inputs)
-        loss = measure_loss(self.workload, outputs, targets)
+        loss = measure_loss(self.model, self.workload, outputs, targets)
         self.optimizer.zero_grad()
         loss.backward()
         self._pace.wait(self.tally.seconds, began, step, len(targets), comm)
@@ -203,6 +203,7 @@ class Trainer:
                 coordinator.membership_changed(event)
                 continue
             self.share.landed(event)
+            self.optimizer.landed()
             if self.sync.comm.elastic:
                 self.feed.share_out(event.step, self.share.dealt)
             if not name or name in event.members:  # else it was before this worker came
@@ -264,6 +265,7 @@ class Trainer:
             "distrusted": self.tally.distrusted,
             "parameters": Flat(self.model).layout.parameters,
             "corpus": self.workload.corpus,
+            "metric": next(iter(self.workload.metrics), None),
             "steps_taken": self.taken,
             "by_worker": [dataclasses.asdict(worker) for worker in by_worker],
             **({"shares": list(self.share.shares)} if self.share.balanced else {}),

@@ -124,6 +124,8 @@ def check(config: Config) -> None:
         "--balance": config.balance != "off",
         "--fault": config.fault,
         "--until-accuracy": config.until_accuracy,
+        "--proximal": config.proximal,
+        "--control-variates": config.control_variates,
     }
     found = [option for option, value in absent.items() if value]
     if found:
