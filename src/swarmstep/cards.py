@@ -268,12 +268,14 @@ ASYNCHRONOUS: dict[str, Card] = {
     )
 }
 
-# What can be cited: the methods with a paper, and papers of inner optimizers, of the runtime's options and codecs.
+# What can be cited: the methods with a paper, and papers of inner optimizers, options, codecs and other parts.
 CITATIONS: dict[str, str] = {
     **{card.name: card.key for card in (*_ALL, *ASYNCHRONOUS.values()) if card.key},
     "halos": "kim2025halos",
     "heloco": "alasif2026heloco",
+    "jacobi": "song2021accelerating",
     "muloco": "therien2025muloco",
     "sparseloco": "sarfi2025sparseloco",
+    "spiking": "sun2022ipu",
     "streaming-diloco": "douillard2025streaming",
 }

@@ -32,6 +32,7 @@ COMPLETION = "_SWARMSTEP_COMPLETE"  # the environment variable by which a shell 
 COMMANDS = {
     "train": ("Training", "Train a model with W workers, each on its own share of the data."),
     "run": ("Training", "Run a Python program of your own as W processes, and start again those that die."),
+    "sample": ("Training", "Let a trained text model write."),
     "compare": ("Comparing", "Find out which method reaches the accuracy you want soonest, on your network."),
     "report": ("Comparing", "Make a page or a table of comparisons."),
     "bench": ("Measuring", "Measure what a round costs on this machine."),

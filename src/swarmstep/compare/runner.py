@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from swarmstep.compare import results, run_processes
-from swarmstep.compare.optional_imports import library
 from swarmstep.compare.plan import Task, TaskGroup, Untuned
 from swarmstep.compare.pool import Pool
 from swarmstep.compare.results import Cell
 from swarmstep.errors import Interrupted
 from swarmstep.launch.stopping import noting_interrupts
+from swarmstep.optional_imports import library
 from swarmstep.workloads import Workload
 
 

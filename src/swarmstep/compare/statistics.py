@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from swarmstep.compare.optional_imports import library
+from swarmstep.optional_imports import library
 
 CONFIDENCE = 0.95
 POWER = 0.8

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
-from swarmstep.compare.optional_imports import library
 from swarmstep.compare.sections import Section
+from swarmstep.optional_imports import library
 from swarmstep.report import figures
 from swarmstep.report.figures import DataTable
 from swarmstep.report.headline import headline

@@ -1,4 +1,4 @@
-"""How good a model is: mean loss and accuracy on a set of examples."""
+"""How good a model is: mean loss, accuracy and other means on a set of examples."""
 
 from __future__ import annotations
 
@@ -16,23 +16,43 @@ BATCH = 500
 
 
 class Score(NamedTuple):
-    """Mean loss, in the loss's own unit, and accuracy, 0 to 1 (NaN where the workload has none)."""
+    """Mean loss, in the loss's own unit, and accuracy, 0 to 1 (NaN where the workload has none).
+
+    `averages` are those of the workload, in its order.
+    """
 
     loss: float
     accuracy: float
+    averages: tuple[float, ...] = ()
 
 
 class Sums(NamedTuple):
-    """Over some examples: the sum of the loss, the correct answers (NaN where the workload has none), how many."""
+    """Over some examples: the sum of the loss, the correct answers (NaN where the workload has none), how many.
+
+    `averages` are the sums of the workload's, in its order.
+    """
 
     loss: float
     correct: float
     examples: float
+    averages: tuple[float, ...] = ()
+
+    @classmethod
+    def of(cls, row: Tensor) -> Sums:
+        """Return what `row` puts in one float64 vector."""
+        loss, correct, examples, *averages = row.tolist()
+        return cls(loss, correct, examples, tuple(averages))
+
+    @property
+    def row(self) -> Tensor:
+        """All of it in one float64 vector."""
+        return torch.tensor([*self[:3], *self.averages], dtype=torch.float64)
 
     @property
     def score(self) -> Score:
         """The mean over the examples."""
-        return Score(self.loss / self.examples, self.correct / self.examples)
+        means = tuple(average / self.examples for average in self.averages)
+        return Score(self.loss / self.examples, self.correct / self.examples, means)
 
 
 def evaluate(model: nn.Module, workload: Workload, examples: Examples) -> Sums:
@@ -40,13 +60,13 @@ def evaluate(model: nn.Module, workload: Workload, examples: Examples) -> Sums:
 
     Args:
         model: is left in eval mode.
-        workload: prepares the examples, and has the loss and the count of correct answers.
+        workload: prepares the examples, and has the loss, the count of correct answers and the averages.
         examples: as they are stored.
 
     Raises:
-        UsageError: the workload's `loss` or `correct` does not return one number.
+        UsageError: the workload's `loss`, `correct` or one of its `averages` does not return one number.
     """
-    sums = torch.zeros(3, dtype=torch.float64)
+    sums = torch.zeros(3 + len(workload.averages), dtype=torch.float64)
     device = next(model.parameters()).device
     model.eval()
     with torch.no_grad():
@@ -57,8 +77,12 @@ def evaluate(model: nn.Module, workload: Workload, examples: Examples) -> Sums:
             correct = math.nan
             if workload.correct:
                 correct = _number(workload, "correct", workload.correct(outputs, targets))
-            sums += torch.tensor([loss * len(targets), correct, len(targets)])
-    return Sums(*sums.tolist())
+            averages = [
+                _number(workload, name, average(outputs)) * len(targets)
+                for name, average in workload.averages.items()
+            ]
+            sums += torch.tensor([loss * len(targets), correct, len(targets), *averages])
+    return Sums.of(sums)
 
 
 def evaluate_together(
@@ -79,14 +103,14 @@ def evaluate_together(
     """
     part = slice(comm.rank, None, comm.size) if identical else slice(None)
     own = evaluate(model, workload, Examples(examples.inputs[part], examples.targets[part]))
-    rows = comm.gather(torch.tensor(own, dtype=torch.float64))
-    return Sums(*rows.sum(dim=0).tolist()).score
+    return Sums.of(comm.gather(own.row).sum(dim=0)).score
 
 
 def named_scores(workload: Workload, name: str, score: Score) -> dict[str, float]:
     """Return the score on the set `name` as a run records it: "test_loss", "test_accuracy", and other measures."""
     values = {measure: function(score.loss) for measure, function in workload.measures.items()}
     values |= {"loss": score.loss, "accuracy": score.accuracy}
+    values |= zip(workload.averages, score.averages, strict=True)
     return {f"{name}_{measure}": value for measure, value in values.items()}
 
 

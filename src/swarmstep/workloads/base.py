@@ -77,8 +77,10 @@ class Workload:
     None where the targets are no classes. Only examples with one class each can be sharded by class.
 
     `measures` has what else is shown of a mean loss: name -> function of it, "bits_per_byte" say; the summary
-    then has test_bits_per_byte and validation_bits_per_byte. `corpus` is the SHA-256 (hex) of data that may
-    differ from machine to machine under the same name, else None: runs on different ones are not put together.
+    then has test_bits_per_byte and validation_bits_per_byte. `averages` has what else is measured in an
+    evaluation: name -> function of a batch's outputs, which returns a mean over the batch; shown likewise.
+    `corpus` is the SHA-256 (hex) of data that may differ from machine to machine under the same name, else None:
+    runs on different ones are not put together.
 
     Raises UsageError for no model, no examples, targets outside [0, classes), or a measure with a taken name.
     """
@@ -94,12 +96,16 @@ class Workload:
     loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy
     correct: Callable[[Tensor, Tensor], Tensor] | None = right_answers
     measures: Mapping[str, Callable[[float], float]] = field(default_factory=dict[str, Callable[[float], float]])
+    averages: Mapping[str, Callable[[Tensor], Tensor]] = field(
+        default_factory=dict[str, Callable[[Tensor], Tensor]]
+    )
     corpus: str | None = None
 
     def __post_init__(self) -> None:
         if not self.models:
             raise UsageError(f"workload {self.name!r} has no model; give models={{name: function}}")
-        if taken := {"loss", "accuracy"} & self.measures.keys():
+        names = [*self.measures, *self.averages, "loss", "accuracy"]
+        if taken := [name for name in names if names.count(name) > 1]:
             raise UsageError(
                 f"workload {self.name!r}: measure {min(taken)!r}: the name is taken; give another one"
             )
