@@ -71,7 +71,9 @@ def chain(seed: int) -> list[dict[str, Any]]:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return rows + measured(model, data.inputs[:BATCH], data.targets[:BATCH], seed, f"loss {float(loss.detach()):.2f}")
+    return rows + measured(
+        model, data.inputs[:BATCH], data.targets[:BATCH], seed, f"loss {float(loss.detach()):.2f}"
+    )
 
 
 def measured(model: Recurrent, text: Tensor, targets: Tensor, seed: int, state: str) -> list[dict[str, Any]]:
