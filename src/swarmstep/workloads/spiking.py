@@ -37,24 +37,31 @@ class Spiking(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        leaky: Callable[..., nn.Module] = _snntorch().Leaky
-        self.to_hidden, self.hidden = nn.Linear(PIXELS, HIDDEN), leaky(beta=BETA)
-        self.to_output, self.output = nn.Linear(HIDDEN, CLASSES), leaky(beta=BETA)
+        self.to_hidden, self.hidden = nn.Linear(PIXELS, HIDDEN), neurons()
+        self.to_output, self.output = nn.Linear(HIDDEN, CLASSES), neurons()
 
     def forward(self, x: Tensor) -> Tensor:
         current = self.to_hidden(x.flatten(1))
-        hidden = _fire(self.hidden, current.expand(STEPS, -1, -1))
-        output = _fire(self.output, self.to_output(hidden))
+        hidden = fire(self.hidden, current.expand(STEPS, -1, -1))
+        output = fire(self.output, self.to_output(hidden))
         return torch.cat([hidden, output], dim=2).transpose(0, 1)
 
 
-def _fire(neurons: Any, currents: Tensor) -> Tensor:
-    """Return the spikes [T, B, N] that currents [T, B, N] cause."""
+def neurons() -> nn.Module:
+    """Return leaky neurons whose constants are no part of what is trained, averaged or saved."""
+    leaky: nn.Module = _snntorch().Leaky(beta=BETA)
+    for name, constant in list(leaky.named_buffers()):
+        leaky.register_buffer(name, constant, persistent=False)
+    return leaky
+
+
+def fire(leaky: Any, currents: Tensor) -> Tensor:
+    """Return the spikes [T, B, N] of neurons that begin at rest, for currents [T, B, N]."""
     potential, spikes = torch.zeros_like(currents[0]), list[Tensor]()
     for current in currents:
-        spike, potential = neurons(current, potential)
+        spike, potential = leaky(current, potential)
         spikes.append(spike)
-    neurons.reset_mem()  # the module keeps it, with its graph
+    leaky.reset_mem()  # the module keeps it, with its graph
     return torch.stack(spikes)
 
 
