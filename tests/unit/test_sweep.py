@@ -167,6 +167,7 @@ ONE = torch.ones(1, 1)
         ({"most": 0}, "most must be at least 1, found 0"),
         ({"start": torch.ones(1, 1, dtype=torch.int64)}, "start must be floating point"),
         ({"start": torch.tensor(1.0)}, "start must be floating point"),
+        ({"start": torch.ones(0, 1)}, r"start must be floating point \[B, ...], found torch.float32 \(0, 1\)"),
         ({"inputs": torch.ones(4)}, r"inputs must be \[L, B, ...], found shape \(4,\)"),
         ({"inputs": [ONE] * 4, "segments": 2}, "several segments need inputs that are one tensor"),
         ({"step": lambda h, x: h[:, :0]}, r"a state like the one it takes, torch.float32 \(1, 1\); found"),
@@ -202,3 +203,16 @@ def test_the_example(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found[1:] == found[:-1]
     assert [round(loss, 1) for loss, *_ in found[0]] == [0.7] * 3
     assert all(sweeps <= 16 for _, *both in found[0] for sweeps in both)
+
+
+def test_an_error_in_a_step_ends_all_workers() -> None:
+    def work(comm: Comm) -> None:
+        def step(h: Tensor, x: Tensor) -> Tensor:
+            if comm.rank == 1:
+                raise RuntimeError("broken")
+            return halves(h, x)
+
+        sweep(step, ONE, torch.ones(4, 1, 1), comm)
+
+    with pytest.raises(RuntimeError, match="broken"):
+        simulate(work, 3)

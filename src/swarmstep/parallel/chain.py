@@ -171,7 +171,7 @@ def _columns(inputs: Tensor | Sequence[Any], segments: int) -> Sequence[Any]:
 
 def _agreed_limit(start: Tensor, segments: int, tolerance: float, most: int | None, comm: Comm) -> int:
     """Return the limit on the number of sweeps; all ranks must say the same."""
-    if not start.is_floating_point() or start.ndim < 1:
+    if not start.is_floating_point() or start.ndim < 1 or not start.numel():
         raise UsageError(f"sweep: start must be floating point [B, ...], found {start.dtype} {tuple(start.shape)}")
     if not 0.0 <= tolerance < math.inf:
         raise UsageError(f"sweep: tolerance must be at least 0 and finite, found {tolerance}")
