@@ -179,19 +179,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("chain", "text", "show"))
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--models", default="gpt-small:1500,gpt:500", metavar="NAME:STEPS,...")
+    parser.add_argument("--model", default="gpt-small", help="of the workload text")
+    parser.add_argument("--steps", type=int, default=1500, help="of its training")
     args = parser.parse_args()
     torch.set_num_threads(1)
     content: dict[str, Any] = json.loads(FILE.read_text()) if FILE.exists() else {}
     if args.part == "chain":
         content["chain"] = [row for seed in range(args.seeds) for row in chain(seed)]
     elif args.part == "text":
-        content["text"] = []
-        for name, steps in (one.split(":") for one in args.models.split(",")):
-            model = trained_gpt(name, int(steps))
-            content["text"] += [row for seed in range(args.seeds) for row in text(*model, name, seed)]
+        model = trained_gpt(args.model, args.steps)
+        rows = [row for seed in range(args.seeds) for row in text(*model, args.model, seed)]
+        content["text"] = [row for row in content.get("text", []) if row["model"] != args.model] + rows
     if args.part != "show":
-        content["command"] = f"python benchmarks/sweep.py chain --seeds {args.seeds}; and text"
+        content["command"] = "python benchmarks/sweep.py chain; python benchmarks/sweep.py text"
         FILE.write_text(json.dumps(content, indent=0) + "\n")
     show(content)
 
