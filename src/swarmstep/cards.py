@@ -284,17 +284,19 @@ LAYERWISE: dict[str, Card] = {
     )
 }
 
-# What can be cited: the methods with a paper, and papers of inner optimizers, of the runtime's options and codecs.
+# What can be cited: the methods with a paper, and papers of inner optimizers, options, codecs and other parts.
 CITATIONS: dict[str, str] = {
     **{card.name: card.key for card in (*_ALL, *ASYNCHRONOUS.values(), *LAYERWISE.values()) if card.key},
     "coda": "guo2020coda",
     "codasca": "yuan2021codasca",
     "halos": "kim2025halos",
     "heloco": "alasif2026heloco",
+    "jacobi": "song2021accelerating",
     "localdrop": "lu2021localdrop",
     "muloco": "therien2025muloco",
     "nm": "zhou2021nm",
     "powersgd": "vogels2019powersgd",
     "sparseloco": "sarfi2025sparseloco",
+    "spiking": "sun2022ipu",
     "streaming-diloco": "douillard2025streaming",
 }

@@ -116,11 +116,11 @@ NAMES = ", ".join(sorted({*STRATEGIES, "ddp", *ASYNCHRONOUS}))
         ("strategies nope", f"unknown strategy 'nope'; expected one of {NAMES}"),
         (
             "train",
-            "expected a WORKLOAD (digits, mnist, cifar10, imbalanced, text, path/to",
+            "expected a WORKLOAD (digits, mnist, cifar10, imbalanced, text, spiking, path/to/file.py:workload)",
         ),
         (
             "train nope",
-            "unknown workload 'nope'; expected one of digits, mnist, cifar10, imbalanced, text, or path/to",
+            "unknown workload 'nope'; expected one of digits, mnist, cifar10, imbalanced, text, spiking, or",
         ),
         ("train digits --strategy nope", f"unknown strategy 'nope'; expected one of {NAMES}"),
         ("train digits --model nope", "unknown model 'nope' of digits; expected mlp"),

@@ -31,7 +31,7 @@ def cite(
 
     Not only the methods can be cited: so can coda (--objective auc, --proximal), codasca (--control-variates),
     muloco (DiLoCo with --optimizer muon), sparseloco, powersgd (codecs), streaming-diloco (fragments, delay), nm
-    (--sparse) and localdrop (--regularizer).
+    (--sparse), localdrop (--regularizer), jacobi (`swarmstep sample`) and spiking (the workload).
     """
     if name not in CITATIONS:
         raise UsageError(f"no paper for {name!r}; expected one of {', '.join(sorted(CITATIONS))}")

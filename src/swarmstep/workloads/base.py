@@ -88,8 +88,10 @@ class Workload:
     validation_auc, say. The first is what methods are judged by, in place of the accuracy.
 
     `measures` has what else is shown of a mean loss: name -> function of it, "bits_per_byte" say; the summary
-    then has test_bits_per_byte and validation_bits_per_byte. `corpus` is the SHA-256 (hex) of data that may
-    differ from machine to machine under the same name, else None: runs on different ones are not put together.
+    then has test_bits_per_byte and validation_bits_per_byte. `averages` has what else is measured in an
+    evaluation: name -> function of a batch's outputs, which returns a mean over the batch; shown likewise.
+    `corpus` is the SHA-256 (hex) of data that may differ from machine to machine under the same name, else None:
+    runs on different ones are not put together.
 
     Raises UsageError for no model, no examples, targets outside [0, classes), objectives without classes, or a
     measure or metric with a taken name.
@@ -110,12 +112,15 @@ class Workload:
         default_factory=dict[str, Callable[[Tensor, Tensor], float]]
     )
     measures: Mapping[str, Callable[[float], float]] = field(default_factory=dict[str, Callable[[float], float]])
+    averages: Mapping[str, Callable[[Tensor], Tensor]] = field(
+        default_factory=dict[str, Callable[[Tensor], Tensor]]
+    )
     corpus: str | None = None
 
     def __post_init__(self) -> None:
         if not self.models:
             raise UsageError(f"workload {self.name!r} has no model; give models={{name: function}}")
-        names = ["loss", "accuracy", *self.metrics, *self.measures]
+        names = ["loss", "accuracy", *self.metrics, *self.measures, *self.averages]
         if taken := {name for name in names if names.count(name) > 1}:
             raise UsageError(
                 f"workload {self.name!r}: measure {min(taken)!r}: the name is taken; give another one"

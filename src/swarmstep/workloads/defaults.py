@@ -99,5 +99,6 @@ BUILT_IN: Mapping[str, BuiltIn] = {
         ),
         ("gpt", "gpt-small", "gpt-large"),
     ),
+    "spiking": BuiltIn(Defaults(optimizer="adamw", lr=1e-3, batch=64, steps=400, eval_every=100), ("leaky",)),
 }
 """The built-in workloads by name; each has a module of that name beside this one."""
