@@ -17,7 +17,7 @@ const MARKERS = [
 const COLUMNS = { step: 0, bytes: 1, seconds: 2, accuracy: 3, loss: 4 }; // in a point of a curve
 const NAMES = { step: "steps", bytes: "sent by a worker", seconds: "time", loss: "test loss" };
 
-const nameOf = (section, kind) => (kind === "accuracy" ? `test ${section.score}` : NAMES[kind]);
+const quantityOf = (section, kind) => (kind === "accuracy" ? `test ${section.score}` : NAMES[kind]);
 
 // Both return [{method, every, shown, points: [{x, y, low, high, lines}]}].
 function seriesOfCurves(section, choice) {
@@ -41,7 +41,7 @@ function seriesOverN(section) {
 
 function withInterval(section, kind, y, low, high) {
   const between = low === null ? "" : ` (${format(kind, low)} to ${format(kind, high)})`;
-  return `${nameOf(section, kind)}: ${format(kind, y)}${between}`;
+  return `${quantityOf(section, kind)}: ${format(kind, y)}${between}`;
 }
 
 function styleOf(series) {
