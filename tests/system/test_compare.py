@@ -393,7 +393,7 @@ def test_interrupted_it_goes_on_later(place: Path) -> None:
         "--strategies",
         "local-sgd",
     ]
-    command += ["--steps", "300", "--workers", "2", "--seeds", "5", "--lr-grid", "0.02", "--jobs", "1"]
+    command += ["--steps", "300", "--workers", "2", "--seeds", "3", "--lr-grid", "0.02", "--jobs", "1"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
         process.stderr.readline()
@@ -402,9 +402,9 @@ def test_interrupted_it_goes_on_later(place: Path) -> None:
         assert process.wait(60) == 130
     assert "stopped on request" in rest
     before = set(cells(place))
-    assert 1 <= len(before) < 5
+    assert 1 <= len(before) < 3
     assert main(command[3:]) == 0
-    assert len(cells(place)) == 5
+    assert len(cells(place)) == 3
 
 
 @pytest.mark.parametrize(

@@ -156,11 +156,11 @@ def goes_on(place: Path) -> None:
     assert rows(place / "run") == rows(place / "whole")
 
 
-def test_processes_and_simulation_give_the_same(place: Path, start: Start) -> None:
+@pytest.mark.parametrize("options", [(), pytest.param(("-X", "utf8"), marks=pytest.mark.slow)])
+def test_processes_and_simulation_give_the_same(options: tuple[str, ...], place: Path, start: Start) -> None:
+    """With options of its own an interpreter starts all workers anew; without, a fork server has them ready."""
     train = ("train", "digits", "--steps", "30", "--workers", "2", "--strategy", "pso-ps", "--json")
-    process = start(
-        *train, "--backend", "gloo", "--out", "gloo", program=("-X", "utf8", "-m", "swarmstep")
-    )  # a real one
+    process = start(*train, "--backend", "gloo", "--out", "gloo", program=(*options, "-m", "swarmstep"))
     out, err = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, err
     assert main([*train, "--out", "sim"]) == 0
