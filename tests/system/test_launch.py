@@ -371,3 +371,14 @@ def test_a_command_that_is_not_there() -> None:
         CommError, match=r"^/nowhere/ip: No such file or directory; the worker could not be started$"
     ):
         run_group(GLOO, 2, nowhere, interrupts=[])
+
+
+@pytest.mark.slow
+def test_a_plan_is_measured_between_processes(start: Start, place: Path) -> None:
+    process = start("plan", "digits", "--measure", "--workers", "3", "--out", "plan.json")
+    out, err = process.communicate(timeout=LIMIT)
+    assert process.returncode == 0, err
+    plan = json.loads((place / "plan.json").read_text())
+    assert (plan["workers"], plan["work"]["parameters"]) == (3, 8970)
+    assert plan["link"]["rate"] > 1e8, "loopback"
+    assert "smallest n with which 95 % of the time is spent computing" in out

@@ -81,12 +81,12 @@ def _planned(settings: PlanSettings, *, in_group: bool) -> Plan | None:
         config = dataclasses.replace(settings.config, workers=comm.size if comm else settings.workers)
         workload = load(config.workload, Path(config.data) if config.data else None)
         config = resolve(config, workload)
-        work = measured(config, workload, (settings.codec,))
+        work = None if comm and comm.rank else measured(config, workload, (settings.codec,))
         if comm:
-            step, between = measured_among(comm, config, workload, work.parameters)
-            work, link = dataclasses.replace(work, step_seconds=step), link or between
-            if comm.rank:
-                return None
+            step, between = measured_among(comm, config, workload, work.parameters if work else 0)
+            work, link = work and dataclasses.replace(work, step_seconds=step), link or between
+        if work is None:
+            return None
         assert link is not None
         return planned(work, config.workers, link, config.strategy, settings.everies)
     finally:

@@ -29,9 +29,9 @@ def measured_among(comm: Group, config: Config, workload: Workload, parameters: 
         comm: of the real processes.
         config: what each trains.
         workload: its data.
-        parameters: of the model.
+        parameters: of the model; 0 on ranks that do not know.
     """
-    comm.gather(torch.zeros(2))  # all begin at once
+    parameters = int(comm.gather(torch.tensor([parameters])).max())  # and all begin at once
     step = measured_step(config, workload)
     slowest = float(comm.gather(torch.tensor([step], dtype=torch.float64)).max())
     small = _timed(comm, lambda: comm.gather(torch.zeros(2, dtype=torch.float64)), SMALL)
