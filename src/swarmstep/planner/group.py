@@ -17,6 +17,7 @@ from swarmstep.train.config import Config
 from swarmstep.workloads import Workload
 
 SMALL, LARGE = 9, 3  # how often a collective of 16 bytes, and of a vector like the model, is timed
+TOGETHER = 3.0  # seconds in which all compute, so that those on one machine get in each other's way
 LEAST = 250_000  # elements of that vector: smaller ones say nothing of the rate
 
 
@@ -32,7 +33,7 @@ def measured_among(comm: Group, config: Config, workload: Workload, parameters: 
         parameters: of the model; 0 on ranks that do not know.
     """
     parameters = int(comm.gather(torch.tensor([parameters])).max())  # and all begin at once
-    step = measured_step(config, workload)
+    step = measured_step(config, workload, TOGETHER)
     slowest = float(comm.gather(torch.tensor([step], dtype=torch.float64)).max())
     small = _timed(comm, lambda: comm.gather(torch.zeros(2, dtype=torch.float64)), SMALL)
     vector = torch.zeros(max(parameters, LEAST))

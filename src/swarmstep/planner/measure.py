@@ -16,6 +16,7 @@ from swarmstep.train.job import Job
 from swarmstep.workloads import Workload
 
 ROUNDS, STEPS = 5, 4  # of the trial: rounds, and steps between them
+MOST = 500  # rounds of a longer one
 
 
 def measured(config: Config, workload: Workload, codecs: tuple[str, ...] = ("int8",)) -> Work:
@@ -36,15 +37,25 @@ def measured(config: Config, workload: Workload, codecs: tuple[str, ...] = ("int
     return Work(step, parameters, rounds, _bytes_kept(config, parameters))
 
 
-def measured_step(config: Config, workload: Workload) -> float:
-    """Return the seconds of a local step of one worker in this process, alone."""
+def measured_step(config: Config, workload: Workload, seconds: float = 0.0) -> float:
+    """Return the seconds of a local step of one worker in this process.
+
+    Args:
+        config: as in `measured`.
+        workload: its data.
+        seconds: to measure for, so that other processes are at it at the same time.
+    """
     alone = dataclasses.replace(config, workers=1, strategy="local-sgd", settings={})
-    return statistics.median(_step_seconds(_trial(alone, workload, "")[0]))
+    step = statistics.median(_step_seconds(_trial(alone, workload, "")[0]))
+    rounds = min(MOST, int(seconds / (STEPS * step)))
+    return statistics.median(_step_seconds(_trial(alone, workload, "", rounds)[0])) if rounds > ROUNDS else step
 
 
-def _trial(config: Config, workload: Workload, codec: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def _trial(
+    config: Config, workload: Workload, codec: str, rounds: int = ROUNDS
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Return the events and the summary of a short run."""
-    steps = ROUNDS * STEPS
+    steps = rounds * STEPS
     short = dataclasses.replace(
         config, steps=steps, every=STEPS, when=None, eval_every=10 * steps, codec=codec or None, backend="sim",
         warmup=0, delay=0, until_accuracy=None,
