@@ -123,7 +123,7 @@ class OptimizerHook:
                 "model's weights, loaded before the Synchronizer is made"
             )
         saved = state[KEY]
-        if saved.get("steps") != 0:  # of before the first step there is nothing to go on from
+        if saved.get("step") != 0:  # of before the first step there is nothing to go on from
             self.sync.load_state_dict(saved)
         return {key: value for key, value in state.items() if key != KEY}
 

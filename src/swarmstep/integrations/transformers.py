@@ -55,6 +55,8 @@ def synchronize(
     check_alone("the Trainer", args.world_size, args.n_gpu)
     _check_arguments(trainer)
     check_folders(args.output_dir if args.save_strategy != "no" else None, comm)
+    if hasattr(trainer.model, "should_save_on_this_rank"):  # else `save_pretrained` writes nothing but on rank 0
+        trainer.model.should_save_on_this_rank = bool
     sync = Synchronizer(trainer.model, strategy, comm, options)
     hook = OptimizerHook(sync, trainer.create_optimizer(), on_event=on_event)
     trainer.training_step = functools.partial(_training_step, trainer.training_step, hook)
