@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from plain_loop import ACCUMULATE, LR, RULE, examples, numbers, plain, quiet, regression, squared
 from pool import Pool
-from swarmstep import Every, PSOPS, Strategy, simulate
+from swarmstep import PSOPS, Every, Strategy, simulate
 from swarmstep.comm.group import Group
 from swarmstep.errors import UsageError
 from swarmstep.integrations.alone import alone
-from tests.integrations.loops import ACCUMULATE, LR, RULE, examples, numbers, plain, quiet, regression, squared
 
 accelerate = pytest.importorskip("accelerate")
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from plain_loop import ACCUMULATE, LR, RULE, examples, numbers, plain, quiet, regression, squared
 from pool import Pool
-from swarmstep import Every, PSOPS, Strategy, simulate
+from swarmstep import PSOPS, Every, Strategy, simulate
 from swarmstep.comm.group import Group
 from swarmstep.errors import UsageError
 from swarmstep.integrations.alone import alone
-from tests.integrations.loops import ACCUMULATE, LR, RULE, examples, numbers, plain, quiet, regression, squared
 
 pl = pytest.importorskip("lightning.pytorch")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -58,6 +58,10 @@ def parts(model: Any) -> list[torch.optim.Optimizer]:
     return [torch.optim.SGD(model[0].parameters(), LR), torch.optim.Adam(model[2].parameters(), LR)]
 
 
+def loader(comm: Group, count: int = BATCHES) -> Any:
+    return torch.utils.data.DataLoader(examples(comm, count), batch_size=None)
+
+
 def trainer_of(folder: str, epochs: int, callbacks: list[Any], **arguments: Any) -> Any:
     quietly = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
     with alone():
@@ -83,7 +87,7 @@ def trained(comm: Group, folder: str, strategy: Strategy = RULE, resume: bool = 
         trainer = trainer_of(f"{folder}/{comm.rank}", EPOCHS, [swarm, save], **wish)
         model = module()
         path = f"{folder}/{comm.rank}/epoch=0.ckpt"
-        trainer.fit(model, examples(comm, BATCHES), ckpt_path=path if resume else None)
+        trainer.fit(model, loader(comm), ckpt_path=path if resume else None)
     assert swarm.sync.steps == EPOCHS * BATCHES // ACCUMULATE
     return numbers(model)
 
@@ -122,7 +126,7 @@ def test_several_optimizers_by_hand(tmp_path: Path) -> None:
     def with_lightning(comm: Group) -> list[float]:
         model = module(manual=True)
         swarm = SwarmCallback(RULE, comm)
-        trainer_of(f"{tmp_path}/{comm.rank}", 1, [swarm], enable_checkpointing=False).fit(model, examples(comm, BATCHES))
+        trainer_of(f"{tmp_path}/{comm.rank}", 1, [swarm], enable_checkpointing=False).fit(model, loader(comm))
         assert swarm.sync.steps == BATCHES
         return numbers(model)
 
@@ -147,7 +151,7 @@ def test_one_folder_for_two_workers_is_refused(tmp_path: Path) -> None:
     from swarmstep.integrations.lightning import SwarmCallback
 
     def train(comm: Group) -> None:
-        trainer_of(str(tmp_path), 1, [SwarmCallback(RULE, comm)]).fit(module(), examples(comm, 2))
+        trainer_of(str(tmp_path), 1, [SwarmCallback(RULE, comm)]).fit(module(), loader(comm, 2))
 
     with pytest.raises(UsageError, match="ranks 0 and 1 write their checkpoints to the same folder"):
         simulate(train, 2)

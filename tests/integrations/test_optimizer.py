@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.integrations.loops import LR, RULE, examples, numbers, plain, regression, squared
-from swarmstep import Every, LocalSGD, PSOPS, Synchronizer, Synchronous, simulate
+from plain_loop import LR, RULE, examples, numbers, plain, regression, squared
+from swarmstep import PSOPS, Every, InformedSwarm, LocalSGD, Synchronizer, Synchronous, Warmup, simulate
 from swarmstep.comm.group import Group
 from swarmstep.errors import CheckpointError, UsageError
 from swarmstep.integrations.optimizer import OptimizerHook
@@ -71,6 +71,16 @@ def test_losses_reach_strategies_that_compare_them(kind: str) -> None:
 def test_a_strategy_that_compares_losses_needs_them() -> None:
     with pytest.raises(UsageError, match="step 1: PSOPS compares the workers' losses, and none was told"):
         simulate(lambda comm: hooked(comm, "silent", strategy=PSOPS(when=Every(2))), 2)
+
+
+def test_which_strategies_compare_losses() -> None:
+    silent, needy = LocalSGD(when=Every(2)), PSOPS(when=Every(2))
+    assert needy.needs_loss
+    assert not PSOPS(when=Every(2), fitness="probe").needs_loss
+    assert InformedSwarm(trust="loss").needs_loss
+    assert not InformedSwarm().needs_loss
+    assert Warmup(needy, 4, silent).needs_loss
+    assert not Warmup(silent, 4).needs_loss
 
 
 def test_several_optimizers_step_once_together() -> None:
@@ -136,7 +146,9 @@ def test_a_state_without_the_swarms_is_refused() -> None:
         OptimizerHook(Synchronizer(model, RULE, comm), optimizer := torch.optim.Adam(model.parameters(), LR))
         optimizer.load_state_dict(bare.state_dict())
 
-    with pytest.raises(CheckpointError, match="missing from the optimizer's state, which was saved without the swarm"):
+    with pytest.raises(
+        CheckpointError, match="missing from the optimizer's state, which was saved without the swarm"
+    ):
         simulate(load, 1)
 
 

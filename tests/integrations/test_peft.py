@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from plain_loop import LR, numbers, quiet
 from pool import Pool
 from swarmstep import Every, LocalSGD, Synchronizer, simulate
 from swarmstep.comm.group import Group
-from tests.integrations.loops import LR, numbers, quiet
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
@@ -74,7 +74,9 @@ def check(found: list[dict[str, Any]]) -> None:
 def test_only_adapters_travel(pool: Pool) -> None:
     found = simulate(trained, 2)
     check(found)
-    assert [worker["weights"] for worker in pool.run(trained, workers=2)] == [worker["weights"] for worker in found]
+    assert [worker["weights"] for worker in pool.run(trained, workers=2)] == [
+        worker["weights"] for worker in found
+    ]
 
 
 def test_adapters_in_a_trainer_resume(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Hugging Face's Trainer, really training: equal to the plain loop bit for bit, resumed from its own checkpoints."""
+"""Hugging Face's Trainer, really training: the plain loop bit for bit, resumed from its own checkpoints."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from plain_loop import ACCUMULATE, LR, RULE, numbers, plain, quiet
 from pool import Pool
-from swarmstep import Every, LocalSGD, PSOPS, Strategy, simulate
+from swarmstep import PSOPS, Every, LocalSGD, Strategy, simulate
 from swarmstep.comm.group import Group
 from swarmstep.errors import UsageError
 from swarmstep.integrations.alone import alone
-from tests.integrations.loops import ACCUMULATE, LR, RULE, numbers, plain, quiet
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -44,7 +44,12 @@ def optimizer_of(model: nn.Module) -> tuple[Any, Any]:
 
 
 def trainer_of(comm: Group, folder: str, model: Any = None, **arguments: Any) -> Any:
-    wish: dict[str, Any] = {"max_steps": STEPS, "save_steps": 6, "output_dir": f"{folder}/{comm.rank}", **arguments}
+    wish: dict[str, Any] = {
+        "max_steps": STEPS,
+        "save_steps": 6,
+        "output_dir": f"{folder}/{comm.rank}",
+        **arguments,
+    }
     model = model or network()
     with alone():
         args = transformers.TrainingArguments(

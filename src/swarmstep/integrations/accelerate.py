@@ -35,8 +35,8 @@ def synchronized(
     """Let a model take part in a swarm for the time of the context, at whose end it is the swarm's result.
 
     A step in which `accelerator.accumulate` only accumulates is no local step. `accelerator.save_state` and
-    `load_state`, called in the context, save and load the swarm's state with the optimizer's; each worker gives them a
-    folder of its own.
+    `load_state`, called in the context, save and load the swarm's state with the optimizer's; each worker gives
+    them a folder of its own.
 
     Args:
         accelerator: made inside of `alone()`, so that it works as in one process.

@@ -33,8 +33,8 @@ VARIABLES = (
 def alone() -> Generator[None]:
     """Hide from the environment that there are other workers, for the time of the context.
 
-    A library whose objects are made in it trains as in a program of one process: no DistributedDataParallel, no shards
-    of the data, and every worker writes its own files.
+    A library whose objects are made in it trains as in a program of one process: no DistributedDataParallel, no
+    shards of the data, and every worker writes its own files.
     """
     hidden = {name: os.environ.pop(name) for name in VARIABLES if name in os.environ}
     try:
@@ -44,7 +44,7 @@ def alone() -> Generator[None]:
 
 
 def check_alone(what: str, workers: int, devices: int = 1) -> None:
-    """Raise UsageError where a library that was made outside of `alone` works with several processes or devices."""
+    """Raise UsageError where a library's object works with several processes or devices."""
     if workers > 1:
         raise UsageError(
             f"{what} works with {workers} processes, and would synchronize them at every step; make it inside of "
@@ -52,8 +52,8 @@ def check_alone(what: str, workers: int, devices: int = 1) -> None:
         )
     if devices > 1:
         raise UsageError(
-            f"{what} works with {devices} devices in one process; expected one for each worker: start each with its "
-            "own CUDA_VISIBLE_DEVICES"
+            f"{what} works with {devices} devices in one process; expected one for each worker: start each with "
+            "CUDA_VISIBLE_DEVICES of its own"
         )
 
 
@@ -70,6 +70,6 @@ def check_folders(folder: str | None, comm: Comm) -> None:
     for rank, row in enumerate(rows):
         if row in rows[:rank]:
             raise UsageError(
-                f"ranks {rows.index(row)} and {rank} write their checkpoints to the same folder (rank {comm.rank}: "
-                f"{folder}); give each worker its own, with its rank in the name"
+                f"ranks {rows.index(row)} and {rank} write their checkpoints to the same folder (rank "
+                f"{comm.rank}: {folder}); give each worker its own, with its rank in the name"
             )

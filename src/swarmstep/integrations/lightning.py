@@ -23,10 +23,10 @@ _lightning = library("lightning.pytorch", "lightning", "swarmstep.integrations.l
 class SwarmCallback(_lightning.Callback):
     """Lets the LightningModule that is fitted take part in a swarm, whose result it is when `fit` returns.
 
-    The Trainer is made inside of `alone()`, with `devices=1` and a `default_root_dir` of each worker's own; each worker's
-    loader has its own examples. A batch whose gradients are only accumulated is no local step. With several optimizers
-    (manual optimization) a step of the last one is. `fit(ckpt_path=...)` goes on with the swarm's state, which is in the
-    checkpoint with the optimizer's; checkpoints are of this worker's own model.
+    The Trainer is made inside of `alone()`, with one device and a `default_root_dir` of each worker's own; each
+    worker's loader has its own examples. A batch whose gradients are only accumulated is no local step. With
+    several optimizers (manual optimization) a step of the last one is. `fit(ckpt_path=...)` goes on with the
+    swarm's state, which is in the checkpoint with the optimizer's; checkpoints are of this worker's own model.
 
     Args:
         strategy: as in `Synchronizer`, for weights.
@@ -35,8 +35,8 @@ class SwarmCallback(_lightning.Callback):
         on_event: as in `OptimizerHook`.
 
     Raises:
-        UsageError: in `fit`: the Trainer works with several processes, or two workers write their checkpoints to the
-            same folder, or as in `Synchronizer`.
+        UsageError: in `fit`: the Trainer works with several processes, or two workers write their checkpoints to
+            the same folder, or as in `Synchronizer`.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class SwarmCallback(_lightning.Callback):
         self._hook = OptimizerHook(sync, *trainer.optimizers, on_event=self._on_event)
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
-        """Tell a batch's loss, which Lightning has divided for the accumulation, without the gradient scaler's factor."""
+        """Tell a batch's loss, divided for the accumulation, without the gradient scaler's factor."""
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         assert self._hook
         self._hook.add_loss(loss.detach() / scaler.get_scale() if scaler else loss)

@@ -22,14 +22,14 @@ class OptimizerHook:
     """Calls `Synchronizer.step` after each step of an optimizer, and saves and loads both together.
 
     Only torch's own hooks are used: the optimizer stays what it is, for schedulers, gradient scalers and whatever
-    wraps it. Its `state_dict` holds the Synchronizer's, and its `load_state_dict` loads that; the model's state is
-    to be loaded before, as most code does. Each rank saves and loads its own. A step that a gradient scaler skips is
-    no local step. Call `finish` at the end.
+    wraps it. Its `state_dict` holds the Synchronizer's, and its `load_state_dict` loads that; load the model's
+    state before, as most code does. Each rank saves and loads its own. A step that a gradient scaler skips is no
+    local step. Call `finish` at the end.
 
     Args:
         sync: of the model that is trained.
-        *optimizers: one, or several of which each steps once in a local step; it is counted, and the state kept, by
-            the last of them. Their learning rates are those of the step.
+        *optimizers: one, or several of which each steps once in a local step; the last of them counts it and
+            keeps the state. Their learning rates are those of the step.
         on_event: is called with each `Round`, and with each `MembershipChange` of an elastic group.
 
     Raises:
@@ -45,8 +45,8 @@ class OptimizerHook:
             raise UsageError("OptimizerHook: expected at least one optimizer, found none")
         if sync.strategy.target == "gradients":
             raise UsageError(
-                f"OptimizerHook: {type(sync.strategy).__name__} synchronizes gradients, which are clipped by the time "
-                "the optimizer steps; use a strategy for weights, or call reduce and step in your own loop"
+                f"OptimizerHook: {type(sync.strategy).__name__} synchronizes gradients, which are clipped by the "
+                "time the optimizer steps; use a strategy for weights, or call reduce and step in your own loop"
             )
         self.sync = sync
         self._optimizers, self._on_event = bare, on_event
@@ -84,9 +84,10 @@ class OptimizerHook:
         self._depth += 1
         if self._depth > 1 or self._losses:
             return None
-        # `args` begins with the optimizer.
-        heard = tuple(self._listening(value) if callable(value) else value for value in args[1:])
-        return (*args[:1], *heard), {k: self._listening(v) if k == "closure" and v else v for k, v in kwargs.items()}
+        # `args` begins with the optimizer, and all that an optimizer is called with is its closure.
+        heard = [self._listening(value) if callable(value) else value for value in args[1:]]
+        named = {name: self._listening(value) if callable(value) else value for name, value in kwargs.items()}
+        return (*args[:1], *heard), named
 
     def _listening(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         """Return a closure that also tells its loss; the first call counts."""
@@ -107,8 +108,8 @@ class OptimizerHook:
         strategy = self.sync.strategy
         if strategy.needs_loss and not losses:
             raise UsageError(
-                f"step {self.sync.steps + 1}: {type(strategy).__name__} compares the workers' losses, and none was told; "
-                "call OptimizerHook.add_loss(loss) before optimizer.step()"
+                f"step {self.sync.steps + 1}: {type(strategy).__name__} compares the workers' losses, and none "
+                "was told; call OptimizerHook.add_loss(loss) before optimizer.step()"
             )
         event = self.sync.step(sum(losses) if losses else math.inf, lr=self._optimizers)
         self._tell([event, *self.sync.events()] if event else [])
@@ -119,8 +120,8 @@ class OptimizerHook:
     def _load(self, _: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
         if KEY not in state:
             raise CheckpointError(
-                f"{KEY}: missing from the optimizer's state, which was saved without the swarm; start anew from the "
-                "model's weights, loaded before the Synchronizer is made"
+                f"{KEY}: missing from the optimizer's state, which was saved without the swarm; start anew from "
+                "the model's weights, loaded before the Synchronizer is made"
             )
         saved = state[KEY]
         if saved.get("step") != 0:  # of before the first step there is nothing to go on from

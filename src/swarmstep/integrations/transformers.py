@@ -33,8 +33,8 @@ def synchronize(
 
     The Trainer, or a subclass of it, is made inside of `alone()`, so that it trains as in one process. Each worker
     gives it its own examples, and an `output_dir` of its own. `trainer.train(resume_from_checkpoint=...)` goes on
-    with the swarm's state, which is in the checkpoint's optimizer.pt. At the end of `train` the model is the swarm's
-    result; evaluations and checkpoints before that are of this worker's own model.
+    with the swarm's state, which is in the checkpoint's optimizer.pt. At the end of `train` the model is the
+    swarm's result; evaluations and checkpoints before that are of this worker's own model.
 
     Args:
         trainer: a transformers.Trainer, with an optimizer of its own or one that it creates.
@@ -74,8 +74,8 @@ def _check_arguments(trainer: Any) -> None:
     for name, found in given.items():
         if found:
             raise UsageError(
-                f"the Trainer has {name}, which replaces the model's weights while the swarm holds others; leave it out "
-                "(the swarm's result is in the model after train())"
+                f"the Trainer has {name}, which replaces the model's weights while the swarm holds others; leave "
+                "it out (the swarm's result is in the model after train())"
             )
 
 

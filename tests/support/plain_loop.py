@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-import warnings
 from torch import Tensor, nn
 
 from swarmstep import Comm, DiLoCo, Every, Strategy, Synchronizer
