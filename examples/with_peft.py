@@ -26,7 +26,7 @@ def main() -> None:
         whole = sum(parameter.nbytes for parameter in model.parameters())
         print(f"the model {whole:,} bytes, adapters {sum(a.nbytes for a in adapters):,}")
         print(
-            f"sent at the start: {sync.bytes_sent:,}, of which 32 for each frozen tensor, to see that all are equal"
+            f"sent at the start: {sync.bytes_sent:,}, of which 32 for each frozen tensor, to see that it is equal"
         )
     data = torch.Generator().manual_seed(comm.rank)
     for step in range(50):
@@ -37,9 +37,7 @@ def main() -> None:
         event = sync.step(loss)
         optimizer.zero_grad()
         if event and comm.rank == 0:
-            print(
-                f"step {step + 1}: loss {float(loss.detach()):.3f}; sent in the round: {event.bytes_sent:,} bytes"
-            )
+            print(f"step {step + 1}: loss {float(loss.detach()):.3f}; sent in the round: {event.bytes_sent:,}")
     sync.finish()
     comm.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
@@ -17,7 +18,7 @@ def test_the_other_workers_are_hidden_and_come_back(monkeypatch: pytest.MonkeyPa
     there = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "TORCHELASTIC_RUN_ID": "7", "OMP_NUM_THREADS": "1"}
     for name, value in there.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ZeroDivisionError), alone():
+    with contextlib.suppress(ZeroDivisionError), alone():
         assert {name for name in there if name in os.environ} == {"OMP_NUM_THREADS"}
         raise ZeroDivisionError
     assert {name: os.environ[name] for name in there} == there
@@ -34,9 +35,7 @@ def test_several_processes_or_devices_are_refused() -> None:
 def test_workers_that_share_a_folder_are_named() -> None:
     simulate(lambda comm: check_folders(f"out/{comm.rank}", comm), 3)
     simulate(lambda comm: check_folders(None, comm), 3)
-    with pytest.raises(
-        UsageError, match=r"ranks 1 and 2 write their checkpoints to the same folder \(rank \d: .*out"
-    ):
+    with pytest.raises(UsageError, match=r"ranks 1 and 2 .* to the same folder \(rank \d: .*out"):
         simulate(lambda comm: check_folders("out" if comm.rank else None, comm), 3)
 
 
