@@ -44,12 +44,12 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The headline: minutes, as root, on a machine that does nothing else. All of it: hours; go on with the same command.
+# The headline: minutes, as root, on a machine that does nothing else. All of it: a day; go on with the same command.
 evidence: setup
 	benchmarks/evidence.sh headline report
 
 evidence-full: setup
-	benchmarks/evidence.sh link mnist conditions cifar10 report
+	benchmarks/evidence.sh untuned link text mnist conditions cifar10 report
 
 # A storm of faults: ten minutes, with link cuts and a full disk as root. Needs MNIST in SWARMSTEP_DATA.
 chaos: setup

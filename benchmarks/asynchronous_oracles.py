@@ -51,6 +51,7 @@ def bias() -> None:
         {"assign": "random"},
         {"assign": "shuffled"},
         {"rule": "rescaled"},
+        {"rule": "ringleader"},
         {"wait": 2},
         {"wait": 4},
         {"ignore": 4},

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from swarmstep.comm.coded import Coded
     from swarmstep.comm.dist import DistComm
     from swarmstep.comm.group import Group
+    from swarmstep.comm.low_rank import LowRank
     from swarmstep.comm.metered import Metered
+    from swarmstep.comm.nm_codec import NMCodec
     from swarmstep.comm.sim import SimComm, simulate
     from swarmstep.elastic.membership import Membership
     from swarmstep.runtime.balance import Balance
@@ -87,9 +89,11 @@ __all__ = [
     "Int4",
     "Int8",
     "LocalSGD",
+    "LowRank",
     "Membership",
     "MembershipChange",
     "Metered",
+    "NMCodec",
     "Never",
     "NoLoCo",
     "Options",
@@ -135,6 +139,8 @@ _MODULES = {
     "InformedSwarm": "swarmstep.strategies.informed_swarm",
     "Int4": "swarmstep.comm.codecs",
     "Int8": "swarmstep.comm.codecs",
+    "LowRank": "swarmstep.comm.low_rank",
+    "NMCodec": "swarmstep.comm.nm_codec",
     "LocalSGD": "swarmstep.strategies.local_sgd",
     "Membership": "swarmstep.elastic.membership",
     "Metered": "swarmstep.comm.metered",

@@ -268,12 +268,35 @@ ASYNCHRONOUS: dict[str, Card] = {
     )
 }
 
-# What can be cited: the methods with a paper, and papers of inner optimizers, of the runtime's options and codecs.
+# The methods without gradients, by --method: P is then the size of a layer's O, Q x n, and a round a mean of it.
+LAYERWISE: dict[str, Card] = {
+    card.name: card
+    for card in (
+        Card(
+            name="ssfn",
+            title="a network that grows layer by layer by least squares; examples stay where they are",
+            traffic="mixings x degree",
+            memory="3 + 2 n/Q",
+            paper="arXiv 2009.13982",
+            weighted=True,
+            key="liang2020ssfn",
+        ),
+    )
+}
+
+# What can be cited: the methods with a paper, and papers of inner optimizers, options, codecs and other parts.
 CITATIONS: dict[str, str] = {
-    **{card.name: card.key for card in (*_ALL, *ASYNCHRONOUS.values()) if card.key},
+    **{card.name: card.key for card in (*_ALL, *ASYNCHRONOUS.values(), *LAYERWISE.values()) if card.key},
+    "coda": "guo2020coda",
+    "codasca": "yuan2021codasca",
     "halos": "kim2025halos",
     "heloco": "alasif2026heloco",
+    "jacobi": "song2021accelerating",
+    "localdrop": "lu2021localdrop",
     "muloco": "therien2025muloco",
+    "nm": "zhou2021nm",
+    "powersgd": "vogels2019powersgd",
     "sparseloco": "sarfi2025sparseloco",
+    "spiking": "sun2022ipu",
     "streaming-diloco": "douillard2025streaming",
 }

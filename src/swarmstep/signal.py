@@ -15,7 +15,7 @@ from swarmstep.comm.group import KEPT, Decision
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How the flat vector x [P] is made up: parameters first, then floating-point buffers.
+    """How the flat vector x [P] is made up: parameters first, then those averaged only, then buffers.
 
     Strategies treat x as one vector; `sizes` lets them draw one random number for each tensor, `parameters`
     lets them leave the buffers out of a norm.
@@ -23,7 +23,9 @@ class Layout:
 
     names: tuple[str, ...]
     sizes: tuple[int, ...]  # elements of each tensor, in the order in which they lie in x
-    parameters: int  # the first so many elements of x are parameters, the rest are buffers
+    parameters: int  # so many elements come first, of the parameters to which the strategy's step is applied
+    averaged: int = 0  # and so many next, of parameters that are only averaged; the rest are buffers
+    shapes: tuple[tuple[int, ...], ...] = ()  # of the tensors, where they are known
 
     @property
     def parameter_sizes(self) -> list[int]:
@@ -31,6 +33,11 @@ class Layout:
         return [
             size for size, end in zip(self.sizes, accumulate(self.sizes), strict=True) if end <= self.parameters
         ]
+
+    @property
+    def parameter_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The shape of each parameter tensor, where they are known."""
+        return self.shapes[: len(self.parameter_sizes)]
 
 
 def _itself(part: Tensor) -> Tensor:
@@ -173,8 +180,9 @@ class MembershipChange:
     new group, and `sources`, `names` and `rank` are its. `newcomer` says whether this worker is one. `states`
     are copies of the strategy's, one for each fragment. `seconds` is what the change took this worker.
 
-    A newcomer also gets the changes that the member it took its state from had not returned yet, before its own:
-    with rank -1, since it was not in those groups. What both have as `Options.stateful` follows these alike.
+    A newcomer also gets what the member it took its state from had not returned yet, before its own: changes with
+    rank -1, since it was not in those groups, and rounds without its name among their `members`. What both have as
+    `Options.stateful` follows these alike.
     """
 
     step: int

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from swarmstep.errors import UsageError
 from swarmstep.optional_imports import library
 
+COSTS = ("bytes_sent", "seconds")
 EXPERIMENT = "swarmstep"  # the project or experiment to which runs belong
 
 
@@ -149,6 +150,7 @@ def scalars(row: Mapping[str, Any]) -> tuple[int, dict[str, float]]:
     ``test/loss, test/...``       on the test set, of the model that the run would return now
     ``validation/...``            the same on the validation set
     ``cost/bytes_sent, .../seconds``  by a worker, and of training, so far
+    ``model/...``                 what else the run tells of the model, such as mask flips
     ``round/...``                 of a round: `number`, `seconds`, `bytes_sent`, `participants` ...
     ``round/distrusted``          how many workers the round left out
     ``work/steps/0 ...``          of each worker so far: `steps`, `compute_seconds`, `wait_seconds` ...
@@ -165,8 +167,10 @@ def scalars(row: Mapping[str, Any]) -> tuple[int, dict[str, float]]:
     elif kind == "evaluation":
         for name, value in row.items():
             part, _, rest = name.partition("_")
-            values[f"{part}/{rest}" if part in ("test", "validation") else f"cost/{name}"] = value
-        values = {name: value for name, value in values.items() if name not in ("cost/step", "cost/kind")}
+            if part in ("test", "validation"):
+                values[f"{part}/{rest}"] = value
+            elif name not in ("kind", "step"):
+                values[f"{'cost' if name in COSTS else 'model'}/{name}"] = value
     elif kind == "round":
         values = {f"round/{name}": value for name, value in row.items() if name not in ("step", "landed")}
         values["round/distrusted"] = len(row.get("distrusted", ()))

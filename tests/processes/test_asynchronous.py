@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import uuid
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +212,7 @@ def alone(comm: Comm, run: str, folder: str) -> list[str]:
     raises(method, 1, lambda box: run_worker(method, x, box), run)
 
     def replaced(box: Links) -> None:
-        box._store.add(box._key("entries", 1), 1)  # as another process does
+        box.store.add(box.key("entries", 1), 1)  # as another process does
         run_worker(method, x, box)
 
     raises(method, 1, replaced, run)
@@ -236,6 +237,40 @@ def test_who_stays_alone_says_so(pool: Pool, tmp_path: Path) -> None:
     assert replaced.startswith("worker 1: another process has taken the place of this one")
     assert late.startswith("worker 2: came when the others had begun, and none gave it a model for 0.3 s")
     assert over == "worker 2: came when the others had taken all steps; nothing is left to do"
+
+
+SECRET = b"correct horse battery staple"
+
+
+def with_secrets(comm: Comm, run: str, wrong: bool) -> Any:
+    """Be a node; worker 1 knows another secret if `wrong`."""
+    method, x = made("pure")
+    secret = SECRET + b"!" if wrong and comm.rank == 1 else SECRET
+    patience = 1.0 if wrong and comm.rank == 1 else 20.0
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        try:
+            with links(comm, method, run, secret=secret, patience=patience) as box:
+                if box.node == SERVER:
+                    while len(box.here) < 2:  # the others
+                        box.take(1.0)
+                    comm.gather(torch.zeros(1))
+                    return box.here, {str(warning.message) for warning in warned}
+                if wrong and box.node == 1:
+                    with pytest.raises(PeerLost, match="the server was not there for 1 s"):
+                        run_worker(method, x, box)
+                comm.gather(torch.zeros(1))
+        finally:
+            comm.gather(torch.zeros(1))
+
+
+def test_who_does_not_know_the_secret_gets_no_connection(pool: Pool) -> None:
+    here, warned = pool.run(with_secrets, named(), True)[3]
+    assert here == [0, 2]
+    assert any("worker 1 did not prove to know the secret of this node; give all machines" in w for w in warned)
+    here, warned = pool.run(with_secrets, named(), False)[3]
+    assert len(here) >= 2
+    assert not warned
 
 
 def anew(comm: Comm, run: str) -> str:
@@ -306,7 +341,7 @@ def test_wrong_arguments(pool: Pool) -> None:
     assert "expected one of the nodes (0, 1, 2, -1)" in node
     assert "found node 3, silence 10.0" in node
     assert "silence 0, " in silence
-    assert "'192.0.2.1' is not a loopback address: asynchronous nodes do not prove a secret" in address
+    assert "'192.0.2.1' is not a loopback address and there is no secret: set SWARMSTEP_SECRET_FILE" in address
     assert "swarmstep run --workers 4 PROGRAM.py" in environment
     assert "node -1" in server
     assert "asgrad has a server; call run_server and run_worker" in peer

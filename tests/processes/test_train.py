@@ -22,6 +22,8 @@ from runs import one, same_run, train
         {"strategy": "synchronous"},
         {"strategy": "swarm", "delay": 2, "codec": "int8"},
         {"strategy": "diloco", "delay": 1, "mix": 0.5, "fragments": 3},
+        {"strategy": "local-sgd", "sparse": "1:2,0.01", "codec": "nm:2:4"},
+        {"strategy": "local-sgd", "regularizer": "localdrop:lam=0.01,head=2,every=3", "codec": "rank:1"},
     ],
     ids=str,
 )
@@ -36,6 +38,20 @@ def test_text_with_two_optimizers_equals_simulation(pool: Pool, tmp_path: Path) 
     fields = {"strategy": "diloco", "shards": "contiguous", "codec": "int8"}
     train(fields, tmp_path / "sim", "text")
     pool.run(one, "text", fields, str(tmp_path / "gloo"), {}, workers=3)
+    same_run(tmp_path / "sim", tmp_path / "gloo")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"strategy": "swarm"},
+        {"strategy": "diloco", "optimizer": "sgd", "control_variates": True, "proximal": "50,4"},
+    ],
+    ids=["swarm", "diloco"],
+)
+def test_an_objective_with_a_dual_equals_simulation(pool: Pool, tmp_path: Path, fields: dict[str, Any]) -> None:
+    train(fields, tmp_path / "sim", "rare")
+    pool.run(one, "rare", fields, str(tmp_path / "gloo"), {}, workers=3)
     same_run(tmp_path / "sim", tmp_path / "gloo")
 
 

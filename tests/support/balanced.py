@@ -84,17 +84,23 @@ def by_batch(comm: Comm, gradients: bool, steps: int = 12, cut: int = 0) -> tupl
     return loop.x_now(), loop.balance.shares
 
 
-def by_steps(comm: Comm, rounds: int = 4) -> tuple[list[int], tuple[int, ...]]:
-    """Take rounds of BATCH steps on average; return the worker's steps at which they landed, and the shares."""
+def by_steps(comm: Comm, rounds: int = 4) -> tuple[list[int], list[int], tuple[int, ...]]:
+    """Take rounds of BATCH steps on average.
+
+    Returns:
+        The worker's own steps at which they landed, the run's steps after each of its own, and the shares.
+    """
     sync = Synchronizer(nn.Linear(2, 1), LocalSGD(when=Balanced(BATCH)), comm)
     balance = Balance(sync)
-    landed: list[int] = []
+    landed, run = list[int](), list[int]()
     while len(landed) < rounds:
-        if sync.step(1.0):
-            landed.append(sync.steps)
+        event = sync.step(1.0)
+        run.append(sync.steps)
+        if event:
+            landed.append(len(run))
             balance.measured([cost * n for cost, n in zip(COSTS, balance.shares, strict=True)])
     sync.finish()
-    return landed, balance.shares
+    return landed, run, balance.shares
 
 
 def measured_as_given(comm: Comm, fields: dict[str, Any], out: str, job: dict[str, Any]) -> dict[str, Any]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from swarmstep.comm.codecs import Bfloat16, Codec, Int4, Int8, TopK
+from swarmstep.comm.codecs import Bfloat16, Codec, Int4, Int8, NMCodec, TopK
 
 Floats = NDArray[np.float32]
 
@@ -63,6 +64,23 @@ def topk_bytes(x: Floats, fraction: float) -> tuple[Bytes, Floats]:
     return np.concatenate([raw(np.array([scale])), raw(kept.astype(np.int32)), raw(q.astype(np.int8))]), values
 
 
+def nm_bytes(x: Floats, n: int, m: int) -> tuple[Bytes, Floats]:
+    patterns = [*itertools.combinations(range(m), n)]
+    bits = (len(patterns) - 1).bit_length()
+    groups = np.append(x, np.zeros(-len(x) % m, np.float32)).reshape(-1, m)
+    data, values = [np.zeros(0, np.uint8)], np.zeros_like(groups)
+    for a in range(0, len(groups), 8):
+        block, planes = groups[a : a + 8], np.zeros(bits, np.uint8)
+        for i, group in enumerate(block):
+            kept = sorted(np.lexsort((np.arange(m), -np.abs(group)))[:n].tolist())
+            values[a + i, kept] = group[kept]
+            data.append(raw(group[kept]))
+            for bit in range(bits):
+                planes[bit] |= (patterns.index(tuple(kept)) >> bit & 1) << i
+        data.append(planes)
+    return np.concatenate(data), values.reshape(-1)[: len(x)]
+
+
 def oracle(codec: Codec, x: Floats) -> tuple[Bytes, Floats]:
     """Return the bytes and what they stand for."""
     if isinstance(codec, Bfloat16):
@@ -71,5 +89,7 @@ def oracle(codec: Codec, x: Floats) -> tuple[Bytes, Floats]:
         return blocks_bytes(x, 127, codec.block, lambda q: raw(q.astype(np.int8)))
     if isinstance(codec, Int4):
         return blocks_bytes(x, 7, codec.block, nibbles)
+    if isinstance(codec, NMCodec):
+        return nm_bytes(x, codec.n, codec.m)
     assert isinstance(codec, TopK)
     return topk_bytes(x, codec.fraction)

@@ -17,7 +17,7 @@ from swarmstep.train.build import resolve
 from swarmstep.train.config import Config
 from swarmstep.train.job import Job
 from swarmstep.train.lockstep_coordinator import run
-from swarmstep.workloads import Defaults, Examples, Workload
+from swarmstep.workloads import Defaults, Examples, Workload, load
 from swarmstep.workloads.gpt import GPT
 from swarmstep.workloads.text import Corpus, workload_of
 
@@ -108,7 +108,12 @@ def text() -> Workload:
     return dataclasses.replace(workload, models={"tiny": tiny}, defaults=defaults)
 
 
-WORKLOADS = {"classes": classes, "regression": regression, "text": text}
+def rare() -> Workload:
+    """Return two classes of which one is rare, with a choice of objectives."""
+    return dataclasses.replace(load("imbalanced"), defaults=dataclasses.replace(DEFAULTS, sampling="balanced"))
+
+
+WORKLOADS = {"classes": classes, "regression": regression, "text": text, "rare": rare}
 
 
 def resolved(workload: Workload, fields: dict[str, Any]) -> Config:

@@ -253,3 +253,36 @@ def test_what_has_no_place_for_asynchronous_processes(tmp_path: Path, capfd: pyt
     train = ["train", f"{WORKLOADS}:classes", "--strategy", "asgrad", "--model", "linear", "--no-files"]
     assert subprocess.run([*torchrun, *train], check=False, timeout=LIMIT).returncode == 1
     assert "asgrad starts its own processes: expected swarmstep train by itself" in capfd.readouterr().err
+
+
+LAYUP = ("--strategy", "layup", "--backend", "gloo", "--optimizer", "sgd", "--lr", "0.05", "--model", "linear")
+
+
+@pytest.mark.slow
+def test_without_a_server_any_worker_may_be_killed(start: Callable[..., Run], tmp_path: Path) -> None:
+    """Worker 1, and worker 0, which records the run; the sums of steps hold, and the model has learnt."""
+    folder, steps = tmp_path / "run", 900
+    options = ("--workers", "3", "--steps", str(steps), "--eval-every", "100", "--pace", str(PACE))
+    run = start(folder, ["train", f"{WORKLOADS}:classes", *LAYUP, *options, "--out", str(folder)])
+    run.until(lambda: run.looks() > 1 and len(run.nodes()) == 3, "two looks")
+    recorder, worker, _ = run.nodes()
+    run.kill(worker)
+    run.kill(recorder)
+    assert run.process.wait(LIMIT) == 0, run.said()
+    said = run.said()
+    assert "worker 1.0 is lost: worker 1.0 was ended by SIGKILL" in said
+    assert "worker 0.0 is lost: worker 0.0 was ended by SIGKILL" in said
+    found = summary(folder)
+    assert found["steps_taken"] == steps
+    assert sum(row["steps"] for row in found["by_worker"]) == pytest.approx(3 * steps, abs=75)  # the looks' counts
+    assert found["test_accuracy"] > 0.8  # chance is a third
+    assert (folder / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_what_workers_without_a_server_cannot_do(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    train = ["train", f"{WORKLOADS}:classes", *LAYUP, "--workers", "2", "--out", str(tmp_path / "run")]
+    assert main([*train, "--steps", "40", "--stop-at", "20"]) == 2
+    assert "--stop-at: workers without a server write no checkpoint" in capfd.readouterr().err
+    assert main([*train, "--steps", "40"]) == 0
+    assert summary(tmp_path / "run")["steps_taken"] == 40

@@ -134,6 +134,11 @@ def test_the_speed_beside_no_communication() -> None:
         assert (row["parameters"], row["limit"]) == (1_015_690, None if name == ALONE else ALONE)
 
 
+def test_sweeps_over_real_processes_as_in_process() -> None:
+    words = ("sweep", "--workers", "2", "--length", "32", "--hidden", "8")
+    assert result_of(*words)["figures"] == result_of(*words, "--backend", "sim")["figures"]
+
+
 def children(process: int) -> list[int]:
     """Return the workers of a command, in the order in which they were started."""
     try:

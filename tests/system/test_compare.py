@@ -151,6 +151,39 @@ def test_a_workload_without_accuracy_is_tuned_on_its_loss() -> None:
         assert comparison._measure(target, blind) == ("loss", "as the workload has no accuracy")
 
 
+def test_a_workload_with_a_metric_is_tuned_and_ranked_by_it(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    methods = "local-sgd,local-sgd+objective=cross-entropy+sampling=natural"
+    arguments = f"--strategies {methods} --every 4 --lr-grid 0.05,0.2 --extra-trials 0 --target-metric 0.01 --json"
+    assert main(["compare", "imbalanced", *f"{SHORT} {arguments} --out found".split()]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["tuned_on"] == ["validation metric, as methods are ranked by its auc"]
+    made = cells(place).values()
+    assert {(cell.config["objective"], cell.config["sampling"]) for cell in made} == {
+        ("auc", "balanced"),
+        ("cross-entropy", "natural"),
+    }
+    assert all(
+        0 < point.test_metric <= 1 and math.isnan(point.test_accuracy) for cell in made for point in cell.points
+    )
+    assert main(["report", "found", "--format", "md"]) == 0
+    assert "steps to test auc 0.01" in capsys.readouterr().out
+
+
+def test_a_metric_that_a_workload_does_not_have(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare(f"{SHORT} --target-metric 0.5") == 2
+    assert "--target-metric: digits has no metric of its own" in capsys.readouterr().err
+
+
+def test_trials_whose_metric_has_no_value_are_told_apart_by_their_losses() -> None:
+    def trial(loss: float, metric: float) -> Cell:
+        return Cell("tune", "swarm", {}, points=(Point(6, math.nan, 0.0, loss, math.nan, 0.0, 1.0, metric),))
+
+    ordered = [trial(9.0, 0.8), trial(1.0, 0.5), trial(0.2, math.nan), trial(0.3, math.nan), trial(math.inf, 0.9)]
+    assert sorted(ordered, key=lambda cell: score(cell, "metric")) == ordered
+
+
 def test_a_folder_of_an_earlier_version_goes_on(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It did not say what its trials were judged by; its cells hold both metrics."""
     arguments = f"{SHORT} --strategies local-sgd --every 4 --target-accuracy 0.1"

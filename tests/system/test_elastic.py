@@ -303,6 +303,38 @@ def test_a_kill_with_a_round_always_under_way(start: Callable[..., Run]) -> None
     assert summary(run.folder)["steps_taken"] == 240
 
 
+@pytest.mark.parametrize("balance", [pytest.param("batch", marks=pytest.mark.slow), "steps"])
+def test_work_is_balanced_while_workers_are_lost_and_come(balance: str, start: Callable[..., Run]) -> None:
+    """Slot 2 is 8 times as slow. Slot 0, whose state newcomers take, is killed, and then slot 1."""
+    options = (
+        "--balance",
+        balance,
+        "--strategy",
+        "local-sgd",
+        "--speeds",
+        "1,1,8",
+        "--pace",
+        "0.01",
+        "--batch",
+        "16",
+    )
+    run = start(*ELASTIC, "--steps", "100000", *options, "--every", "8")
+    run.await_round("0.0", "1.0", "2.0", number=3)
+    for slot in (0, 1):
+        run.kill(slot)
+        last = run.told(f"{slot}.1", "round")[-1]["round"]
+        run.await_round("2.0", f"{slot}.1", number=last + 4)
+    assert run.end(signal.SIGINT) == 130, run.said()
+    lines = (run.folder / "metrics.jsonl").read_text().splitlines()
+    rounds = [row for row in map(json.loads, lines) if row["kind"] == "round"]
+    assert [row["step"] for row in rounds] == [8 * number for number in range(1, len(rounds) + 1)]
+    whole = [row for row in rounds if sum(row["weights"]) == 8 * 16 * len(row["members"])]
+    assert len(whole) > len(rounds) - 6  # but where a worker was lost in it
+    for members in (["0.0", "1.0", "2.0"], ["1.0", "2.0", "0.1"], ["2.0", "0.1", "1.1"]):
+        row = [row for row in whole if row["members"] == members][-1]
+        assert row["weights"][members.index("2.0")] < 8 * 16 * 0.8
+
+
 @pytest.mark.slow
 def test_seventeen_workers(start: Callable[..., Run]) -> None:
     run = start(*ELASTIC, "--steps", "120", "--pace", "0.2", "--silence", "20", workers=17)
@@ -340,3 +372,52 @@ def test_a_worker_that_holds_its_interpreter_lock_stays_in_the_group(tmp_path: P
     command = [sys.executable, "-m", "swarmstep", "run", "--workers", "2", str(tmp_path / "busy.py")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False)
     assert (done.returncode, done.stdout) == (0, "epoch 0 0.0 1.0\n"), done.stderr
+
+
+OWN = """
+import os
+import signal
+import time
+import torch
+from torch import nn
+from swarmstep import Balance, Balanced, LocalSGD, Membership, MembershipChange, Synchronizer
+
+torch.manual_seed(0)
+members = Membership.from_env()
+sync = Synchronizer(nn.Linear(4, 2), LocalSGD(when=Balanced(6)), members.join())
+balance, end = Balance(sync), 10**9
+
+def follow(events):
+    global end
+    for event in events:
+        balance.update(event)
+        if isinstance(event, MembershipChange) and "1.1" in event.names:
+            end = event.step + 24
+
+follow(sync.events())
+while sync.steps < end:
+    time.sleep(0.05 if members.name.startswith("1") else 0.005)
+    if members.name == "1.0" and sync.steps >= 24:
+        os.kill(os.getpid(), signal.SIGKILL)
+    follow([sync.step(0.1), *sync.events()])
+sync.finish()
+members.end()
+print(len(sync.comm.names), sync.steps - end, *sorted(zip(sync.comm.names, balance.shares)), flush=True)
+members.leave()
+"""
+
+
+@pytest.mark.slow
+def test_a_balance_of_ones_own_goes_on_when_a_worker_is_lost_and_another_comes(tmp_path: Path) -> None:
+    """All know the same shares, of the right sum, the newcomer as well."""
+    (tmp_path / "own.py").write_text(OWN)
+    command = [sys.executable, "-m", "swarmstep", "run", "--workers", "3", str(tmp_path / "own.py")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert len(said) == 3
+    assert said[0] == said[1] == said[2]
+    size, rest, *_ = said[0].split()
+    assert (size, rest) == ("3", "0")
+    shares = [int(number) for number in re.findall(r", (\d+)\)", said[0])]
+    assert sum(shares) == 18

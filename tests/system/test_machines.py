@@ -121,6 +121,10 @@ def descendants(pid: int) -> set[int]:
     return found
 
 
+def children(pid: int) -> list[int]:
+    return [*map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
+
+
 def listeners(network: Network, host: int, pid: int) -> set[str]:
     """Return where a process listens, with the port only where it is the proxy's."""
     command = network.command(host, ["ss", "-Hltnp"])
@@ -205,6 +209,40 @@ def test_all_machines_see_the_run_to_its_end(start: Callable[..., Machine]) -> N
     assert first.end()[0] == 0
     assert guest.end() == (0, f"swarmstep: the run at {first.proxy()} is over\n")
     assert (first.folder / "model.safetensors").exists()
+
+
+ASGRAD = ("--strategy", "asgrad", "--backend", "gloo", "--workers", "3", "--here", "1", "--pace", "0.01")
+
+
+@needs_network
+@pytest.mark.slow
+def test_workers_of_an_asynchronous_run_come_from_another_machine(
+    network: Network, start: Callable[..., Machine]
+) -> None:
+    """One that does not know the secret is refused; the two that do are killed once, and come back."""
+    where = f"{network.address(0)}:29500"
+    first = start(network, 0, *ASGRAD, "--steps", "600", "--listen", where)
+    assert first.proxy() == where
+    code, said = start(network, 1, "--join", where, "--workers", "2", secret=f"not {SECRET}").end()
+    assert (code, "refused the secret of this worker" in said) == (5, True)
+    guest = start(network, 1, "--join", where, "--workers", "2", "--pace", "0.01")
+    rows = first.folder / "metrics.jsonl"
+    first.until(lambda: rows.exists() and rows.read_text().count('"look"') > 1)
+    assert listeners(network, 0, first.process.pid) == {"127.0.0.1", where}
+    for pid in descendants(first.process.pid):  # gloo
+        assert listeners(network, 0, pid) <= {network.address(0)}
+    theirs = [pid for server in children(guest.process.pid) for pid in children(server)]
+    assert len(theirs) == 2
+    os.kill(theirs[0], signal.SIGKILL)
+    guest.until(lambda: "is lost" in guest.said())
+    assert first.end()[0] == 0
+    assert guest.end()[0] == 0
+    assert guest.said().endswith(f"swarmstep: the run at {where} is over\n")
+    found = json.loads((first.folder / "summary.json").read_text())
+    assert found["steps_taken"] == 600
+    assert all(row["steps"] > 0 for row in found["by_worker"])
+    assert sum(row["dropped"] for row in found["by_worker"]) >= 1
+    assert not (guest.folder / "summary.json").exists()
 
 
 @needs_network

@@ -54,8 +54,9 @@ def test_names_of_a_row() -> None:
     look = {"kind": "look", "step": 3, "losses": [1.0, None, 2.0], "by_worker": [{"rank": 1, "steps": 3}]}
     assert scalars(look) == (3, {"loss/mean": 1.5, "loss/0": 1.0, "loss/2": 2.0, "work/steps/1": 3.0})
     evaluation = {"kind": "evaluation", "step": 8, "seconds": 2.0, "bytes_sent": 9, "test_loss": 0.5}
-    evaluation |= {"test_accuracy": None, "validation_loss": math.inf}
-    assert scalars(evaluation) == (8, {"cost/seconds": 2.0, "cost/bytes_sent": 9.0, "test/loss": 0.5})
+    evaluation |= {"test_accuracy": None, "validation_loss": math.inf, "flips": 3}
+    wanted = {"cost/seconds": 2.0, "cost/bytes_sent": 9.0, "test/loss": 0.5, "model/flips": 3.0}
+    assert scalars(evaluation) == (8, wanted)
     landed = {
         "kind": "round",
         "step": 8,

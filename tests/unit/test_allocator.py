@@ -83,6 +83,53 @@ def test_all_take_equally_long_but_those_at_the_least(more: int, costs: list[tup
     assert all(t >= min(free) * (1 - 1e-6) for t in times)  # who has the least would not be faster with more
 
 
+@given(st.data(), st.integers(1, 3), st.lists(st.tuples(starts, units), min_size=1, max_size=7))
+def test_with_limits_the_slowest_is_done_as_soon_as_can_be(
+    data: st.DataObject, least: int, costs: list[tuple[float, float]]
+) -> None:
+    """The limits hold, and T is the smallest time by which all together can have done the work, by bisection."""
+    found = [known(*cost) for cost in costs]
+    most = [least + data.draw(st.integers(0, 60)) for _ in costs]
+    total = data.draw(st.integers(least * len(costs), sum(most)))
+    shares = solve(total, found, least, most)
+    assert math.fsum(shares) == pytest.approx(total)
+    assert all(least <= b <= m for b, m in zip(shares, most, strict=True))
+
+    def done(time: float) -> float:
+        return sum(min(m, max(least, (time - c.start) / c.unit)) for c, m in zip(found, most, strict=True))
+
+    low, high = 0.0, max(c.of(m) for c, m in zip(found, most, strict=True))
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (low, middle) if done(middle) >= total * (1 - 1e-12) else (middle, high)
+    best = max(high, *(c.of(least) for c in found))
+    assert max(c.of(b) for c, b in zip(found, shares, strict=True)) == pytest.approx(best, rel=1e-6)
+    parts = whole(total, shares, least, most)
+    assert sum(parts) == total
+    assert all(least <= b <= m for b, m in zip(parts, most, strict=True))
+    assert all(abs(part - share) < 1 + 1e-6 * share for part, share in zip(parts, shares, strict=True))
+
+
+def test_limits_by_hand() -> None:
+    """Speeds 4, 2, 1, 1 and 80 examples are 40, 20, 10, 10; the first holds 24, the others share the rest."""
+    allocator = Allocator(4, 80, most=[24, 64, 64, 64])
+    assert allocator.shares == [20, 20, 20, 20]
+    assert allocator.update([5.0, 10.0, 20.0, 20.0]) == [24, 28, 14, 14]
+    assert Allocator(3, 40, most=[4, 64, 64]).shares == [4, 18, 18]
+    silent = Allocator(3, 100, most=[30, 30, math.inf])
+    assert silent.update([1.0, 1.0, math.inf]) == [30, 30, 40]  # nobody else can hold it
+    for wrong, words in (
+        (
+            {"total": 100, "most": [30, 30, 30]},
+            "each can hold at most 30, 30, 30; .* sum of at least 100, found 90",
+        ),
+        ({"total": 50, "most": [1, 60, 60], "least": 2}, "expected limits of at least 2"),
+        ({"total": 50, "most": [60, 60]}, "expected a limit for each of 3 workers, found 2"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            Allocator(3, **wrong)
+
+
 @given(st.integers(0, 10**6), st.lists(st.one_of(units, st.just(math.inf)), min_size=1, max_size=40))
 def test_largest_remainders_lose_nothing(more: int, costs: list[float]) -> None:
     total = len(costs) + more
@@ -127,6 +174,32 @@ def test_a_silent_worker_keeps_one_and_comes_back() -> None:
     assert allocator.update([1.5, 1.49, math.nan]) == [150, 149, 1]  # not measured
     assert allocator.update([1.5, 1.49, 0.01]) == [100, 100, 100]
     assert Allocator(2, 10).update([math.inf, math.inf]) == [5, 5]
+
+
+def test_a_group_that_changes_is_divided_by_what_is_known_of_those_who_stay() -> None:
+    """Of speeds 1, 2, 4, 0.5 the others stay when the second leaves; a newcomer counts as the mean speed."""
+    allocator = Allocator(4, 1500)
+    allocator.update(measured(allocator, SPEEDS))
+    assert allocator.regroup([0, 2, 3], 1100) == [200, 800, 100]
+    mean = 5.5 / 3
+    shares = allocator.regroup([2, None, 0, 1], 1600)  # speeds 0.5, the mean, 1, 4
+    np.testing.assert_allclose(shares, 1600 * np.array([0.5, mean, 1, 4]) / (5.5 + mean), atol=1)
+    slow = [s / speed for s, speed in zip(shares, (0.5, 0.1, 1.0, 4.0), strict=True)]
+    for _ in range(20):
+        slow = [s / speed for s, speed in zip(allocator.update(slow), (0.5, 0.1, 1.0, 4.0), strict=True)]
+    np.testing.assert_allclose(allocator.shares, 1600 * np.array([0.5, 0.1, 1, 4]) / 5.6, rtol=0.06)
+
+
+def test_a_round_that_is_taken_again_measures_what_was_done_in_it() -> None:
+    """Worker 1 is lost in a round: the seconds that come then are of the shares before."""
+    allocator = Allocator(3, 300)
+    assert allocator.regroup([0, 2, None], 300, worked=True) == [100, 100, 100]
+    # Speeds 1, 1/3, and their mean.
+    assert allocator.update([100.0, 300.0, 0.0]) == [150, 50, 100]
+    assert [cost and cost.unit for cost in allocator.costs] == [1.0, 3.0, None]
+    saved, other = allocator.state_dict(), Allocator(3, 300)
+    other.load_state_dict(saved)
+    assert other.update([1.0, 2.0, 3.0]) == allocator.update([1.0, 2.0, 3.0])
 
 
 @given(st.integers(0, 10**6))

@@ -14,12 +14,15 @@ from hypothesis import strategies as st
 from scipy import special
 
 from made_results import made_cell, made_results
+from swarmstep.compare import results as results_module
 from swarmstep.compare.analysis import analyse
 from swarmstep.compare.results import Cell, Point, Results, key_of
 from swarmstep.compare.sections import Edge, MethodRow, Section
 from swarmstep.errors import UsageError
 from swarmstep.network import link as links
 from swarmstep.network.virtual_clock import VirtualClock
+from swarmstep.report.markdown import markdown
+from swarmstep.report.table import csv
 
 SLOW = "10mbit,5ms"
 
@@ -539,3 +542,34 @@ def test_a_field_that_is_new_tells_no_older_cells_apart() -> None:
     newer = {**older, "balance": "off", "speeds": None}
     assert key_of("run", "swarm", newer, None) == key_of("run", "swarm", older, None)
     assert key_of("run", "swarm", {**newer, "balance": "steps"}, None) != key_of("run", "swarm", older, None)
+
+
+def test_a_metric_of_the_workload_stands_in_the_place_of_the_accuracy() -> None:
+    def judged(method: str, seed: int, aucs: Sequence[float]) -> Cell:
+        points = tuple(
+            Point(10 * i, math.nan, 0.0, 0.0, math.nan, 1.0, math.nan, 0.5, value)
+            for i, value in enumerate(aucs, start=1)
+        )
+        return made_cell(method, 4, seed, points=points, metric="auc")
+
+    runs = [judged(method, seed, aucs) for method, aucs in (("swarm", (0.8, 0.95)), ("bmuf", (0.7, 0.8)))
+            for seed in range(3)]  # fmt: skip
+    section = only(*runs)
+    assert section.score == "auc"
+    assert [(row.method, row.rank, row.accuracy.mean) for row in section.rows] == [
+        ("swarm", 1, pytest.approx(0.95)),
+        ("bmuf", 2, pytest.approx(0.8)),
+    ]
+    text = markdown([section])
+    assert "Highest test auc at the end: swarm" in text
+    assert "| auc |" in text
+    assert "accuracy" not in text
+    assert csv([section]).splitlines()[0].count(",auc,auc_low") == 1
+    at_target = only(*runs, target={"auc": 0.9})
+    assert at_target.target == "test auc 0.9"
+    assert [(row.method, row.to_target and row.to_target.reached) for row in at_target.rows] == [
+        ("swarm", 3),
+        ("bmuf", 0),
+    ]
+    loaded = results_module.from_json(results_module.to_json(runs[0]), "here")
+    assert (loaded.metric, [point[-2:] for point in loaded.points]) == ("auc", [(0.5, 0.8), (0.5, 0.95)])

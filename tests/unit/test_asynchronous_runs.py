@@ -138,7 +138,7 @@ def test_the_learning_rate_follows_the_run(monkeypatch: pytest.MonkeyPatch) -> N
         ({"strategy": "asgrad", "backend": "nccl"}, "expected --backend sim or gloo"),
         ({"strategy": "asgrad", "settings": {"wait": "4"}}, "wait 1 to workers"),
         ({"strategy": "asgrad", "settings": {"rule": "x"}}, "rule: expected one of constant"),
-        ({"strategy": "asgrad", "settings": {"inertia": "1"}}, "unknown setting 'inertia'.*one of assign"),
+        ({"strategy": "asgrad", "settings": {"inertia": "1"}}, "unknown setting 'inertia'.*one of rule"),
         ({"strategy": "quorum", "settings": {"quorum": "0"}}, "expected quorum 1 to workers"),
         ({"strategy": "quorum", "settings": {"grace": "-1"}}, "grace of at least 0"),
         ({"strategy": "asgrad", "every": 17}, "--every 17: a job is longer than the run; expected 1 to 16"),

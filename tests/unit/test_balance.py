@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from collections.abc import Callable
 from typing import Any
 
@@ -26,18 +27,11 @@ from swarmstep import (
     TrimmedMean,
     simulate,
 )
+from swarmstep.comm.group import Decision
 from swarmstep.data.stream import Stream
 from swarmstep.errors import UsageError
-from swarmstep.signal import Layout, Signal
-from wrapped import Wrapped
-
-
-class Elastic(Wrapped):
-    """A group that says that it is elastic."""
-
-    @property
-    def elastic(self) -> bool:
-        return True
+from swarmstep.runtime.regrouping import _packed, _unpacked
+from swarmstep.signal import Distrust, Layout, Signal
 
 
 def test_the_weighted_mean_of_gradients_is_that_of_the_full_batch() -> None:
@@ -61,8 +55,17 @@ def test_a_loop_of_ones_own_resumes_bitwise(gradients: bool) -> None:
 
 
 def test_by_steps_all_arrive_at_a_round_after_their_own() -> None:
-    """21 steps a round in proportion 4 : 2 : 1 are 12, 6 and 3; the first round is equal."""
-    assert simulate(by_steps, 3) == [([7, 7 + n, 7 + 2 * n, 7 + 3 * n], (12, 6, 3)) for n in (12, 6, 3)]
+    """21 steps a round in proportion 4 : 2 : 1 are 12, 6 and 3, for all 7 of the run; the first is equal."""
+    counted = {
+        12: [0, 1, 1, 2, 2, 3, 4, 4, 5, 5, 6, 7],  # floor(7 j / 12), ...
+        6: [1, 2, 3, 4, 5, 7],
+        3: [2, 4, 7],
+    }
+    found = simulate(by_steps, 3)
+    for (own, run, shares), n in zip(found, (12, 6, 3), strict=True):
+        assert own == [7, 7 + n, 7 + 2 * n, 7 + 3 * n]
+        assert run == [*range(1, 8), *(7 * r + step for r in (1, 2, 3) for step in counted[n])]
+        assert shares == (12, 6, 3)
 
 
 def test_without_a_balance_the_trigger_is_every_n() -> None:
@@ -131,11 +134,6 @@ def test_what_a_balance_does_not_go_with(build: Callable[[Comm], Any], words: st
         simulate(build, 2)
 
 
-def test_an_elastic_group_is_refused() -> None:
-    with pytest.raises(UsageError, match="Balance: an elastic group has equal shares"):
-        simulate(lambda comm: balance_of(LocalSGD(), 8)(Elastic(comm)), 1)
-
-
 @pytest.mark.parametrize("options", [{"delay": 1}, {"fragments": 2}])
 def test_seconds_of_other_shares_are_refused(options: dict[str, int]) -> None:
     def update(comm: Comm) -> None:
@@ -180,3 +178,21 @@ def test_all_take_part_in_rounds_by_time(together: bool, monkeypatch: pytest.Mon
 
     clocks: dict[int, list[float]] = {0: [0.0], 1: [0.0]}
     assert simulate(rounds, 2) == ([[2, 4, 6], [2, 4, 6]] if together else [[4, 8], [2, 4]])
+
+
+def test_what_a_newcomer_is_told_of_a_round_is_data() -> None:
+    """It is sent as a checkpoint is written, and read without running anything."""
+
+    def one_round(comm: Comm) -> Round:
+        sync, event = Synchronizer(nn.Linear(1, 1), LocalSGD(), comm), None
+        while not isinstance(event, Round):
+            event = sync.step(1.0)
+        sync.finish()
+        return event
+
+    told = simulate(one_round, 2)[0]
+    told = dataclasses.replace(told, decision=Decision(renew=True), distrusted=(Distrust(1, 3, "why"),))
+    file = io.BytesIO()
+    torch.save(_packed(told), file)
+    file.seek(0)
+    assert _unpacked(torch.load(file, weights_only=True)) == told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
 
@@ -12,7 +13,7 @@ from swarmstep.cli.options import whole_number
 from swarmstep.comm.sim import simulate
 from swarmstep.microbench import checks, interleaved_timing, workers
 from swarmstep.microbench.benchmarks import BENCHMARKS
-from swarmstep.microbench.results import Measurement, Report, Skipped, rows_of
+from swarmstep.microbench.results import Figure, Measurement, Report, Skipped, rows_of
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +45,9 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
         ("round --workers 128 --parameters 1e9", "give fewer --workers or --parameters"),
         ("scale --max-processes 0", "--max-processes: expected 1 to 64, found 0"),
         ("scale --most 0", "--most: expected 1 to 10,000,000,000, found 0"),
+        ("sweep --length 130", "--length: expected a multiple of 4 workers, found 130"),
+        ("sweep --workers 0", "--workers: expected 1 to 64, found 0"),
+        ("sweep --tolerance -1", "--tolerance: expected 0.0 to 1.0, found -1"),
         ("scale --repeats x", "--repeats: expected a whole number, found 'x'"),
     ],
 )
@@ -69,7 +73,7 @@ def test_a_report_survives_json() -> None:
         Measurement("all-reduce", 4, 10, 0.5),
         Measurement("round", 4, 10, 1.0, "all-reduce", 0.5, 2.0),
     ]
-    report = Report(rows, [Skipped("accelerate", "not installed", workers=4)])
+    report = Report(rows, [Skipped("accelerate", "not installed", workers=4)], figures=[Figure("sweeps", 4, 3.0)])
     assert Report.loads(report.dumps()) == report
 
 
@@ -107,3 +111,16 @@ def test_too_little_memory_is_reported_before_anything_starts(monkeypatch: pytes
     assert checks.missing_memory(10**8, 10) == "needs about 4 GB of memory, 1 GB are available"
     monkeypatch.setattr(checks, "free_memory", lambda: None)
     assert checks.missing_memory(10**12, 10) == ""
+
+
+def test_sweeps_in_process(capsys: pytest.CaptureFixture[str]) -> None:
+    """A chain that forgets: fewer sweeps than segments, and what they compute is right."""
+    words = ["bench", "sweep", "--backend", "sim", "--workers", "2", "--length", "32", "--hidden", "8"]
+    assert main([*words, "--gain", "0.5", "--json"]) == 0
+    figures = {one["name"]: one["value"] for one in json.loads(capsys.readouterr().out)["figures"]}
+    assert len(figures) == 8
+    assert figures["2 segments, sweeps forward"] == 2
+    assert figures["32 segments, sweeps forward"] < 25
+    assert all(value < 1e-4 for name, value in figures.items() if "error" in name)
+    assert main(words) == 0
+    assert "32 segments, sweeps backward: " in capsys.readouterr().out

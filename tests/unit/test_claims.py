@@ -211,7 +211,7 @@ def test_figures_by_another_way() -> None:
         assert f"{ends.mean():.3f} ({low:.3f} to {high:.3f})" in block("conditions")
     link = claims.read("evidence-link.json")
     target = link["about"]["target"]["accuracy"]
-    for method in ("ddp", "diloco"):
+    for method in ("ddp", "local-sgd"):
         ends = [c for c in link["cells"] if (c["purpose"], c["method"]) == ("run", method)]
         seconds = [next(p[1] for p in c["points"] if p[6] >= target) for c in ends]
         assert f"| {np.mean(seconds):.1f} ± " in block("headline")

@@ -114,8 +114,14 @@ NAMES = ", ".join(sorted({*STRATEGIES, "ddp", *ASYNCHRONOUS}))
         ("compare digits", "missing option '--out'"),
         ("run", "missing argument 'PROGRAM.py'"),
         ("strategies nope", f"unknown strategy 'nope'; expected one of {NAMES}"),
-        ("train", "expected a WORKLOAD (digits, mnist, cifar10, text, path/to/file.py:workload) or --resume DIR"),
-        ("train nope", "unknown workload 'nope'; expected one of digits, mnist, cifar10, text, or path/to"),
+        (
+            "train",
+            "expected a WORKLOAD (digits, mnist, cifar10, imbalanced, text, spiking, path/to/file.py:workload)",
+        ),
+        (
+            "train nope",
+            "unknown workload 'nope'; expected one of digits, mnist, cifar10, imbalanced, text, spiking, or",
+        ),
         ("train digits --strategy nope", f"unknown strategy 'nope'; expected one of {NAMES}"),
         ("train digits --model nope", "unknown model 'nope' of digits; expected mlp"),
         (

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codec_oracle import TINY, Bytes, Floats, oracle
-from swarmstep.comm.codecs import PIECE, Bfloat16, Codec, Int4, Int8, TopK, parse
+from swarmstep.comm.codecs import PIECE, Bfloat16, Codec, Int4, Int8, LowRank, NMCodec, TopK, parse
 from swarmstep.errors import UsageError
 
 CODECS: list[Codec] = [
@@ -25,6 +25,9 @@ CODECS: list[Codec] = [
     TopK(0.02),
     TopK(0.3),
     TopK(1.0),
+    NMCodec(2, 4),
+    NMCodec(1, 16),
+    NMCodec(3, 3),
 ]
 
 
@@ -76,7 +79,7 @@ def test_bytes_and_values_are_those_of_the_formula(codec: Codec, x: Floats, shif
     check(codec, x, shift)
 
 
-@pytest.mark.parametrize("codec", [c for c in CODECS if c not in (Int8(block=1), Int4(block=1))], ids=str)
+@pytest.mark.parametrize("codec", [c for c in CODECS if c not in (Int8(1), Int4(1), NMCodec(1, 16))], ids=str)
 @pytest.mark.parametrize("n", [PIECE, PIECE + 1, 2 * PIECE + 777])
 def test_pieces_leave_no_seam(codec: Codec, n: int) -> None:
     x = vector(n, n, 0.0, 0.3)
@@ -115,7 +118,7 @@ def test_the_ends_of_the_range(codec: Codec, value: float) -> None:
     check(codec, x)
     if value == 0.0:
         assert not values.any()
-    elif value >= 1e-36 and not isinstance(codec, TopK):
+    elif value >= 1e-36 and not isinstance(codec, TopK | NMCodec):
         assert np.allclose(values, x, rtol=1e-2)
 
 
@@ -135,6 +138,7 @@ def test_sizes(n: int) -> None:
     assert Bfloat16().size(n) == 2 * n
     assert Int8().size(n) == n + 4 * math.ceil(n / 512)
     assert Int4().size(n) == math.ceil(n / 2) + 4 * math.ceil(n / 128)
+    assert NMCodec(2, 4).size(n) == 8 * math.ceil(n / 4) + 3 * math.ceil(n / 32)
     assert TopK(0.02).size(n) == 4 + 5 * (max(1, math.ceil(0.02 * n)) if n else 0)
 
 
@@ -178,6 +182,8 @@ def test_parse() -> None:
     assert parse("int4") == Int4(128)
     assert parse("topk:0.02") == TopK(0.02)
     assert parse("topk:1") == TopK(1.0)
+    assert parse("nm:2:4") == NMCodec(2, 4)
+    assert parse("rank:4") == LowRank(4)
     assert [parse(spec).needs_reference for spec in ("bfloat16", "int8", "int4", "topk:0.1")] == [0, 0, 1, 1]
     for wrong in (
         "",
@@ -190,6 +196,11 @@ def test_parse() -> None:
         "topk:nan",
         "topk:-1",
         "int8:4",
+        "nm:2",
+        "nm:5:4",
+        "nm:1:17",
+        "rank:0",
+        "rank:1.5",
         "Int8",
     ):
         with pytest.raises(UsageError, match=r"expected one of bfloat16, int8, int4, topk:FRACTION"):

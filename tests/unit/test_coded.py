@@ -18,7 +18,7 @@ from codec_oracle import Floats, oracle
 from coded_jobs import drifted, nobody, play, reused, split_up, start, verbs, weights_of
 from helpers import VARIANTS, bits, same
 from swarmstep import Comm, Every, Group, Metered, Options, Synchronizer, simulate
-from swarmstep.comm.codecs import Bfloat16, Codec, Int4, Int8, TopK
+from swarmstep.comm.codecs import Bfloat16, Codec, Int4, Int8, NMCodec, TopK
 from swarmstep.comm.coded import Coded
 from swarmstep.comm.error_feedback import CodecState
 from swarmstep.comm.vector_codec import chunk_length
@@ -40,7 +40,9 @@ class Model:
 
     def __init__(self, codec: Codec, n: int, size: int, referenced: bool) -> None:
         self.codec, self.n, self.size, self.referenced = codec, n, size, referenced
-        block = codec.block if isinstance(codec, (Int8, Int4)) else 1
+        block = (
+            codec.block if isinstance(codec, (Int8, Int4)) else 8 * codec.m if isinstance(codec, NMCodec) else 1
+        )
         self.chunk = block * math.ceil(n / (size * block))
         self.reference = start(n) if referenced else np.zeros(n, np.float32)
         self.residuals = np.zeros((size, n), np.float32)
@@ -103,6 +105,25 @@ def test_rounds_with_a_reference(codec: Codec, size: int, n: int) -> None:
     weights = weights_of(size, 4)
     found = simulate(lambda comm: play(comm, codec, n, weights, True), size)
     check_play(codec, n, weights, True, found)
+
+
+@pytest.mark.parametrize(("codec", "n"), [(NMCodec(2, 4), 1000), (NMCodec(1, 8), 72)], ids=str)
+def test_rounds_of_n_in_m(codec: NMCodec, n: int) -> None:
+    weights = weights_of(3, 4)
+    check_play(codec, n, weights, True, simulate(lambda comm: play(comm, codec, n, weights, True), 3))
+
+
+def in_tensors(comm: Comm) -> list[Tensor]:
+    """Code tensors of 3, 8 and 2 elements, in groups of 4."""
+    x = torch.tensor([9.0, 8.0, 7.0, 1.0, 2.0, 3.0, 4.0, 8.0, 7.0, 6.0, 5.0, 1.0, 2.0])
+    coded = Coded(comm, NMCodec(2, 4), torch.zeros(13), shapes=[(3,), (2, 4), (2,)])
+    return [coded.mean(x)[0], coded.sent(x), coded.gather(x)[1], coded.broadcast(x, 0)]
+
+
+def test_groups_do_not_cross_tensors() -> None:
+    expected = torch.tensor([9.0, 8.0, 0.0, 0.0, 0.0, 3.0, 4.0, 8.0, 7.0, 0.0, 0.0, 1.0, 2.0])
+    for found in simulate(in_tensors, 3):
+        assert all(torch.equal(tensor, expected) for tensor in found)
 
 
 @pytest.mark.parametrize("codec", BARE, ids=str)

@@ -27,12 +27,18 @@ from swarmstep.compare.settings import ComparisonSettings
 from swarmstep.microbench.benchmarks import BENCHMARKS
 from swarmstep.strategies import STRATEGIES
 from swarmstep.train.config import Config, Invocation
+from swarmstep.train.sampling import SampleSettings
 from swarmstep.train.set_options import setting_types
 from swarmstep.workloads.defaults import BUILT_IN, Defaults
 
 ROOT = Path(__file__).parents[2]
 PATHS = ["", *COMMANDS, *(f"bench {name}" for name in BENCHMARKS)]
-DECLARED = {"train": (Config, Invocation), "compare": (ComparisonSettings,), "chaos": (ChaosSettings,)}
+DECLARED = {
+    "train": (Config, Invocation),
+    "compare": (ComparisonSettings,),
+    "chaos": (ChaosSettings,),
+    "sample": (SampleSettings,),
+}
 DECLARED |= {f"bench {name}": (entry.settings,) for name, entry in BENCHMARKS.items()}
 
 
@@ -181,7 +187,7 @@ def test_the_program_has_the_options_after_it() -> None:
         ("swarmstep train mn", "mnist"),
         ("swarmstep train --backend ", "sim gloo nccl"),
         ("swarmstep bench ", " ".join(BENCHMARKS)),
-        ("swarmstep cite sp", "sparseloco"),
+        ("swarmstep cite spa", "sparseloco"),
     ],
 )
 def test_a_shell_completes(

@@ -38,7 +38,15 @@ def test_without_a_secret_nobody_listens_or_joins(option: str, capfd: pytest.Cap
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--listen", "10.0.0.1:29500"], "--listen: expected --elastic local, found none"),
+        (
+            ["--listen", "10.0.0.1:29500"],
+            "--listen: expected --elastic local or an asynchronous method, found none",
+        ),
+        (["--here", "1"], "--here: goes with --listen"),
+        (
+            ["--strategy", "asgrad", "--backend", "gloo", "--listen", "127.0.0.1:0", "--here", "5"],
+            "--here: expected 0 to 4, the workers, found 5",
+        ),
         (["--listen", "10.0.0.1", "--elastic", "local"], "--listen: expected HOST:PORT, such as"),
         (["--join", "0.0.0.0:29500"], "--join 0.0.0.0:29500: expected the one address by which"),
         (["--join", "a:1", "--listen", "a:1"], "--join: goes with neither --listen nor --resume"),

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers import same
+from swarmstep.data.allocator import whole
 from swarmstep.data.elastic_sampler import ElasticSampler
 from swarmstep.data.sampler import Sampler
 from swarmstep.data.sharding import shard
@@ -178,6 +179,77 @@ def test_it_takes_over_from_static_shards(
         group.change(change)
     begun = step * batch // min(map(len, shards)) + 1  # a small shard may be passes ahead of the others
     check_all_passes(group, examples, begun + group.dealt // examples + 1)
+
+
+def split(total: int, weights: list[int]) -> list[int]:
+    """Return shares of sum `total` in proportion to weights, each at least 1 where there is enough."""
+    shares = whole(total, [total * w / sum(weights) for w in weights])
+    assert sum(shares) == total
+    return shares
+
+
+@given(
+    examples=st.integers(1, 40),
+    batch=st.integers(1, 6),
+    length=st.integers(1, 4),
+    rounds=st.lists(
+        st.tuples(st.lists(st.integers(1, 9), min_size=8, max_size=8), st.integers(0, 31), st.integers(0, 2)),
+        min_size=1,
+        max_size=8,
+    ),
+    cut=st.integers(0, 7),
+)
+def test_with_shares_that_change_in_each_round_nothing_is_lost_or_doubled(
+    examples: int, batch: int, length: int, rounds: list[tuple[list[int], int, int]], cut: int
+) -> None:
+    """In each round every worker draws its own; some are lost in it, some come after it, and the shares change.
+
+    What counts are a beginning of the passes, but for what lost workers have drawn, which comes next.
+    """
+    ledger, workers, step = ElasticSampler(examples, batch, 2, 3), 3, 0
+    counting: Counter[int] = Counter()
+
+    def shares(of: int, weights: list[int]) -> list[int]:
+        return split(of * batch * length, weights[:of])
+
+    ledger.deal(0, 0, range(3), shares(3, [1] * 8), length)
+    for number, (weights, lost, newcomers) in enumerate(rounds):
+        if number == cut:
+            saved, ledger = ledger.state_dict(), ElasticSampler(examples, batch, 2, 1)
+            ledger.load_state_dict(saved)
+        drawn = [ledger.batch(rank, step + 1).tolist() for rank in range(workers)]
+        assert all(ledger.batch(rank, step + length).tolist() == drawn[rank] for rank in range(workers))
+        assert sum(map(len, drawn)) == workers * batch * length
+        step += length
+        stay = [rank for rank in range(workers) if not lost >> rank & 1] or [0]
+        if len(stay) < workers:  # the round failed, and is taken again without them
+            ledger.deal(step, step - length, stay, shares(len(stay), weights), length)
+        counting.update(example for rank in stay for example in drawn[rank])
+        workers = len(stay)
+        ledger.deal(step, step, range(workers), shares(workers, weights[::-1]), length)
+        if newcomers and workers < 5:
+            ledger.deal(
+                step, step, [*range(workers), *[None] * newcomers], shares(workers + newcomers, weights), length
+            )
+            workers += newcomers
+    for _ in range(2 * examples):  # until what was lost has come again
+        counting.update(i for rank in range(workers) for i in ledger.batch(rank, step + 1).tolist())
+        step += length
+        counts = [counting[example] for example in range(examples)]
+        if min(counts) == sum(counts) // examples and max(counts) <= min(counts) + 1:
+            break
+    else:
+        raise AssertionError(counts)
+
+
+def test_shares_that_do_not_fit_are_refused() -> None:
+    ledger = ElasticSampler(50, 4, 0, 2)
+    for wrong in ([1, 14], [8], [-1, 17]):
+        with pytest.raises(UsageError, match="deal: expected 2 shares of sum 16, or none"):
+            ledger.deal(0, 0, [0, 1], wrong, 2)
+    ledger.deal(0, 0, [0, 1], [12, 4], 2)
+    with pytest.raises(UsageError, match="expected the end of a unit of 2 steps after step 0, found 3"):
+        ledger.deal(3, 3, [0, 1])
 
 
 def test_what_a_lost_worker_drew_is_dealt_first() -> None:

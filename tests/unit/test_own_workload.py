@@ -65,7 +65,7 @@ def test_the_example_of_the_docstring_works(tmp_path: Path) -> None:
     [
         (
             "mnst",
-            "unknown workload 'mnst'; expected one of digits, mnist, cifar10, text, or path/to/file.py:attribute",
+            "unknown workload 'mnst'; expected one of digits, mnist, cifar10, imbalanced, text, spiking, or",
         ),
         ("", "unknown workload ''; expected one of"),
         ("own.py", "unknown workload 'own.py'; expected one of"),

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarmstep.data.sampler import Sampler
+from swarmstep.data.sampler import BalancedSampler, Sampler
 from swarmstep.data.sharding import Shard, shard
 from swarmstep.errors import UsageError
 
@@ -76,3 +76,34 @@ def test_steps_count_from_one() -> None:
     for call in (sampler.batch, sampler.epoch):
         with pytest.raises(UsageError, match="steps count from 1, found 0"):
             call(0)
+
+
+Labels = st.lists(st.integers(0, 2), min_size=3, max_size=30).filter(lambda labels: {*labels} == {0, 1, 2})
+
+
+@given(Labels, st.integers(1, 20), st.integers(0, 9))
+def test_balanced_batches_have_equally_many_of_each_class(labels: list[int], batch: int, seed: int) -> None:
+    mine = Shard(torch.arange(len(labels)) * 3 + 1, torch.tensor(labels), (len(labels),))
+    sampler = BalancedSampler(mine, batch, seed, 1, 3)
+    steps = 3 * len(labels) // batch + 3
+    batches = [sampler.batch(step) for step in range(1, steps + 1)]
+    counts = torch.stack([b.targets.bincount(minlength=3) for b in batches])
+    assert (counts.sum(1) == batch).all()
+    assert (counts.max(1).values - counts.min(1).values <= 1).all()
+    assert counts.cumsum(0).max(1).values.sub(counts.cumsum(0).min(1).values).max() <= 1
+    for label in range(3):  # in every pass over a class each of its examples once
+        own = mine.indices[mine.targets == label]
+        stream = torch.cat([b.indices[b.targets == label] for b in batches])
+        for part in stream.split(len(own))[: len(stream) // len(own)]:
+            assert part.sort().values.equal(own)
+    again = BalancedSampler(mine, batch, seed, 1, 3)
+    for step in (steps, 1, 2):  # any step can be asked for at any time
+        assert again.batch(step).indices.equal(batches[step - 1].indices)
+
+
+def test_a_shard_without_a_class_is_named() -> None:
+    mine = Shard(torch.arange(4), torch.tensor([0, 0, 2, 2]), (4,))
+    with pytest.raises(
+        UsageError, match=r"of the 4 examples of rank 3 none is of class 1, .* \(--shards classes:3"
+    ):
+        BalancedSampler(mine, 2, 0, 3, 3)

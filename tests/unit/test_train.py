@@ -17,10 +17,11 @@ from torch import nn
 
 from examples import few
 from runs import MODELS, REAL, WORKLOADS, report, resolved, rows, same_run, train
-from swarmstep import STRATEGIES
+from swarmstep import STRATEGIES, Comm, simulate
 from swarmstep.errors import CheckpointError, NotFinite, UsageError
 from swarmstep.train.build import resolve
 from swarmstep.train.config import Config
+from swarmstep.train.evaluate import Score, evaluate_together, named_scores
 from swarmstep.train.feed import Feed
 from swarmstep.train.job import Job
 from swarmstep.train.lockstep_coordinator import simulated
@@ -149,6 +150,27 @@ def test_measures_of_the_loss_are_in_the_summary_and_in_each_evaluation(tmp_path
     evaluations = [row for row in rows(tmp_path / "run") if row["kind"] == "evaluation"]
     assert all(row["test_bits_per_byte"] == row["test_loss"] / math.log(2) for row in evaluations)
     assert "test_bits_per_byte" not in train({}, None)
+
+
+@pytest.mark.parametrize("identical", [True, False])
+def test_averages_are_means_over_all_examples(identical: bool) -> None:
+    """In batches and parts of unequal size; where the models differ, the mean of the workers' own."""
+    inputs = torch.rand(1103, 6, generator=torch.Generator().manual_seed(0))
+    workload = dataclasses.replace(WORKLOADS["classes"](), averages={"size": lambda out: out.abs().mean()})
+    examples = Examples(inputs, torch.zeros(1103, dtype=torch.int64))
+    torch.manual_seed(0)
+    models = [torch.nn.Linear(6, 3) for _ in range(2)]
+
+    def work(comm: Comm) -> Score:
+        model = models[0 if identical else comm.rank]
+        return evaluate_together(model, workload, examples, comm, identical=identical)
+
+    one, two = simulate(work, 2)
+    assert one == two
+    with torch.no_grad():
+        sizes = [float(model(inputs).abs().double().mean()) for model in models]
+    expected = sizes[0] if identical else sum(sizes) / 2
+    assert named_scores(workload, "test", one)["test_size"] == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from swarmstep import (
 )
 from swarmstep.errors import UsageError
 from swarmstep.signal import Layout, Signal
-from swarmstep.train.build import parse_when
+from swarmstep.train.trigger_options import parse_when
 
 LAYOUT = Layout(("a", "b", "buffer"), (2, 3, 4), 5)
 GRADIENTS = np.random.default_rng(0).normal(size=(80, 5)) * np.exp(np.linspace(0, 2, 80))[:, None]

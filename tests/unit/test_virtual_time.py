@@ -136,7 +136,6 @@ def test_random_disturbances_and_jitter_follow_from_the_seed() -> None:
         ({"disturb": "3:1-2:2"}, "--disturb: expected a worker from 0 to 2"),
         ({"disturb": "0:2-1:2"}, "FROM before TO"),
         ({"disturb": "0:1-2:0.5"}, "a factor of at least 1"),
-        ({"disturb": "0:1-2:2", "elastic": "local", "backend": "gloo"}, "--disturb: .*expected no --elastic"),
     ],
 )
 def test_what_cannot_be_played_is_refused_by_name(fields: dict[str, Any], words: str) -> None:

@@ -20,6 +20,7 @@ from swarmstep.workloads import (
     digits,
     load,
     mnist,
+    spiking,
     text,
 )
 
@@ -33,9 +34,11 @@ PARAMETERS = {
     ("text", "gpt"): 829_696,
     ("text", "gpt-small"): 119_424,
     ("text", "gpt-large"): 4_807_168,
+    ("spiking", "leaky"): 64 * 128 + 128 + 1280 + 10,
 }
-SHAPES = {"digits": (8, 8), "mnist": (28, 28), "cifar10": (3, 32, 32), "text": (64,)}
-MODULES = {"digits": digits, "mnist": mnist, "cifar10": cifar10, "text": text}
+SHAPES = {"digits": (8, 8), "mnist": (28, 28), "cifar10": (3, 32, 32), "text": (64,), "spiking": (8, 8)}
+MODULES = {"digits": digits, "mnist": mnist, "cifar10": cifar10, "text": text, "spiking": spiking}
+EXTRAS = {"spiking": "snntorch"}  # what a workload needs besides the package
 
 
 def small_data(folder: Path) -> Path:
@@ -53,8 +56,9 @@ def small_data(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", MODULES)
 def test_built_in_workloads(name: str, tmp_path: Path) -> None:
+    pytest.importorskip(EXTRAS.get(name, "torch"))
     workload = load(name, small_data(tmp_path))
     assert workload.name == name
     assert workload.defaults == BUILT_IN[name].defaults
@@ -70,7 +74,7 @@ def test_built_in_workloads(name: str, tmp_path: Path) -> None:
         inputs = workload.augment(inputs, torch.Generator().manual_seed(0))
     for build in workload.models.values():
         outputs = build()(inputs)
-        assert outputs.shape == (*batch.targets.shape, workload.classes)
+        assert outputs.shape == ((3, 25, 138) if name == "spiking" else (*batch.targets.shape, workload.classes))
         loss = workload.loss(outputs, batch.targets)
         assert loss.shape == ()
         assert loss.isfinite()
@@ -80,6 +84,7 @@ def test_built_in_workloads(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "model"), PARAMETERS)
 def test_models(name: str, model: str) -> None:
+    pytest.importorskip(EXTRAS.get(name, "torch"))
     build = MODULES[name].MODELS[model]
     torch.manual_seed(3)
     one = build()
@@ -97,7 +102,9 @@ def test_every_name_has_defaults_and_models() -> None:
         "digits": ("mlp",),
         "mnist": ("lenet5", "mlp", "wide"),
         "cifar10": ("resnet20", "cnn"),
+        "imbalanced": ("mlp", "linear"),
         "text": ("gpt", "gpt-small", "gpt-large"),
+        "spiking": ("leaky",),
     }
 
 
@@ -190,6 +197,13 @@ def test_an_example_may_have_several_targets() -> None:
 def test_measures_with_a_taken_name(name: str) -> None:
     with pytest.raises(UsageError, match=f"measure '{name}': the name is taken"):
         dataclasses.replace(workload_of(Examples(X, Y)), measures={name: abs})
+    with pytest.raises(UsageError, match=f"measure '{name}': the name is taken"):
+        dataclasses.replace(workload_of(Examples(X, Y)), averages={name: Tensor.mean})
+
+
+def test_a_measure_and_an_average_of_one_name() -> None:
+    with pytest.raises(UsageError, match="measure 'same': the name is taken"):
+        dataclasses.replace(workload_of(Examples(X, Y)), measures={"same": abs}, averages={"same": Tensor.mean})
 
 
 @pytest.mark.parametrize(

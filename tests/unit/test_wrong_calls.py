@@ -35,6 +35,8 @@ SETTINGS += [
     swarmstep.Int8,
     swarmstep.Int4,
     swarmstep.TopK,
+    swarmstep.NMCodec,
+    swarmstep.LowRank,
 ]
 NEEDED: dict[str, dict[str, Any]] = {
     "QuadraticRule": {"base": 2, "alpha": 0.1},

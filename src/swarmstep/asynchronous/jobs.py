@@ -36,6 +36,11 @@ class Ledger:
     base: list[int]  # [W] `entered` when a worker came or went last, for "rescaled"
     memory: dict[str, Tensor]  # of the outer optimizer
 
+    @property
+    def present(self) -> list[int]:
+        """The workers that are there."""
+        return [worker for worker, here in enumerate(self.here) if here]
+
     def give(self, worker: int, box: Mailbox) -> None:
         """Give a worker a job with the present model."""
         number = self.given[worker]

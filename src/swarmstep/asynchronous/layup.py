@@ -132,6 +132,20 @@ class LayUp(Method[LayUpState]):
         piece = state.x[self._slices[layer]]
         box.post(to, Message(state.node, (layer, state.weights[layer], state.done), piece.clone()))
 
+    def hand_over(self, state: LayUpState, to: int, box: Mailbox) -> None:
+        """Send another worker all layers with all of their weight, as the last that comes from this one.
+
+        Where all others do so, `to` then has the weighted mean of all models. The state stays as it is.
+        """
+        for layer, piece in enumerate(self._slices):
+            last = layer == len(self._slices) - 1
+            numbers = layer, state.weights[layer], state.done, last
+            box.post(to, Message(state.node, numbers, state.x[piece].clone()))
+
+    def is_last(self, message: Message) -> bool:
+        """Return whether nothing more comes of what a worker hands over."""
+        return len(message.numbers) > 3 and bool(message.numbers[3])
+
     def on_left(self, state: LayUpState, node: int, box: Mailbox) -> None:
         state.gone.append(node)
 

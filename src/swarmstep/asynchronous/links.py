@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import queue
 import threading
 import time
+import warnings
 from types import TracebackType
 from typing import Any, NamedTuple
 
 from typing_extensions import Self
 
+from swarmstep.asynchronous.board import Board, name_of
 from swarmstep.asynchronous.contract import SERVER, Message, Method
 from swarmstep.asynchronous.link import Link, check_message
-from swarmstep.comm import process_groups
-from swarmstep.comm.pair import Pair
+from swarmstep.comm.pair import Pair, prove_to
 from swarmstep.comm.process_groups import FORM_TIMEOUT, brief
-from swarmstep.comm.secure.auth import is_loopback
+from swarmstep.comm.secure.auth import secret_of
 from swarmstep.comm.torch_private import TCPStore
 from swarmstep.comm.witness import own_address
-from swarmstep.elastic.keys import STOP, candidates_key
+from swarmstep.elastic.keys import candidates_key
 from swarmstep.errors import CommError, UsageError
 
 POLL = 0.02  # seconds between two looks at the store, for each peer without a connection
+REFUSED = 1.0  # seconds until a peer that did not know the secret may try again
 JOINED, LEFT, ENDED = "joined", "left", "ended"
 VARIABLES = ("SWARMSTEP_STORE", "SWARMSTEP_WORKER")
 
@@ -42,7 +43,7 @@ class Change(NamedTuple):
     why: str = ""
 
 
-class Links:
+class Links(Board):
     """A node's mailbox between processes, and its connections: to the server, or without one to all others.
 
     Processes meet at a store, which none of them need serve. Each connection has a number that no other has had,
@@ -56,18 +57,19 @@ class Links:
     Args:
         method: whose node this is.
         node: which, one of `method.nodes`; another process may take its place, once this one is dead.
-        address: (host, port) of the store, on this machine.
+        address: (host, port) of the store on this machine, or of the `Proxy` before one on another machine.
         run: a name of this run in the store, the same for all nodes.
         silence: seconds without a sign of life after which a peer counts as lost, at least 0.1; one that computes
             gives signs, unless it holds the interpreter lock for as long. A message must take less to arrive.
         patience: seconds to wait for the first connection, and for a peer that is lost to come back; above 0.
+        secret: at least 16 bytes, that the two of each connection prove to each other to know (None: they do not).
 
     Attributes:
         entry: how many processes have been this node by now, this one included.
 
     Raises:
-        UsageError: an argument is out of its range.
-        CommError: the store cannot be reached.
+        UsageError: an argument is out of its range, or the address is another machine's and there is no secret.
+        CommError: the store cannot be reached, or the proxy refuses the secret.
     """
 
     def __init__(
@@ -79,55 +81,59 @@ class Links:
         run: str = "run",
         silence: float = 10.0,
         patience: float = 60.0,
+        secret: bytes | None = None,
     ) -> None:
         if node not in method.nodes or silence < 0.1 or patience <= 0:
             raise UsageError(
                 f"{method.card.name}: expected one of the nodes {method.nodes}, silence of at least 0.1 s, "
                 f"patience above 0; found node {node}, silence {silence}, patience {patience}"
             )
-        if not is_loopback(address[0]):
-            raise UsageError(
-                f"{address[0]!r} is not a loopback address: asynchronous nodes do not prove a secret to each "
-                "other yet; run all of them on one machine, with a store at 127.0.0.1"
-            )
-        self.node, self.silence, self.patience = node, silence, patience
+        super().__init__(node, address, run, patience, secret)
+        self.silence, self._secret = silence, secret
         others = [other for other in method.nodes if other != node]
         self.peers = [SERVER] if method.has_server and node != SERVER else others
-        self._address, self._prefix = address, f"swarmstep/asynchronous/{run}"
         self._open: dict[int, Link] = {}  # as `take` has told
         self._live: dict[int, Link] = {}
         self._arrived: queue.SimpleQueue[tuple[Message | Change | CommError, Link | None]] = queue.SimpleQueue()
         self._closing = threading.Event()
-        with self._reaching():
+        with self.reaching():
             self._own_address = own_address(address[0])
-            self._store = self._connect()
-            self.entry = self._store.add(self._key("entries", node), 1)
         self._threads = [threading.Thread(target=self._keep, args=[p], daemon=True) for p in self.peers]
         for thread in self._threads:
             thread.start()
 
     @classmethod
-    def from_env(cls, method: Method[Any], *, silence: float = 10.0, patience: float = 60.0) -> Self:
+    def from_env(
+        cls, method: Method[Any], *, node: int | None = None, silence: float = 10.0, patience: float = 60.0
+    ) -> Self:
         """Return the links of a process that `swarmstep run --workers N` has started, N being the number of nodes.
 
-        Slot r is the r-th of `method.nodes`: the server's is the last. Who dies is started again in its slot.
+        Slot r is the r-th of `method.nodes`: the server's is the last. Who dies is started again in its slot. The
+        secret is that of SWARMSTEP_SECRET_FILE or SWARMSTEP_SECRET, if one is set.
+
+        Args:
+            method: as in the class.
+            node: which one this is, where it does not follow from the slot (None: it does).
+            silence: as in the class.
+            patience: as in the class.
 
         Raises:
             UsageError: this process was started by something else, or N is another number.
             CommError: the store cannot be reached.
         """
         nodes, started = len(method.nodes), os.environ.get("SWARMSTEP_WORKERS")
-        if started != str(nodes) or any(name not in os.environ for name in VARIABLES):
+        if (node is None and started != str(nodes)) or any(name not in os.environ for name in VARIABLES):
             raise UsageError(
                 f"Links.from_env: expected to be started with swarmstep run --workers {nodes} PROGRAM.py, one for "
                 f"each of the nodes {method.nodes}; found SWARMSTEP_WORKERS={started}"
             )
         store, worker = (os.environ[name] for name in VARIABLES)
         host, _, port = store.rpartition(":")
-        node = method.nodes[int(worker.partition(".")[0])]
-        links = cls(method, node, (host, int(port)), silence=silence, patience=patience)
-        with links._reaching():
-            links._store.add(candidates_key(0), 0)  # the supervisor asks whether anybody has met the others
+        node = method.nodes[int(worker.partition(".")[0])] if node is None else node
+        secret = secret_of(os.environ)
+        links = cls(method, node, (host, int(port)), silence=silence, patience=patience, secret=secret)
+        with links.reaching():
+            links.store.add(candidates_key(0), 0)  # the supervisor asks whether anybody has met the others
         return links
 
     @property
@@ -171,60 +177,11 @@ class Links:
             pass
         return found
 
-    def mark(self, what: str, text: str = "") -> None:
-        """Tell all nodes, also those that come later, that something is so: see `marked` and `text_of`."""
-        with self._reaching():
-            self._store.set(self._key(what), text)
-
-    def marked(self, what: str) -> bool:
-        """Return whether a node has called `mark` with this text."""
-        with self._reaching():
-            return self._store.check([self._key(what)])
-
-    def text_of(self, what: str) -> str:
-        """Return the text of the last call of `mark`, of whichever node; empty without one."""
-        with self._reaching():
-            return self._store.get(self._key(what)).decode() if self._store.check([self._key(what)]) else ""
-
-    def stop_requested(self) -> bool:
-        """Return whether whoever started the processes has been asked to stop."""
-        with self._reaching():
-            return self._store.check([STOP])
-
-    def check_place(self) -> None:
-        """Raise CommError if another process has taken this one's place, or the store cannot be reached."""
-        with self._reaching():
-            self._check_place(self._store)
-
-    def _check_place(self, store: TCPStore) -> None:
-        if store.add(self._key("entries", self.node), 0) != self.entry:
-            raise CommError(
-                f"{name_of(self.node)}: another process has taken the place of this one, which was taken for "
-                "dead; it ends, and the other goes on"
-            )
-
-    def _key(self, *parts: object) -> str:
-        return "/".join(map(str, (self._prefix, *parts)))
-
-    def _connect(self) -> TCPStore:
-        return process_groups.connect(*self._address, self.patience)
-
-    @contextlib.contextmanager
-    def _reaching(self) -> Any:
-        try:
-            yield
-        except (RuntimeError, OSError) as error:
-            host, port = self._address
-            raise CommError(
-                f"{name_of(self.node)}: the store at {host}:{port} cannot be reached: {brief(error)}; the process "
-                "that serves it has probably ended"
-            ) from error
-
     def _keep(self, peer: int) -> None:
         """Have a connection to a peer, and after it the next one; runs in a thread."""
         try:
-            with self._reaching():
-                store = self._connect()
+            with self.reaching():
+                store = self.connect()
                 while not self._closing.is_set():
                     if (number := self._agreed(store, peer)) is not None:
                         self._through(number, peer)
@@ -240,18 +197,18 @@ class Links:
         calls = peer == SERVER or (self.node != SERVER and self.node > peer)
         number = 0
         if calls:
-            number = store.add(self._key("calls"), 1)
-            store.set(self._key("call", peer, self.node), str(number))
-        key = self._key("call", self.node, peer)
+            number = store.add(self.key("calls"), 1)
+            store.set(self.key("call", peer, self.node), str(number))
+        key = self.key("call", self.node, peer)
         while not self._closing.wait(POLL):
-            if calls and store.check([self._key("answer", number)]):
+            if calls and store.check([self.key("answer", number)]):
                 return number
             if not calls and store.check([key]):
                 number = int(store.get(key))
-                if store.add(self._key("answer", number), 1) == 1:
+                if store.add(self.key("answer", number), 1) == 1:
                     return number
-            self._check_place(store)
-        if calls and store.add(self._key("answer", number), 1) > 1:
+            self.check_place_in(store)
+        if calls and store.add(self.key("answer", number), 1) > 1:
             return number  # it has just been answered; else nobody will do so any more
         return None
 
@@ -259,9 +216,17 @@ class Links:
         """Make a connection and receive until it ends; nothing happens if the peer does not come."""
         rank = int(peer == SERVER or (self.node != SERVER and self.node > peer))
         try:
-            pair = Pair(self._connect(), self._key("pair", number), rank, self._own_address, FORM_TIMEOUT)
+            pair = Pair(self.connect(), self.key("pair", number), rank, self._own_address, FORM_TIMEOUT)
         except RuntimeError:
             return  # it has died since
+        try:
+            if self._secret is not None:
+                prove_to(pair, rank, self._secret)
+        except CommError as error:
+            warnings.warn(f"{name_of(self.node)}: {name_of(peer)} {error}", stacklevel=2)
+            pair.close()
+            self._closing.wait(REFUSED)
+            return
         link = self._live[peer] = Link(pair, peer, self.silence)
         if self._closing.is_set():
             link.put(None)
@@ -286,8 +251,4 @@ class Links:
         deadline = time.monotonic() + max(self.silence, FORM_TIMEOUT) + 1
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
-
-
-def name_of(node: int) -> str:
-    """Return how messages call a node."""
-    return "the server" if node == SERVER else f"worker {node}"
+        self.leave()

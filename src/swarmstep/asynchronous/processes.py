@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -71,7 +71,15 @@ def _await_server(box: Links, connected: bool) -> Message | Change | None:
     )
 
 
-def run_peer(method: Method[Any], x: Tensor, box: Links, steps: int) -> Any:
+def run_peer(
+    method: Method[Any],
+    x: Tensor,
+    box: Links,
+    steps: int,
+    *,
+    listen: Callable[[Any], object] = lambda state: None,
+    over: Callable[[], bool] = lambda: False,
+) -> Any:
     """Be a node of a method without a server until it has counted `steps` steps; return its state.
 
     The first ones wait for each other, at most the patience of `box`, and begin at x. Whoever comes later begins
@@ -82,6 +90,8 @@ def run_peer(method: Method[Any], x: Tensor, box: Links, steps: int) -> Any:
         x: the start [P], on the CPU.
         box: this process's; leave its `with` block afterwards.
         steps: at least 0.
+        listen: called after each step with the state, to be looked at only.
+        over: asked before each step, and while a newcomer waits for a model: whether to end before `steps`.
 
     Raises:
         UsageError: the method has a server.
@@ -96,21 +106,24 @@ def run_peer(method: Method[Any], x: Tensor, box: Links, steps: int) -> Any:
     else:
         state = method.init(box.node, x)
         _gather(method, state, box)
-    while state.done < steps:
+    while state.done < steps and not over():
         ready = method.ready(state)
-        found = box.take() if ready else _await_model(box)
+        found = box.take() if ready else _await_model(box, over)
         if found is not None:
             _follow(method, state, box, found)
         elif ready:
             method.on_step(state, box)
+            listen(state)
     box.mark(OVER)
     return state
 
 
-def _await_model(box: Links) -> Message | Change:
-    """Return what comes next to a newcomer that has no model yet."""
+def _await_model(box: Links, over: Callable[[], bool]) -> Message | Change | None:
+    """Return what comes next to a newcomer that has no model yet; None if the run is over."""
     deadline = time.monotonic() + box.patience
     while (left := deadline - time.monotonic()) > 0:
+        if over():
+            return None
         if not box.here and box.marked(OVER):
             raise RunOver(f"{name_of(box.node)}: came when the others had taken all steps; nothing is left to do")
         found = box.take(min(left, SLICE))

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from swarmstep.errors import UsageError
 from swarmstep.runtime.flat import Flat
+from swarmstep.runtime.module_tensors import average_only
 from swarmstep.seeding import mix, seed_torch
 
 Loss = Callable[
@@ -66,13 +67,18 @@ class Replica:
         slices: of x, each layer's.
 
     Raises:
-        UsageError: the model has floating-point buffers; or as `Flat`.
+        UsageError: the model has floating-point buffers, or parameters that are averaged only; or as `Flat`.
     """
 
     def __init__(self, model: nn.Module, loss: Loss, seed: int = 0) -> None:
         self.model, self.flat = model, Flat(model)
         self._loss, self._seed = loss, seed
         layout = self.flat.layout
+        if layout.averaged:
+            raise UsageError(
+                f"parameter {sorted(average_only(model))[0]!r} is averaged only, and asynchronous methods have no "
+                "means of all workers; use rounds (Synchronizer), or an objective without a dual variable"
+            )
         if layout.parameters != sum(layout.sizes):
             name = next(name for name, _ in model.named_buffers() if name in layout.names)
             raise UsageError(

@@ -33,6 +33,8 @@ COMMANDS = {
     "train": ("Training", "Train a model with W workers, each on its own share of the data."),
     "run": ("Training", "Run a Python program of your own as W processes, and start again those that die."),
     "watch": ("Training", "Show how far a run is, while it goes on elsewhere or once it has ended."),
+    "plan": ("Comparing", "Say how rarely to synchronize on your network, before you train there."),
+    "sample": ("Training", "Let a trained text model write."),
     "compare": ("Comparing", "Find out which method reaches the accuracy you want soonest, on your network."),
     "report": ("Comparing", "Make a page or a table of runs and comparisons."),
     "bench": ("Measuring", "Measure what a round costs on this machine."),

@@ -29,8 +29,9 @@ def cite(
 ) -> int:
     """Print the BibTeX entry of a method's paper.
 
-    Not only the methods can be cited: so can muloco (DiLoCo with --optimizer muon), sparseloco (top-k codecs) and
-    streaming-diloco (fragments, delay).
+    Not only the methods can be cited: so can coda (--objective auc, --proximal), codasca (--control-variates),
+    muloco (DiLoCo with --optimizer muon), sparseloco, powersgd (codecs), streaming-diloco (fragments, delay), nm
+    (--sparse), localdrop (--regularizer), jacobi (`swarmstep sample`) and spiking (the workload).
     """
     if name not in CITATIONS:
         raise UsageError(f"no paper for {name!r}; expected one of {', '.join(sorted(CITATIONS))}")

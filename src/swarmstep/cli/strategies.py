@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from swarmstep.cards import ASYNCHRONOUS, CARDS, Card
+from swarmstep.cards import ASYNCHRONOUS, CARDS, LAYERWISE, Card
 from swarmstep.cli.json_output import Json, print_json
 from swarmstep.cli.options import completion
 from swarmstep.cli.text import aligned, examples
@@ -20,10 +20,12 @@ app = typer.Typer(add_completion=False)
 
 EPILOG = examples("swarmstep strategies", "swarmstep strategies pso-ps", "swarmstep strategies --json")
 TRAINED = {**CARDS, **{name: ASYNCHRONOUS[name] for name in NAMES}}  # by `swarmstep train`
+SHOWN = {**TRAINED, **LAYERWISE}
 NOTE = """\
 traffic: what a worker sends in a round, mean over the W workers; memory: what it keeps between rounds; both in
 units of P, the number of elements of the vector. The last three have no rounds:
-theirs is of a job. `swarmstep strategies NAME` shows a method with its settings."""
+theirs is of a job. `swarmstep strategies NAME` shows a method with its settings, also one without
+gradients, for --method: ssfn."""
 
 
 @app.command("strategies", epilog=EPILOG)
@@ -31,7 +33,7 @@ def strategies(
     name: Annotated[
         str | None,
         typer.Argument(
-            metavar="NAME", autocompletion=completion(TRAINED), help="the method to show with its settings"
+            metavar="NAME", autocompletion=completion(SHOWN), help="the method to show with its settings"
         ),
     ] = None,
     as_json: Json = False,
@@ -41,11 +43,11 @@ def strategies(
         rows = [_row(card) for card in TRAINED.values()]
         print_json(rows) if as_json else print(_table(rows))
         return 0
-    if name not in TRAINED:
+    if name not in SHOWN:
         raise UsageError(f"unknown strategy {name!r}; expected one of {', '.join(sorted(TRAINED))}")
     from swarmstep.train.method_settings import method_settings  # which imports torch
 
-    card, settings = TRAINED[name], [setting._asdict() for setting in method_settings(name)]
+    card, settings = SHOWN[name], [setting._asdict() for setting in method_settings(name)]
     row = {**_row(card), "bibtex": card.bibtex or None, "settings": settings}
     print_json(row) if as_json else print(_described(card, settings))
     return 0

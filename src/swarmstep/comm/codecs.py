@@ -1,15 +1,10 @@
-"""Codecs: float32 vectors as fewer bytes, the same bytes on every machine.
-
-All operations are elementwise or a maximum, so results depend neither on alignment nor on the number of threads.
-Numbers are in the machine's byte order. NaN and infinity are not hidden: what shares a scale with them decodes to
-numbers that are not finite either.
-"""
+"""Codecs: float32 vectors as fewer bytes, the same bytes on every machine; and all of them by their texts."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -18,47 +13,20 @@ import torch
 from torch import Tensor
 
 from swarmstep import spec_help
-from swarmstep.arguments import Checked
+from swarmstep.comm.codec import Codec
+from swarmstep.comm.elementwise import PIECE, Elementwise
+from swarmstep.comm.low_rank import LowRank
+from swarmstep.comm.nm_codec import NMCodec
 from swarmstep.errors import UsageError
 
-PIECE = 1 << 16  # elements coded at a time: with their scratch memory they fit into a core's cache
 SCALE = 4  # bytes of a float32 scale
 SMALLEST = torch.finfo(torch.float32).tiny  # below it scales are denormal, and 1 / scale may be infinite
 MAGNITUDE = 0x7FFFFFFF  # all bits of a float32 but its sign
 
 
-@dataclass(frozen=True)
-class Codec(Checked, ABC):
-    """How a float32 vector becomes bytes and back: parameters only, each subclass final and frozen."""
-
-    # Whether vectors must be coded as differences from a vector that all ranks know, which are small.
-    needs_reference: ClassVar[bool]
-
-    @property
-    @abstractmethod
-    def grain(self) -> int:
-        """How many elements share a scale: vectors are cut at multiples of this."""
-
-    def piece(self, n: int) -> int:
-        """Return how many of n elements may be coded at a time; the bytes of the pieces are concatenated."""
-        return min(n, max(1, PIECE // self.grain) * self.grain)
-
-    @abstractmethod
-    def size(self, n: int) -> int:
-        """Return how many bytes n elements take."""
-
-    @abstractmethod
-    def encode(self, x: Tensor, out: Tensor) -> None:
-        """Write x, float32 [n], into `out`, uint8 [size(n)], which may have any alignment."""
-
-    @abstractmethod
-    def decode(self, data: Tensor, out: Tensor) -> None:
-        """Decode `data`, uint8 [size(n)], into `out`, float32 [n]."""
-
-
 @final
 @dataclass(frozen=True)
-class Bfloat16(Codec):
+class Bfloat16(Elementwise):
     """Each element rounded to the nearest bfloat16, ties to even: 8 bits of precision, the range of float32.
 
     n elements take 2 n bytes. Magnitudes above 3.39e38 round to infinity.
@@ -85,7 +53,7 @@ class Bfloat16(Codec):
 
 
 @dataclass(frozen=True)
-class _Blocks(Codec):
+class _Blocks(Elementwise):
     """Blocks with a scale each: the float32 scale, then the integers of the block, one block after another."""
 
     block: int
@@ -181,7 +149,7 @@ class Int4(_Blocks):
 
 @final
 @dataclass(frozen=True)
-class TopK(Codec):
+class TopK(Elementwise):
     """The k = max(1, ceil(fraction n)) largest magnitudes of the n elements; the others become zero.
 
     One float32 scale (the largest magnitude / 127), k ascending int32 positions, and k integers -127..127: 4 + 5 k
@@ -242,6 +210,11 @@ def parse(spec: str) -> Codec:
     try:
         if kind == "topk":
             return TopK(float(number))
+        if kind == "rank":
+            return LowRank(int(number))
+        if kind == "nm":
+            n, _, m = number.partition(":")
+            return NMCodec(int(n), int(m))
     except (ValueError, UsageError):
         pass
     raise UsageError(f"unknown codec {spec!r}; expected one of {spec_help.CODECS}, with 0 < FRACTION <= 1")

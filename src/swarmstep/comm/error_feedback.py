@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from swarmstep.comm.codecs import Codec
-from swarmstep.comm.vector_codec import Scratch, VectorCodec, chunk_length
-from swarmstep.errors import UsageError
+from swarmstep.comm.base import Comm, rank_ordered_sum
+from swarmstep.comm.codec import Coding
+from swarmstep.comm.scratch import Scratch
+from swarmstep.comm.vector_codec import VectorCodec, chunk_length
+from swarmstep.errors import CommError, UsageError
 from swarmstep.ownership import Own, Place, Shared
+
+if TYPE_CHECKING:
+    from swarmstep.comm.elementwise import Elementwise
 
 WEIGHT = 4  # bytes of the float32 weight in front of each chunk
 
@@ -24,10 +29,11 @@ class CodecState(NamedTuple):
     shortfall: Place  # [chunk]: the same for the chunk of the mean that this rank averages
 
 
-class ErrorFeedback:
-    """The two coding steps of a mean, with their errors fed back if there is a reference.
+class ErrorFeedback(Coding):
+    """A mean in chunks, each coded on its way to the rank that averages it and back, with errors fed back.
 
-    The steps leave the new errors in scratch buffers; only `commit` makes them current.
+    The two steps leave the new errors in scratch buffers; only `commit` makes them current. Without a reference no
+    errors are kept.
 
     Args:
         codec: how elements become bytes.
@@ -37,17 +43,21 @@ class ErrorFeedback:
         referenced: whether there is a reference.
     """
 
-    def __init__(self, codec: Codec, reference: Tensor, size: int, scratch: Scratch, *, referenced: bool) -> None:
-        self.vectors = VectorCodec(codec, reference if referenced else None, scratch)
+    def __init__(
+        self, codec: Elementwise, reference: Tensor, size: int, scratch: Scratch, *, referenced: bool
+    ) -> None:
+        self._vectors = VectorCodec(codec, reference if referenced else None, scratch)
         self._codec, self._size, self._scratch = codec, size, scratch
         self._referenced = referenced
         chunk = chunk_length(codec, len(reference), size)
-        self.state = CodecState(reference, torch.zeros_like(reference), reference.new_zeros(chunk))
+        self._state = CodecState(reference, torch.zeros_like(reference), reference.new_zeros(chunk))
         self._averaged = False  # whether a new shortfall is staged
-        self.staged_length = 0  # of the vector whose messages and new residual are staged; 0: none
+
+    @property
+    def state(self) -> CodecState:
+        return self._state
 
     def commit(self, reference: Tensor) -> None:
-        """Make the staged errors current, and `reference` the new reference."""
         if self._referenced:
             if reference.numel() != len(self.state.reference):
                 raise UsageError(
@@ -61,15 +71,9 @@ class ErrorFeedback:
         self.discard()
 
     def discard(self) -> None:
-        """Drop what is staged."""
         self._averaged, self.staged_length = False, 0
 
-    def mark(self, length: int) -> None:
-        """Note that a mean has staged its errors; `length` of this rank's vector, 0 if it had no weight."""
-        self._averaged, self.staged_length = True, length
-
     def staged(self) -> dict[str, Tensor]:
-        """Return copies of what `commit` would make current: for a checkpoint in the middle of a round."""
         copies: dict[str, Tensor] = {}
         if not self._referenced:
             return copies
@@ -80,30 +84,53 @@ class ErrorFeedback:
         return copies
 
     def stage(self, staged: Mapping[str, Tensor]) -> None:
-        """Go on in the middle of a round, from what `staged` returned."""
         self._averaged, self.staged_length = "shortfall" in staged, len(staged.get("residual", ()))
         for name, buffer in (("residual", "residual"), ("shortfall", "sum")):
             if name in staged:
                 self._scratch.floats(buffer, len(staged[name])).copy_(staged[name])
 
-    def message_rows(self, n: int) -> Tensor:
+    def mean(self, comm: Comm, x: Tensor, weight: float, out: Tensor) -> float:
+        rows = comm.all_to_all(self._messages(x, weight))
+        weights = rows[:, :WEIGHT].clone(memory_format=torch.contiguous_format).view(torch.float32).view(-1)
+        total = float(rank_ordered_sum(list(weights)))
+        if total == 0.0:
+            raise CommError("mean: every rank had weight 0, so there is nothing to average")
+        chunk = chunk_length(self._codec, len(x), self._size)
+        code = self._averages(rows[:, WEIGHT:], weights.tolist(), total, chunk)
+        self._vectors.decode(comm.gather(code), out)
+        self._averaged, self.staged_length = True, len(x) if weight else 0
+        return total
+
+    def given(self, out: Tensor) -> None:
+        self._vectors.decode(self._message_rows(self.staged_length)[:, WEIGHT:], out)
+
+    def size(self, n: int) -> int:
+        return self._codec.size(n)
+
+    def encode(self, vectors: Tensor) -> Tensor:
+        return self._vectors.encode_rows(vectors)
+
+    def decode(self, row: Tensor, out: Tensor) -> None:
+        self._vectors.decode(row.view(1, -1), out)
+
+    def _message_rows(self, n: int) -> Tensor:
         """Return the buffer with this rank's messages in a mean of n elements, one row for each rank."""
         width = WEIGHT + self._codec.size(chunk_length(self._codec, n, self._size))
         return self._scratch.bytes("rows", self._size * width).view(self._size, width)
 
-    def messages(self, x: Tensor, weight: float) -> Tensor:
+    def _messages(self, x: Tensor, weight: float) -> Tensor:
         """Return what this rank sends to each: its weight and the coded chunk of x. Stages the new residual."""
-        rows = self.message_rows(len(x))
+        rows = self._message_rows(len(x))
         if not weight:
             return rows.zero_()
         rows[:, :WEIGHT] = torch.tensor([weight], dtype=torch.float32, device=x.device).view(torch.uint8)
         chunk = chunk_length(self._codec, len(x), self._size)
         residual = self.state.residual if self._referenced else None
         for rank, row in enumerate(rows):
-            self.vectors.encode(x, rank * chunk, chunk, row[WEIGHT:], residual)
+            self._vectors.encode(x, rank * chunk, chunk, row[WEIGHT:], residual)
         return rows
 
-    def averaged(self, rows: Tensor, weights: list[float], total: float, chunk: int) -> Tensor:
+    def _averages(self, rows: Tensor, weights: list[float], total: float, chunk: int) -> Tensor:
         """Return the mean of this rank's chunk, coded. Stages the new shortfall.
 
         Args:
@@ -114,7 +141,7 @@ class ErrorFeedback:
         """
         code = self._scratch.bytes("code", self._codec.size(chunk))
         staged = self._scratch.floats("sum", chunk)
-        for a, b, part in self.vectors.pieces(chunk):
+        for a, b, part in self._vectors.pieces(chunk):
             mean, decoded = staged[a:b].zero_(), self._scratch.floats("decoded", b - a)
             for weight, row in zip(weights, rows, strict=True):
                 if weight:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import hmac
+import secrets
 from datetime import timedelta
 
 import torch
 from torch import Tensor
 
-from swarmstep.comm.process_groups import UNUSED_TAG
+from swarmstep.comm.process_groups import FORM_TIMEOUT, UNUSED_TAG, brief
+from swarmstep.comm.secure.auth import ADVICE, NONCE, checked_secret, mac
 from swarmstep.comm.torch_private import PrefixStore, TCPStore, pair_group
+from swarmstep.errors import CommError
+
+PROOF_TAG = UNUSED_TAG - 1
 
 
 class Pair:
@@ -45,3 +51,42 @@ class Pair:
         """End the connection, with operations under way; the peer notices it at once."""
         with contextlib.suppress(RuntimeError):  # gloo closes it where a wait exceeds its limit
             self.receive(torch.zeros(1, dtype=torch.uint8), UNUSED_TAG, 0.001)
+
+
+def prove_to(pair: Pair, rank: int, secret: bytes) -> None:
+    """Prove to the other end of a new connection that this one knows the secret, and have it do the same.
+
+    The proofs are HMACs of fresh random numbers of both, with the rank of who proves; rank 1 is the first. What
+    follows on the connection is not protected.
+
+    Args:
+        pair: the connection; nothing has gone through it yet.
+        rank: of this end, 0 or 1.
+        secret: at least 16 bytes.
+
+    Raises:
+        CommError: the other end does not know it.
+        UsageError: it is too short.
+    """
+    checked_secret(secret, "prove_to")
+    nonces: list[bytes] = [b"", b""]
+    nonces[rank] = secrets.token_bytes(NONCE)
+    nonces[1 - rank] = _swapped(pair, rank, nonces[rank])
+
+    def proof(of: int) -> bytes:
+        return mac(secret, b"node", bytes([of]) + b"".join(nonces))
+
+    if not hmac.compare_digest(_swapped(pair, rank, proof(rank)), proof(1 - rank)):
+        raise CommError(f"did not prove to know the secret of this node; {ADVICE}")
+
+
+def _swapped(pair: Pair, rank: int, own: bytes) -> bytes:
+    """Send bytes, and return as many of the other end."""
+    other = torch.empty(len(own), dtype=torch.uint8)
+    mine = torch.frombuffer(bytearray(own), dtype=torch.uint8)
+    try:
+        for sends in (rank == 1, rank == 0):
+            (pair.send if sends else pair.receive)(mine if sends else other, PROOF_TAG, FORM_TIMEOUT)
+    except RuntimeError as error:
+        raise CommError(f"did not prove to know the secret of this node ({brief(error)}); {ADVICE}") from error
+    return other.numpy().tobytes()

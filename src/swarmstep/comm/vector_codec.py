@@ -4,38 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from swarmstep.comm.codecs import Codec
+from swarmstep.comm.scratch import Scratch
+
+if TYPE_CHECKING:
+    from swarmstep.comm.elementwise import Elementwise
 
 
-def chunk_length(codec: Codec, n: int, size: int) -> int:
+def chunk_length(codec: Elementwise, n: int, size: int) -> int:
     """Return how many of n elements each of `size` ranks averages: ceil(n / size), rounded up to whole blocks."""
     return codec.grain * math.ceil(n / (codec.grain * size))
-
-
-class Scratch:
-    """Buffers by name, allocated once at the largest length asked for."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._buffers: dict[str, Tensor] = {}
-
-    def _take(self, name: str, count: int, dtype: torch.dtype) -> Tensor:
-        buffer = self._buffers.get(name)
-        if buffer is None or len(buffer) < count:
-            buffer = self._buffers[name] = torch.empty(count, dtype=dtype, device=self._device)
-        return buffer[:count]
-
-    def bytes(self, name: str, count: int) -> Tensor:
-        """Return the first `count` bytes of a buffer, with the content that was left there."""
-        return self._take(name, count, torch.uint8)
-
-    def floats(self, name: str, count: int) -> Tensor:
-        """Return the first `count` float32 elements of a buffer, with the content that was left there."""
-        return self._take(name, count, torch.float32)
 
 
 class VectorCodec:
@@ -47,7 +29,7 @@ class VectorCodec:
         scratch: where intermediate results are kept.
     """
 
-    def __init__(self, codec: Codec, reference: Tensor | None, scratch: Scratch) -> None:
+    def __init__(self, codec: Elementwise, reference: Tensor | None, scratch: Scratch) -> None:
         self.codec, self.reference, self.scratch = codec, reference, scratch
 
     def pieces(self, n: int) -> Iterator[tuple[int, int, slice]]:

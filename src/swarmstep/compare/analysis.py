@@ -40,9 +40,10 @@ def analyse(results: Sequence[Results]) -> list[Section]:
 
     A cell that several results contain counts once. Results with different targets or different options of the
     virtual clock answer different questions and get sections of their own. Methods are ranked by the seconds to
-    the target (by the steps if there are no seconds); without a target by the test accuracy at the end (by the
-    loss if there is no accuracy). Only rows that reached the target with every seed are ranked by it; a failed run
-    did not. Since a target is noticed at an evaluation, rows closer than two evaluations are not distinguished.
+    the target (by the steps if there are no seconds); without a target by the workload's metric or the test
+    accuracy at the end (by the loss if there is neither). Only rows that reached the target with every seed are
+    ranked by it; a failed run did not. Since a target is noticed at an evaluation, rows closer than two
+    evaluations are not distinguished.
 
     Raises:
         UsageError: a link or an option of the virtual clock is invalid, or SciPy is not installed.
@@ -72,6 +73,7 @@ def _section(runs: Sequence[Cell], related: Sequence[Cell], sources: Sequence[Re
     real, about = runs[0].real, sources[0].about
     target = about.get("target") or {}
     tuning = [cell for cell in related if cell.purpose == "tune"]
+    runs = [_judged(cell) for cell in runs]
     timed = runs if real or not link else with_virtual_seconds(runs, link, about.get("clock") or {})
     series = series_of(timed, tuning)
     has_accuracy = any(math.isfinite(_at_end(one, "test_accuracy").mean) for one in series)
@@ -91,7 +93,17 @@ def _section(runs: Sequence[Cell], related: Sequence[Cell], sources: Sequence[Re
         command=labels.commands(sources),
         environment=labels.environment(runs),
         cells=len(runs) + len(tuning),
+        score=_score_of(series),
         tuned_on=labels.tuned_on(sources, runs[0]) if any(len(one.rates) > 1 for one in series) else "",
+    )
+
+
+def _judged(cell: Cell) -> Cell:
+    """Return a cell whose metric, if it has one, stands in the place of the accuracy."""
+    if not cell.metric:
+        return cell
+    return dataclasses.replace(
+        cell, points=tuple(point._replace(test_accuracy=point.test_metric) for point in cell.points)
     )
 
 
@@ -134,7 +146,9 @@ def _seeds_needed(
     by_accuracy = has_accuracy and "loss" not in target
     asked: dict[str, tuple[list[Entry], float | None]] = {}
     if not any(_stops(one) for one in series):
-        name = f"{100 * POINTS:g} points of accuracy" if by_accuracy else f"{100 * PART:g} % of the loss"
+        name = (
+            f"{100 * POINTS:g} points of {_score_of(series)}" if by_accuracy else f"{100 * PART:g} % of the loss"
+        )
         asked[name] = _by_quality(series, by_accuracy)[0], POINTS if by_accuracy else None
     if target:
         entries, unit = _by_target(series, target)
@@ -145,6 +159,10 @@ def _seeds_needed(
             if count is not None:
                 needed[i][name] = count
     return needed
+
+
+def _score_of(series: Sequence[Series]) -> str:
+    return next((cell.metric for one in series for cell in one.cells if cell.metric), "accuracy")
 
 
 def _by_quality(series: Sequence[Series], has_accuracy: bool) -> tuple[list[Entry], str]:

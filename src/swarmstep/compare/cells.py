@@ -23,13 +23,14 @@ def finished(task: Task, events: Sequence[Mapping[str, Any]], summary: Mapping[s
         seconds: wall time of the whole run.
     """
     timed = task.config.backend != "sim" or has_virtual_time(task.config)
+    metric = summary["metric"] or ""
     steps, rounds = max(1, summary["steps_taken"]), max(1, summary["rounds"])
     return Cell(
         purpose=task.purpose,
         method=task.method,
         config=dataclasses.asdict(task.config),
         link=task.link,
-        points=_points(events, timed),
+        points=_points(events, timed, metric),
         trace=[event["folded"] for event in events if event["kind"] == "trace"][-1],
         trust=_trust(events),
         by_worker=summary.get("by_worker", ()),
@@ -39,6 +40,7 @@ def finished(task: Task, events: Sequence[Mapping[str, Any]], summary: Mapping[s
         round_seconds=max(0.0, summary["sync_seconds"] - summary["probe_seconds"]) / rounds,
         probe_seconds=summary["probe_seconds"],
         seconds=seconds,
+        metric=metric,
         environment={**_environment(), **({"corpus": summary["corpus"]} if summary["corpus"] else {})},
     )
 
@@ -60,16 +62,14 @@ def is_finite(cell: Cell) -> bool:
     return not cell.failed and math.isfinite(cell.points[-1].test_loss)
 
 
-def _points(events: Sequence[Mapping[str, Any]], timed: bool) -> tuple[Point, ...]:
+def _points(events: Sequence[Mapping[str, Any]], timed: bool, metric: str) -> tuple[Point, ...]:
     """Return one point a step; the first if a step was evaluated twice (before the last round and after it)."""
     points: dict[int, Point] = {}
     for event in events:
         if event["kind"] == "evaluation":
-            scores = (
-                math.nan if event[f"{part}_{what}"] is None else event[f"{part}_{what}"]
-                for part in ("validation", "test")
-                for what in ("loss", "accuracy")
-            )  # fmt: skip
+            names = [f"{part}_{what}" for part in ("validation", "test") for what in ("loss", "accuracy")]
+            names += [f"{part}_{metric}" for part in ("validation", "test") if metric]
+            scores = (math.nan if event[name] is None else event[name] for name in names)
             seconds = event["seconds"] if timed else math.nan
             point = Point(event["step"], seconds, event["bytes_sent"], *scores)
             points.setdefault(point.step, point)

@@ -47,7 +47,7 @@ def compare(settings: ComparisonSettings, folder: Path, command: str) -> tuple[R
     _check_asynchronous(methods, settings)
     workload = load(settings.workload, Path(settings.data) if settings.data else None)
     everies = _list(settings.every, _whole, "--every")
-    target = _target(settings, folder)
+    target = _target(settings, folder, workload)
     measure, why = _measure(target, workload)
     groups = grid(methods, everies, _conditions(settings), _group_maker(settings, workload, measure))
     try:
@@ -109,6 +109,8 @@ def _measure(target: Mapping[str, float], workload: Workload) -> tuple[Measure, 
     """Return what trials of tuning are judged by, and why: the metric by which methods are judged afterwards."""
     if "loss" in target:
         return "loss", "as the target is a loss"
+    if workload.metrics:
+        return "metric", f"as methods are ranked by its {next(iter(workload.metrics))}"
     if workload.correct is None:
         return "loss", "as the workload has no accuracy"
     return "accuracy", "as " + (
@@ -151,9 +153,14 @@ def _before(folder: Path) -> Mapping[str, Any]:
     return results.load_about(folder) if (folder / "compare.json").exists() else {}
 
 
-def _target(settings: ComparisonSettings, folder: Path) -> dict[str, float]:
-    """Return {"accuracy": A}, {"loss": L} or {}; without one in the settings, that of earlier calls."""
+def _target(settings: ComparisonSettings, folder: Path, workload: Workload) -> dict[str, float]:
+    """Return {"accuracy": A}, {"loss": L}, {metric: M} or {}; without a new one, that of earlier calls."""
+    if settings.target_metric is not None and not workload.metrics:
+        raise UsageError(
+            f"--target-metric: {workload.name} has no metric of its own; give --target-accuracy or --target-loss"
+        )
     target = {"accuracy": settings.target_accuracy, "loss": settings.target_loss}
+    target |= dict.fromkeys([*workload.metrics][:1], settings.target_metric)
     return {name: value for name, value in target.items() if value is not None} or _before(folder).get(
         "target", {}
     )

@@ -106,12 +106,14 @@ def first_reaching(cell: Cell, target: Mapping[str, float]) -> Point | None:
 
     Args:
         cell: a run.
-        target: {"accuracy": at least} or {"loss": at most}, on the test set.
+        target: {"accuracy": at least}, {"loss": at most} or {metric: at least}, on the test set.
     """
     for point in cell.points:
         if point.test_accuracy >= target.get("accuracy", math.inf):
             return point
         if point.test_loss <= target.get("loss", -math.inf):
+            return point
+        if cell.metric and point.test_metric >= target.get(cell.metric, math.inf):
             return point
     return None
 

@@ -29,7 +29,8 @@ def title(cell: Cell) -> str:
 
 def _name(workload: str) -> str:
     """Return the name of a workload; of a user's own, the stem of its file."""
-    return Path(workload.split(":")[0]).stem
+    name, colon, rest = workload.partition(":")
+    return Path(name).stem if name.endswith(".py") else f"{name}{colon}{rest}"
 
 
 def _link(spec: str) -> str:
@@ -58,6 +59,7 @@ def condition(runs: Sequence[Cell]) -> dict[str, str]:
             for name in TRAINING
             if config.get(name) is not None and name not in varying
         },
+        **{name: config[name] for name in ("objective", "sampling") if config.get("objective")},
     }
     return {name: str(value) for name, value in values.items()}
 

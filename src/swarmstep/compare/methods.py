@@ -12,7 +12,7 @@ from swarmstep.spec_help import METHODS
 from swarmstep.strategies import STRATEGIES
 from swarmstep.train.config import ASYNCHRONOUS, BASELINES, Config
 
-OPTIONS = ("codec", "delay", "mix", "fragments", "when", "balance")
+OPTIONS = ("codec", "delay", "mix", "fragments", "when", "balance", "objective", "sampling")
 
 # Settings tried besides the defaults, in this order, at the learning rate that was best with the defaults. Methods
 # with fewer settings than trials spend the rest on more learning rates.
@@ -42,7 +42,7 @@ class Method:
     def config(self, **fields: Any) -> Config:
         """Return the unresolved config of a run with this method."""
         settings = {**self.settings, **fields.pop("settings", {})}
-        return Config(strategy=self.name, settings=settings, **self.options, **fields)
+        return Config(strategy=self.name, settings=settings, **{**fields, **self.options})
 
     def alternatives(self) -> list[Mapping[str, str]]:
         """Return the settings that tuning tries, except those that the user has set."""

@@ -15,7 +15,7 @@ from swarmstep.train.config import BASELINES, DDP, GRADIENTS, LAYUP, SYNCHRONOUS
 from swarmstep.workloads import Workload
 
 AT_EVERY_STEP = {*BASELINES, *GRADIENTS, LAYUP}  # run once, not for each n
-Measure = Literal["accuracy", "loss"]  # on the validation split
+Measure = Literal["accuracy", "loss", "metric"]  # on the validation split
 TUNING_SEED = 1_000_000  # far from the seeds of the runs, so that none is tuned on its own seed
 
 
@@ -132,12 +132,16 @@ WORST: Score = (math.inf, math.inf)
 def score(cell: Cell, measure: Measure) -> Score:
     """Return how good a trial is at its end, by the validation split; WORST if it failed or diverged.
 
-    By accuracy, equal ones (small splits have few different ones) are told apart by their losses.
+    By accuracy, equal ones (small splits have few different ones) are told apart by their losses; so are trials
+    whose metric has no value on the split, such as an AUC where there are no positives.
     """
     if cell.failed or not cell.points:
         return WORST
-    loss, accuracy = cell.points[-1].validation_loss, cell.points[-1].validation_accuracy
-    first = -accuracy if measure == "accuracy" else loss
+    end = cell.points[-1]
+    loss, metric = end.validation_loss, end.validation_metric
+    if measure == "metric":
+        return (0.0 if math.isnan(metric) else -metric, loss) if math.isfinite(loss) else WORST
+    first = -end.validation_accuracy if measure == "accuracy" else loss
     return (first, loss) if math.isfinite(loss) and math.isfinite(first) else WORST
 
 

@@ -27,9 +27,18 @@ ADDED: Mapping[str, Any] = {
     "warmup": 0,
     "clip": 0.0,
     "balance": "off",
+    "max_batch": None,
     "speeds": None,
     "jitter": 0.0,
     "disturb": None,
+    "method": "gradient",
+    "graph": None,
+    "sparse": None,
+    "regularizer": None,
+    "objective": None,
+    "sampling": "natural",
+    "proximal": None,
+    "control_variates": False,
 }
 
 
@@ -37,8 +46,8 @@ class Point(NamedTuple):
     """An evaluation after `step` local steps.
 
     `seconds`: training time so far without evaluations, in real processes (NaN in simulation, where the report's
-    virtual clock computes it). `bytes`: sent so far by a worker, mean over the workers. Losses and accuracies
-    (0 to 1, NaN if the workload has none) are those of the weights that the strategy would return.
+    virtual clock computes it). `bytes`: sent so far by a worker, mean over the workers. Losses, accuracy and the
+    metric (0 to 1, NaN if there is none) are those of the weights that the strategy would return.
     """
 
     step: int
@@ -48,6 +57,8 @@ class Point(NamedTuple):
     validation_accuracy: float
     test_loss: float
     test_accuracy: float
+    validation_metric: float = math.nan
+    test_metric: float = math.nan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +79,7 @@ class Cell:
         round_seconds: mean time of a round without probes; in simulation only the worker's own work.
         probe_seconds: of all probes.
         seconds: wall time of the whole cell, including evaluations.
+        metric: the workload's own, by which it is judged in place of the accuracy ("" if it has none).
         failed: the reason why there is no result; None if it finished.
         environment: versions and machine, and the SHA-256 of the workload's corpus, where it has one.
     """
@@ -85,6 +97,7 @@ class Cell:
     round_seconds: float = math.nan
     probe_seconds: float = 0.0
     seconds: float = math.nan
+    metric: str = ""
     failed: str | None = None
     environment: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
 
@@ -156,9 +169,9 @@ def key_of(purpose: str, method: str, config: Mapping[str, Any], link: str | Non
 class Results:
     """All cells of a comparison, and how they were made.
 
-    `about` has `title`, `command` (the command lines), `target` ({"accuracy": A}, {"loss": L} or {}), `tuned_on`
-    (workload -> what trials were judged by, and why; earlier versions lack it), `links` (of the virtual clock) and
-    `clock` (its options).
+    `about` has `title`, `command` (the command lines), `target` ({"accuracy": A}, {"loss": L}, one of a metric, or
+    {}), `tuned_on` (workload -> what trials were judged by, and why; earlier versions lack it), `links` (of the
+    virtual clock) and `clock` (its options).
     """
 
     about: Mapping[str, Any]
@@ -188,7 +201,7 @@ def from_json(content: Any, where: str) -> Cell:
     try:
         if content["version"] != VERSION:
             raise DataError(f"{where}: expected version {VERSION}, found {content['version']!r}; run it again")
-        content = {"by_worker": (), **content}  # earlier versions lack it
+        content = {"by_worker": (), "metric": "", **content}  # earlier versions lack them
         fields: dict[str, Any] = {f.name: content[f.name] for f in dataclasses.fields(Cell)}
         points = [Point(int(step), *map(_number, rest)) for step, *rest in fields["points"]]
         for name in ("compute_seconds", "round_seconds", "probe_seconds", "seconds"):

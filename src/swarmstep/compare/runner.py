@@ -100,7 +100,7 @@ class Runner:
         config = task.config
         where = ", ".join([f"n = {config.every}", config.shards, *([config.fault] if config.fault else [])])
         what = f"seed {config.seed}" if task.purpose == "run" else f"tuning, lr {config.lr:g}"
-        outcome = f"failed: {cell.failed}" if cell.failed else f"test accuracy {cell.points[-1].test_accuracy:.4f}"
+        outcome = f"failed: {cell.failed}" if cell.failed else _score(cell)
         known = self.cells | self.failed
         done, total = sum(plan.finished(known) for plan in self._plans), sum(plan.size for plan in self._plans)
         left = (time.monotonic() - self._started) / self._finished * (total - done)
@@ -143,3 +143,9 @@ class _Plan:
             self._tasks = self._work.send([known[task.key] for task in self._tasks])
         except (StopIteration, Untuned):
             self._tasks, self.done = [], True
+
+
+def _score(cell: Cell) -> str:
+    """Return what a run has come to, in words."""
+    end = cell.points[-1]
+    return f"test {cell.metric} {end.test_metric:.4f}" if cell.metric else f"test accuracy {end.test_accuracy:.4f}"

@@ -48,7 +48,7 @@ class MethodRow:
         tried: how many settings tuning compared.
         seeds: of the finished runs.
         failed: the reason of each failed run.
-        accuracy, loss: on the test set, at the end.
+        accuracy, loss: on the test set, at the end; the section says which score stands as the accuracy.
         bytes, seconds: of the whole run.
         to_target: None without a target.
         rank: 1 for the best; None if the row is not ranked (fewer than 3 seeds, for example).
@@ -147,6 +147,7 @@ class Section:
         environment: name -> value.
         cells: number of runs, including tuning and failed ones.
         tuned_on: what trials of tuning were judged by, and why; "" if it is not known or nothing was tuned.
+        score: what stands as the accuracy everywhere: "accuracy", or the workload's own metric, "auc" say.
     """
 
     title: str
@@ -164,3 +165,4 @@ class Section:
     cells: int
     tuned_on: str = ""
     work: tuple[Worked, ...] = ()
+    score: str = "accuracy"

@@ -10,12 +10,24 @@ from swarmstep import spec_help
 from swarmstep.errors import UsageError
 from swarmstep.settings import same_setting, setting
 from swarmstep.train.config import Config
-from swarmstep.workloads.defaults import Optimizer, Schedule
+from swarmstep.workloads.defaults import Optimizer, Sampling, Schedule
 
 METHODS = "swarm,diloco,local-sgd,pso-ps,synchronous"
 # As in a Config.
 SAME = (
-    *("model", "steps", "batch", "optimizer", "weight_decay", "schedule", "warmup", "clip", "eval_every"),
+    *(
+        "model",
+        "objective",
+        "sampling",
+        "steps",
+        "batch",
+        "optimizer",
+        "weight_decay",
+        "schedule",
+        "warmup",
+        "clip",
+        "eval_every",
+    ),
     *("speeds", "jitter", "disturb"),
 )
 
@@ -39,6 +51,12 @@ class ComparisonSettings:
     seeds: int = setting(3, "a run with each of the seeds 0 to K - 1", "K", "Grid")
     target_accuracy: float | None = setting(None, "test accuracy to reach, 0 to 1", "A", "Target")
     target_loss: float | None = setting(None, "test loss to reach", "L", "Target")
+    target_metric: float | None = setting(
+        None,
+        "value of the workload's own metric to reach on the test set, 0 to 1: for imbalanced its AUC",
+        "M",
+        "Target",
+    )
     lr_grid: str | None = setting(
         None,
         "learning rates to try (default: the workload's, a third of it, and three times it); "
@@ -54,6 +72,8 @@ class ComparisonSettings:
     )
     tune_steps: int | None = setting(None, "steps of a trial (default: half of --steps)", "N", "Tuning")
     model: str | None = same_setting(Config, "model")
+    objective: str | None = same_setting(Config, "objective")
+    sampling: Sampling | None = same_setting(Config, "sampling")
     steps: int | None = same_setting(Config, "steps")
     batch: int | None = same_setting(Config, "batch")
     optimizer: Optimizer | None = same_setting(Config, "optimizer")
@@ -92,6 +112,7 @@ class ComparisonSettings:
         for name, low, high in (
             ("target_accuracy", 0, 1),
             ("target_loss", 0, 1e9),
+            ("target_metric", 0, 1),
             ("compute", 0, 1e6),
             ("jobs", 0, 1e3),
         ):
@@ -99,8 +120,9 @@ class ComparisonSettings:
             if value is not None and not low < value <= high:
                 option = name.replace("_", "-")
                 raise UsageError(f"--{option}: expected above {low} and at most {high:g}, found {value:g}")
-        if self.target_accuracy is not None and self.target_loss is not None:
-            raise UsageError("--target-accuracy and --target-loss: give one of them")
+        given = [self.target_accuracy, self.target_loss, self.target_metric]
+        if sum(target is not None for target in given) > 1:
+            raise UsageError("--target-accuracy, --target-loss and --target-metric: give one of them")
         for name, low in (("seeds", 1), ("extra_trials", 0)):
             if getattr(self, name) < low:
                 option = name.replace("_", "-")

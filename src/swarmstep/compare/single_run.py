@@ -11,7 +11,7 @@ from typing import Any
 from swarmstep.compare import cells
 from swarmstep.compare.methods import OPTIONS
 from swarmstep.compare.plan import Task
-from swarmstep.compare.results import Results
+from swarmstep.compare.results import ADDED, Results
 from swarmstep.errors import CheckpointError, DataError
 from swarmstep.train.config import Config
 from swarmstep.train.run_folder import read_config
@@ -49,8 +49,8 @@ def load_run(folder: Path) -> Results:
 
 def _method(config: Config) -> str:
     """Return the specification of a run's method, as `compare --strategies` would have it."""
-    usual = {f.name: f.default for f in dataclasses.fields(Config)}
-    given = {name: getattr(config, name) for name in OPTIONS if getattr(config, name) != usual[name]}
+    usual = {f.name: (f.default, ADDED.get(f.name)) for f in dataclasses.fields(Config)}
+    given = {name: getattr(config, name) for name in OPTIONS if getattr(config, name) not in usual[name]}
     if "when" in given and given["when"] == f"every:{config.every}":
         del given["when"]
     return "+".join(

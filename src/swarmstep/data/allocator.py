@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -32,9 +33,12 @@ class Cost:
     units: int
     seconds: float
 
-    def of(self, units: int) -> float:
+    def of(self, units: float) -> float:
         """Return the seconds that so many units take."""
         return self.start + units * self.unit
+
+
+EQUAL = Cost(0.0, 1.0, known=False, units=1, seconds=1.0)  # of workers of which nothing is known
 
 
 def observe(cost: Cost | None, units: int, seconds: float, smoothing: float = 0.5) -> Cost:
@@ -70,54 +74,86 @@ def _between(old: Cost, new: Cost, weight: float) -> Cost:
     return replace(new, start=start, unit=unit)
 
 
-def solve(total: int, costs: Sequence[Cost], least: int = 1) -> list[float]:
-    """Return the shares b [W], real numbers of sum `total`, with which all workers take equally long.
+def solve(total: int, costs: Sequence[Cost], least: int = 1, most: Sequence[float] = ()) -> list[float]:
+    """Return the shares b [W], real numbers of sum `total`, with which the slowest worker is done first.
 
     ::
 
-        b_j = (T - start_j) / unit_j        T = (total + sum start_j / unit_j) / sum 1 / unit_j
+        b_j = (T - start_j) / unit_j, but at least `least` and at most most_j       T: so that sum b = total
 
-    A worker that would get less than `least` gets that, and the others share the rest. Silent ones count as
-    infinitely slow; where all are, shares are equal.
+    All that are at no limit take equally long. Silent ones count as infinitely slow: they get `least`, or what the
+    others cannot hold, in equal parts.
+
+    Args:
+        total: at least `least` for each, at most the sum of `most`.
+        costs: of each worker.
+        least: at least 1.
+        most: of each worker, at least `least`; empty: there are no limits.
     """
-    shares, rest = [float(least)] * len(costs), [j for j, cost in enumerate(costs) if math.isfinite(cost.of(1))]
-    if not rest:
-        return [total / len(costs)] * len(costs)
-    while rest:
-        left = total - least * (len(costs) - len(rest))
-        speeds = {j: 1.0 / costs[j].unit for j in rest}
-        speed = math.fsum(speeds.values())
-        started = math.fsum(costs[j].start * speeds[j] for j in rest)
-        for j in rest:  # the equation above, written so that equal starts cancel exactly
-            others = math.fsum((costs[i].start - costs[j].start) * speeds[i] for i in rest) if started else 0.0
-            shares[j] = (left + others) * speeds[j] / speed
-        small = {j for j in rest if shares[j] < least}
-        if not small:
-            break
-        for j in small:
-            shares[j] = float(least)
-        rest = [j for j in rest if j not in small]
+    high = list(most) or [math.inf] * len(costs)
+    shares = [float(least)] * len(costs)
+    quick = [j for j, cost in enumerate(costs) if math.isfinite(cost.of(1))]
+    silent = [j for j in range(len(costs)) if j not in quick]
+    held = min(total - least * len(silent), math.fsum(high[j] for j in quick))
+    for some, part, of in ((quick, held, costs), (silent, total - held, [EQUAL] * len(costs))):
+        if some:
+            found = _fill(part, [of[j] for j in some], least, [high[j] for j in some])
+            for j, share in zip(some, found, strict=True):
+                shares[j] = share
     return shares
 
 
-def whole(total: int, shares: Sequence[float], least: int = 1) -> list[int]:
-    """Return whole numbers of sum `total`, each at least `least`, next to `shares`, of that sum to rounding.
+def _fill(total: float, costs: Sequence[Cost], low: float, high: Sequence[float]) -> list[float]:
+    """Return the shares of workers none of which is silent: `solve`, by filling all up to the same time T."""
+    ends = [(cost.of(low), cost.of(most)) for cost, most in zip(costs, high, strict=True)]
+
+    def held(time: float) -> float:
+        """What all can do until then."""
+        parts = ((time - cost.start) / cost.unit for cost in costs)
+        return math.fsum(min(most, max(low, part)) for most, part in zip(high, parts, strict=True))
+
+    times = sorted({time for pair in ends for time in pair})
+    last = min(bisect.bisect_left(times, total, key=held), len(times) - 1)
+    before, after = times[max(0, last - 1)], times[last]  # T lies between the two
+    free = [j for j, (first, full) in enumerate(ends) if first <= before and full >= after and full > first]
+    shares = [most if full <= before else low for most, (_, full) in zip(high, ends, strict=True)]
+    left = total - math.fsum(share for j, share in enumerate(shares) if j not in free)
+    speeds = {j: 1.0 / costs[j].unit for j in free}
+    speed, started = math.fsum(speeds.values()), any(costs[j].start for j in free)
+    for j in free:  # (T - start_j) / unit_j, written so that equal starts cancel exactly
+        others = math.fsum((costs[i].start - costs[j].start) * speeds[i] for i in free) if started else 0.0
+        shares[j] = min(high[j], max(low, (left + others) * speeds[j] / speed))
+    return shares
+
+
+def whole(total: int, shares: Sequence[float], least: int = 1, most: Sequence[float] = ()) -> list[int]:
+    """Return whole numbers of sum `total`, each from `least` to its `most`, next to `shares`, which have that sum.
 
     Largest remainders: each share is rounded down, and what is left goes to those that lost most, the lower rank
     first among equals.
 
     Raises:
-        UsageError: the total is less than `least` for each.
+        UsageError: the total is less than `least` for each, or more than the sum of `most`.
     """
+    high = list(most) or [math.inf] * len(shares)
     if least < 1 or total < least * len(shares):
         raise UsageError(
             f"cannot share {total} among {len(shares)} workers; expected at least {max(1, least)} for each"
         )
-    parts = [max(least, math.floor(share)) for share in shares]
+    if total > sum(high) or min(high) < least:
+        limits = ", ".join(f"{limit:g}" for limit in high)
+        raise UsageError(
+            f"cannot share {total} among {len(shares)} workers of which each can hold at most {limits}; expected "
+            f"limits of at least {least}, and a sum of at least {total}, found {sum(high):g}"
+        )
+    parts = [int(min(limit, max(least, math.floor(share)))) for share, limit in zip(shares, high, strict=True)]
     left = total - sum(parts)
     ranked = sorted(range(len(parts)), key=lambda j: parts[j] - shares[j])
-    for j in itertools.islice(itertools.cycle(ranked), max(0, left)):
-        parts[j] += 1
+    for j in itertools.cycle(ranked):
+        if left <= 0:
+            break
+        if parts[j] < high[j]:
+            parts[j], left = parts[j] + 1, left - 1
     for _ in range(-left):  # some were raised to the least, or rounding has added up
         parts[max(range(len(parts)), key=lambda j: (parts[j] > least, parts[j] - shares[j]))] -= 1
     return parts
@@ -134,6 +170,7 @@ class Allocator:
         smoothing: weight of a new measurement, as in `observe`.
         band: dead band: shares change only where that saves more than this part of the time, 0 to below 1.
         least: units that each worker gets, at least 1.
+        most: units that each worker can hold, its memory's limit; empty: any number.
 
     Attributes:
         shares: int [W], each at least `least`, of sum `total`; equal at first.
@@ -148,16 +185,25 @@ class Allocator:
     """
 
     def __init__(
-        self, workers: int, total: int, smoothing: float = 0.5, band: float = 0.05, least: int = 1
+        self,
+        workers: int,
+        total: int,
+        smoothing: float = 0.5,
+        band: float = 0.05,
+        least: int = 1,
+        most: Sequence[float] = (),
     ) -> None:
         if not 0.0 < smoothing <= 1.0 or not 0.0 <= band < 1.0:
             raise UsageError(
                 f"balance: expected smoothing above 0 and at most 1, and a band of at least 0 and below 1, found "
                 f"{smoothing} and {band}"
             )
-        self.total, self._smoothing, self._band, self._least = total, smoothing, band, least
+        if most and len(most) != workers:
+            raise UsageError(f"balance: expected a limit for each of {workers} workers, found {len(most)}")
+        self.total, self._smoothing, self._band, self._least, self._most = total, smoothing, band, least, most
         self.costs: list[Cost | None] = [None] * workers
-        self.shares = whole(total, [total / workers] * workers, least)
+        self.shares = self.of(total)
+        self._measured = self.shares  # what the next measurement is of; 0: nothing
 
     def update(self, seconds: Sequence[float]) -> list[int]:
         """Return the new shares.
@@ -171,38 +217,59 @@ class Allocator:
         """
         if len(seconds) != len(self.shares):
             raise UsageError(f"balance: expected seconds of {len(self.shares)} workers, found {len(seconds)}")
-        for j, spent in enumerate(seconds):
-            if spent > 0:
-                self.costs[j] = observe(self.costs[j], self.shares[j], max(spent, LEAST), self._smoothing)
-        costs = self._known()
-        if costs:
+        for j, (spent, units) in enumerate(zip(seconds, self._measured, strict=True)):
+            if spent > 0 and units:
+                self.costs[j] = observe(self.costs[j], units, max(spent, LEAST), self._smoothing)
+        if any(self.costs):
             shares = self.of(self.total)
-            if self._seconds(costs, shares) < (1.0 - self._band) * self._seconds(costs, self.shares):
+            if self._seconds(shares) < (1.0 - self._band) * self._seconds(self.shares):
                 self.shares = shares
+        self._measured = self.shares
         return self.shares
 
-    def _seconds(self, costs: list[Cost], shares: list[int]) -> float:
+    def regroup(
+        self, sources: Sequence[int | None], total: int, most: Sequence[float] = (), *, worked: bool = False
+    ) -> list[int]:
+        """Return the shares of a group that has changed, by what is known of those who stay.
+
+        A newcomer counts as a worker of mean speed until it has been measured.
+
+        Args:
+            sources: for each worker its place in the group before, None for a newcomer.
+            total: units of work, of the new group.
+            most: of the new group's workers, as in the class.
+            worked: whether the next measurement is of the shares before.
+        """
+        self.costs = [None if source is None else self.costs[source] for source in sources]
+        before = [0 if source is None else self._measured[source] for source in sources]
+        self.total, self._most = total, most
+        self.shares = self.of(total)
+        self._measured = before if worked else self.shares
+        return self.shares
+
+    def _seconds(self, shares: list[int]) -> float:
         """Return what the slowest takes; a silent worker with the least does not count."""
-        found = [cost.of(b) for cost, b in zip(costs, shares, strict=True)]
+        found = [cost.of(b) for cost, b in zip(self._known(), shares, strict=True)]
         return max(
             (t for t, b in zip(found, shares, strict=True) if b > self._least or math.isfinite(t)), default=0.0
         )
 
     def of(self, total: int) -> list[int]:
         """Return the shares of another total, by the costs known now."""
-        costs = self._known()
-        equal = [total / len(self.shares)] * len(self.shares)
-        return whole(total, solve(total, costs, self._least) if costs else equal, self._least)
+        return whole(total, solve(total, self._known(), self._least, self._most), self._least, self._most)
 
     def _known(self) -> list[Cost]:
-        """Return the costs, empty as long as one has not been measured."""
-        known = [cost for cost in self.costs if cost]
-        return known if len(known) == len(self.costs) else []
+        """Return the costs, where one has not been measured that of a worker of mean speed."""
+        known = [cost for cost in self.costs if cost and math.isfinite(cost.unit)]
+        start = math.fsum(cost.start for cost in known) / max(1, len(known))
+        speed = math.fsum(1.0 / cost.unit for cost in known) / max(1, len(known))
+        mean = Cost(start, 1.0 / speed, known=False, units=1, seconds=1.0) if known else EQUAL
+        return [cost or mean for cost in self.costs]
 
     def state_dict(self) -> dict[str, Any]:
         """Return numbers and lists."""
         rows = [[c.start, c.unit, float(c.known), float(c.units), c.seconds] if c else [] for c in self.costs]
-        return {"shares": list(self.shares), "costs": rows}
+        return {"shares": list(self.shares), "costs": rows, "measured": list(self._measured)}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Go on from a `state_dict` of as many workers and the same total.
@@ -217,4 +284,5 @@ class Allocator:
                 "workers and the batch, or steps, of the checkpoint"
             )
         self.shares = [int(share) for share in shares]
+        self._measured = [int(units) for units in saved.get("measured", shares)]  # older ones have none
         self.costs = [Cost(r[0], r[1], bool(r[2]), int(r[3]), r[4]) if r else None for r in rows]

@@ -25,6 +25,9 @@ class ElasticSampler:
     again only for a step that was rolled back. The ledgers of all ranks are equal, as they hear of the same
     deals.
 
+    A deal may give the ranks unequal shares of each *unit* of one or more steps: rank r then draws a stretch of
+    `shares[r]` places of it.
+
     Args:
         examples: how many there are, at least 1.
         batch: the number B of examples a step and worker, at least 1.
@@ -41,6 +44,7 @@ class ElasticSampler:
             raise UsageError(f"examples, batch and workers must be at least 1, found {found}")
         self._examples, self._batch, self._seed = examples, batch, seed
         self._workers, self._step, self._committed = workers, 0, 0
+        self._shares, self._length = list[int](), 1  # of a unit; empty: all draw as much
         self._returned = _rows(2)  # (pass, example): drawn again, before what follows
         self._place = 0  # where the passes, laid end to end, go on
         self._drawn = _rows(4)  # (rank, step, pass, example), of this group up to the deal; may yet be rolled back
@@ -57,7 +61,7 @@ class ElasticSampler:
         return self._step
 
     def batch(self, rank: int, step: int) -> Tensor:
-        """Return the examples that `rank` draws in a 1-based `step`, int64 [B].
+        """Return the examples that `rank` draws in a 1-based `step`, int64 [B]; with shares, in the step's unit.
 
         Raises:
             UsageError: there is no such rank, or the step is not after the last deal.
@@ -74,7 +78,11 @@ class ElasticSampler:
                 f"expected a rank of 0..{self._workers - 1} and a step after {self._step}, that of the last deal, "
                 f"found rank {rank} and step {step}"
             )
-        return self._stream(self._used(step - 1), self._used(step))[rank :: self._workers]
+        if not self._shares:
+            return self._stream(self._used(step - 1), self._used(step))[rank :: self._workers]
+        unit = (step - 1 - self._step) // self._length
+        first = unit * sum(self._shares) + sum(self._shares[:rank])
+        return self._stream(first, first + self._shares[rank])
 
     def _used(self, step: int) -> int:
         """Return how much of the stream the workers have drawn when they have taken `step`."""
@@ -88,8 +96,15 @@ class ElasticSampler:
         parts += [_of_pass(number, examples) for number, examples in self._passes.by_pass(start, stop)]
         return torch.cat(parts)
 
-    def deal(self, step: int, committed: int, sources: Sequence[int | None]) -> None:
-        """Deal anew: the membership changed when all survivors had taken `step` steps.
+    def deal(
+        self,
+        step: int,
+        committed: int,
+        sources: Sequence[int | None],
+        shares: Sequence[int] = (),
+        length: int = 1,
+    ) -> None:
+        """Deal anew: the membership, or the shares, changed when all survivors had taken `step` steps.
 
         What workers drew that are not in `sources` counts up to step `committed`; what they drew later goes back.
 
@@ -97,15 +112,18 @@ class ElasticSampler:
             step: not before the last deal.
             committed: the step of the last committed round, at most `step`.
             sources: for each rank of the new group its rank in the old one, or None for a newcomer.
+            shares: from now on, of each rank of a unit: whole numbers of sum length * workers * B. Empty: each
+                draws B in each step. With shares the next deal is at the end of a unit.
+            length: of a unit, in steps.
 
         Raises:
             UsageError: these do not go together, or with the last deal; nothing was changed.
         """
         self._check_deal(step, committed, sources)
+        self._check_shares(step, len(sources), shares, length)
         used, since = self._used(step), self._used(max(self._step, committed))
         places = torch.arange(since, used)
-        took = self._step + 1 + places // (self._workers * self._batch)
-        who = torch.stack([places % self._workers, took], 1)
+        who = torch.stack(self._drawer(places), 1)
         earlier = self._drawn[self._drawn[:, 1] > committed]
         drawn = torch.cat([earlier, torch.cat([who, self._stream(since, used)], 1)])
         ranks = torch.full((self._workers,), -1)
@@ -118,6 +136,24 @@ class ElasticSampler:
         self._returned = _by_pass(torch.cat([self._returned[used:], drawn[lost, 2:]]))
         self._drawn = drawn[~lost]
         self._workers, self._step, self._committed = len(sources), step, committed
+        self._shares, self._length = [*shares], length
+
+    def _drawer(self, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Return who draws these places, counted from the last deal, and in which step, a unit's last one."""
+        if not self._shares:
+            return places % self._workers, self._step + 1 + places // (self._workers * self._batch)
+        ends, size = torch.tensor(self._shares).cumsum(0), sum(self._shares)
+        ranks = torch.searchsorted(ends, places % size, right=True)
+        return ranks, self._step + (1 + places // size) * self._length
+
+    def _check_shares(self, step: int, workers: int, shares: Sequence[int], length: int) -> None:
+        total = length * workers * self._batch
+        if length < 1 or (shares and (len(shares) != workers or min(shares) < 0 or sum(shares) != total)):
+            raise UsageError(f"deal: expected {workers} shares of sum {total}, or none; found {[*shares]}")
+        if self._shares and (step - self._step) % self._length:
+            raise UsageError(
+                f"deal: expected the end of a unit of {self._length} steps after step {self._step}, found {step}"
+            )
 
     def _check_deal(self, step: int, committed: int, sources: Sequence[int | None]) -> None:
         if step < self._step or not self._committed <= committed <= step:
@@ -143,6 +179,8 @@ class ElasticSampler:
             "place": self._place,
             "returned": self._returned.clone(),
             "drawn": self._drawn.clone(),
+            "shares": [*self._shares],
+            "length": self._length,
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
@@ -161,6 +199,10 @@ class ElasticSampler:
         limits = [(0, workers - 1), (committed + 1, step), (0, most), (0, self._examples - 1)]
         returned = _table(saved, "returned", limits[2:])
         drawn = _table(saved, "drawn", limits)
+        shares, length = saved.get("shares", []), saved.get("length", 1)  # older ledgers have none
+        if shares and (len(shares) != workers or sum(shares) != length * workers * self._batch):
+            raise CheckpointError(f"ledger.shares: expected those of {workers} workers, found {shares}")
+        self._shares, self._length = [*shares], length
         self._workers, self._step, self._committed, self._place = workers, step, committed, place
         self._returned, self._drawn = returned, drawn
 

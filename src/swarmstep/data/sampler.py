@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from swarmstep.data.sharding import Shard
+from swarmstep.data.stream import Stream
 from swarmstep.errors import UsageError
 from swarmstep.seeding import generator
 
@@ -70,3 +71,49 @@ class Sampler:
                 first += size
             self._epoch, self._order = epoch, torch.cat(parts)
         return self._order
+
+
+class BalancedSampler:
+    """Draws batches with equally many examples of every class, from one shard; nothing to save.
+
+    The places of a worker's batches, one after another, belong to the classes in turn, and each class has a stream
+    of its own: its examples in a new random order, again and again. So a batch of B has B / C of each of C
+    classes, rounded up or down in turn, and a rare example comes as much more often.
+
+    Args:
+        shard: of this worker, with an example of every class.
+        batch: B, at least 1.
+        seed, rank: of the order.
+        classes: C.
+
+    Raises:
+        UsageError: the shard has no example of a class.
+    """
+
+    def __init__(self, shard: Shard, batch: int, seed: int, rank: int, classes: int) -> None:
+        self._shard, self._batch = shard, batch
+        self._places = [(shard.targets == label).nonzero().flatten() for label in range(classes)]
+        for label, places in enumerate(self._places):
+            if not len(places):
+                raise UsageError(
+                    f"sampling 'balanced': of the {len(shard)} examples of rank {rank} none is of class {label}, "
+                    f"and there are {classes} classes; take fewer workers, shards in which each worker has all "
+                    f"classes (--shards classes:{classes} deals each out evenly), or --sampling natural"
+                )
+        self._streams = [
+            Stream(len(places), seed, f"class {label} of rank {rank}") for label, places in enumerate(self._places)
+        ]
+
+    def batch(self, step: int) -> Batch:
+        """Return the batch of local step `step` (1-based), class by class."""
+        start, classes = (step - 1) * self._batch, len(self._places)
+        ends = start, start + self._batch
+        parts: list[Tensor] = []
+        for label, (places, stream) in enumerate(zip(self._places, self._streams, strict=True)):
+            first, last = (
+                -((label - end) // classes) for end in ends
+            )  # places before `end` that are this class's
+            if first < last:
+                parts.append(places[stream.draw(first, last)])
+        chosen = torch.cat(parts)
+        return Batch(self._shard.indices[chosen], self._shard.targets[chosen])

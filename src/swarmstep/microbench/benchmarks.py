@@ -11,6 +11,7 @@ from swarmstep.microbench.settings import (
     OverlapSettings,
     RoundSettings,
     ScaleSettings,
+    SweepSettings,
     WireSettings,
 )
 
@@ -58,6 +59,9 @@ BENCHMARKS = {
     ),
     "scale": BenchmarkEntry(
         "scale", ScaleSettings, "what a round costs by number of workers and size of the model"
+    ),
+    "sweep": BenchmarkEntry(
+        "sweep", SweepSettings, "how many sweeps a recurrent network takes that is cut over the workers"
     ),
 }
 """To add one: a module with the functions of `Benchmark`, a class of settings, and a line here."""

@@ -1,4 +1,4 @@
-"""The results of a benchmark: rows of times, bytes sent, and what was skipped and why."""
+"""The results of a benchmark: rows of times, bytes sent, other figures, and what was skipped and why."""
 
 from __future__ import annotations
 
@@ -42,6 +42,15 @@ class Skipped:
     parameters: int | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A number that is no time: a count, or an error."""
+
+    name: str
+    workers: int
+    value: float
+
+
 @dataclasses.dataclass
 class Report:
     """The outcome of one run of a benchmark."""
@@ -49,12 +58,14 @@ class Report:
     rows: list[Measurement] = dataclasses.field(default_factory=list[Measurement])
     skipped: list[Skipped] = dataclasses.field(default_factory=list[Skipped])
     sent: list[Sent] = dataclasses.field(default_factory=list[Sent])
+    figures: list[Figure] = dataclasses.field(default_factory=list[Figure])
 
     def add(self, other: Report) -> None:
         """Append the contents of another report."""
         self.rows += other.rows
         self.skipped += other.skipped
         self.sent += other.sent
+        self.figures += other.figures
 
     def dumps(self) -> str:
         """Return this as JSON; `loads` reads it."""
@@ -68,6 +79,7 @@ class Report:
             [Measurement(**one) for one in content["rows"]],
             [Skipped(**one) for one in content["skipped"]],
             [Sent(**one) for one in content["sent"]],
+            [Figure(**one) for one in content["figures"]],
         )
 
 

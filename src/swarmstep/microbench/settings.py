@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from swarmstep import spec_help
 from swarmstep.settings import setting
@@ -60,3 +61,15 @@ class ScaleSettings(BenchSettings):
     repeats: int = setting(7, f"{_REPEATS}; fewer if they take long", "R")
     most: int = setting(500_000_000, "skip cells in which all workers together have more parameters", "P")
     quick: bool = setting(False, "the small cells only")
+
+
+@dataclass(frozen=True)
+class SweepSettings(BenchSettings):
+    """Settings of ``bench sweep``."""
+
+    workers: int = setting(4, "number of workers", "W")
+    backend: Literal["sim", "gloo"] = setting("gloo", "sim: all workers in this process; gloo: real processes")
+    length: int = setting(128, "steps of the recurrent network, a multiple of W", "T")
+    hidden: int = setting(128, "its width", "H")
+    gain: float = setting(0.9, "largest factor by which its recurrent matrix stretches a state", "G")
+    tolerance: float = setting(1e-5, "change at which the sweeps end", "X")

@@ -32,6 +32,8 @@ def show(report: Report, about: Mapping[str, Any]) -> None:
             "" if one.interface is None else f", {one.interface / one.metered:.3f} of it on the interface"
         )
         print(f"  {one.name}: {one.metered:,.0f} bytes metered, {one.formula:,.0f} by the formula{on_interface}")
+    for figure in report.figures:
+        print(f"{figure.name}: {figure.value:g}")
     if report.skipped:
         print("\nskipped:")
     for skipped in report.skipped:

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from swarmstep.comm.codecs import Codec, parse
+from swarmstep.comm.codecs import parse
 from swarmstep.comm.dist import DistComm
+from swarmstep.comm.elementwise import Elementwise
 from swarmstep.comm.error_feedback import WEIGHT
 from swarmstep.comm.group import Group
 from swarmstep.comm.p2p import PIECE, Route
@@ -93,7 +94,8 @@ def expected_bytes(name: str, size: int, P: int) -> float:
         return roll_call + 2 * (size - 1) * (P + 1) * 4 / size
     if name == "pso-ps":
         return roll_call + (size - 1) * P * 4 / size
-    codec: Codec = parse(name.partition(", ")[2])
+    codec = parse(name.partition(", ")[2])
+    assert isinstance(codec, Elementwise)
     return roll_call + (size - 1) * (WEIGHT + 2 * codec.size(chunk_length(codec, P, size)))
 
 

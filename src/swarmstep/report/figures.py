@@ -95,6 +95,7 @@ def _plots(section: Section) -> dict[str, Any]:
         "curves": curves,
         "by_n": {name: [[n, _plain(estimate)] for n, estimate in points] for name, points in methods.items()},
         "measure": kind,
+        "score": section.score,
         "target": target_of(section),
     }
 
@@ -125,13 +126,13 @@ def curves(section: Section, index: int) -> Figure | None:
     timed = any(math.isfinite(point.seconds) for point in points)
     judged = any(math.isfinite(point.accuracy.mean) for point in points)
     choices = (
-        Choice("y", "Show", ({"accuracy": "accuracy"} if judged else {}) | {"loss": "loss"}),
+        Choice("y", "Show", ({"accuracy": section.score} if judged else {}) | {"loss": "loss"}),
         Choice("x", "against", {"step": "steps", "bytes": "bytes sent"} | ({"seconds": "time"} if timed else {})),
         Choice("range", "Range", {"close": "close-up", "all": "all"}),
     )
     few = len(shown(section)) < len(section.curves)
     note = "Each method at its best n; the legend shows the others. " if few else ""
-    heads = ["method", "n", "step", "sent", "time", "accuracy", "95 % interval", "loss", "95 % interval"]
+    heads = ["method", "n", "step", "sent", "time", section.score, "95 % interval", "loss", "95 % interval"]
     rows = [
         [
             curve.method,
@@ -154,14 +155,15 @@ def over_n(section: Section, index: int) -> Figure | None:
     kind, methods = by_n(section)
     if len({n for points in methods.values() for n, _ in points}) < 2:
         return None
-    heads = ["method", "n", f"test {kind}", "95 % interval", "seeds"]
+    shown = section.score if kind == "accuracy" else kind
+    heads = ["method", "n", f"test {shown}", "95 % interval", "seeds"]
     rows = [
         [method, str(n), *_both(estimate, kind), str(estimate.count)]
         for method, points in methods.items()
         for n, estimate in points
     ]
     text = "The cost of synchronizing less often: n is the number of steps between two synchronizations."
-    return Figure("by_n", index, text, DataTable(f"Test {kind} at the end against n", heads, rows))
+    return Figure("by_n", index, text, DataTable(f"Test {shown} at the end against n", heads, rows))
 
 
 def by_n(section: Section) -> tuple[str, Mapping[str, Sequence[tuple[int, Estimate]]]]:

@@ -87,7 +87,7 @@ def _columns(section: Section) -> list[_Column]:
 
     until = f"Until {section.target}"
     reaching = [("time", "seconds"), ("steps", "steps"), ("sent", "bytes")] if section.target else []
-    ending = [("accuracy", "accuracy"), ("loss", "loss"), ("sent", "bytes"), ("time", "seconds")]
+    ending = [(section.score, "accuracy"), ("loss", "loss"), ("sent", "bytes"), ("time", "seconds")]
     columns = [_Column(until, head, kind, at(kind)) for head, kind in reaching]
     return columns + [_Column(AT_END, head, kind, end(kind)) for head, kind in ending]
 

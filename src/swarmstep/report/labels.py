@@ -91,7 +91,7 @@ def ranked_by(section: Section) -> Quantity:
     if section.target:
         return Quantity("steps", True, f"Fewest steps to {section.target}")
     if any(math.isfinite(row.accuracy.mean) for row in section.rows):
-        return Quantity("accuracy", False, "Highest test accuracy at the end")
+        return Quantity("accuracy", False, f"Highest test {section.score} at the end")
     return Quantity("loss", False, "Lowest test loss at the end")
 
 

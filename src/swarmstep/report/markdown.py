@@ -26,7 +26,7 @@ def _section(section: Section) -> str:
         columns["reached"] = [_reached(row) for row in section.rows]
         for head, kind in (("time to it", "seconds"), ("steps to it", "steps"), ("sent until then", "bytes")):
             columns[head] = _cells(section.rows, kind, lambda row, kind=kind: at_target(row, kind))
-    for head, kind in (("accuracy", "accuracy"), ("loss", "loss"), ("sent in all", "bytes")):
+    for head, kind in ((section.score, "accuracy"), ("loss", "loss"), ("sent in all", "bytes")):
         columns[head] = _cells(section.rows, kind, lambda row, kind=kind: getattr(row, kind))
     if not section.target:
         columns["time in all"] = _cells(section.rows, "seconds", lambda row: row.seconds)

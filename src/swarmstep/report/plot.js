@@ -75,7 +75,7 @@ class Plot {
     const named = this.shown.map(nameOf).join("; ");
     this.svg = add(this.canvas, "svg", {
       viewBox: `0 0 ${this.width} ${this.height}`, tabindex: 0, role: "application", "aria-roledescription": "plot",
-      "aria-label": `${NAMES[this.choice.y]} against ${NAMES[this.choice.x] ?? "n"}: ${named}. Use the arrow keys to read the values.`,
+      "aria-label": `${quantityOf(this.section, this.choice.y)} against ${NAMES[this.choice.x] ?? "n"}: ${named}. Use the arrow keys to read the values.`,
     });
     if (empty.length) add(this.canvas, "p", { class: "note" }, `Not on this axis, because always 0 or unknown: ${empty.map(nameOf).join("; ")}.`);
     this.tip = add(this.canvas, "div", { class: "tip", role: "status" });
@@ -145,7 +145,7 @@ class Plot {
     add(this.svg, "path", { class: "axis", d: `M${left} ${bottom}H${right}` });
     const label = this.overN ? "n, steps between two synchronizations (log)" : NAMES[this.choice.x] + (logged ? " (log)" : unit ? ` (${unit})` : "");
     add(this.svg, "text", { x: (left + right) / 2, y: bottom + 37, "text-anchor": "middle" }, label);
-    add(this.svg, "text", { x: 0, y: 12 }, NAMES[this.choice.y]);
+    add(this.svg, "text", { x: 0, y: 12 }, quantityOf(this.section, this.choice.y));
     if (this.target !== null) {
       add(this.svg, "path", { class: "target", d: `M${left} ${this.y(this.target)}H${right}` });
       add(this.svg, "text", { x: left + 6, y: this.y(this.target) - 5 }, `target ${this.target}`);

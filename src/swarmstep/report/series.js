@@ -15,7 +15,9 @@ const MARKERS = [
   "M-2-4.4H2L4.8 0L2 4.4H-2L-4.8 0Z", // hexagon
 ];
 const COLUMNS = { step: 0, bytes: 1, seconds: 2, accuracy: 3, loss: 4 }; // in a point of a curve
-const NAMES = { step: "steps", bytes: "sent by a worker", seconds: "time", accuracy: "test accuracy", loss: "test loss" };
+const NAMES = { step: "steps", bytes: "sent by a worker", seconds: "time", loss: "test loss" };
+
+const quantityOf = (section, kind) => (kind === "accuracy" ? `test ${section.score}` : NAMES[kind]);
 
 // Both return [{method, every, shown, points: [{x, y, low, high, lines}]}].
 function seriesOfCurves(section, choice) {
@@ -25,7 +27,7 @@ function seriesOfCurves(section, choice) {
       const [y, low, high] = point[COLUMNS[choice.y]];
       const lines = ["step", "bytes", "seconds"].filter((kind) => point[COLUMNS[kind]] !== null)
         .map((kind) => `${NAMES[kind]}: ${format(kind, point[COLUMNS[kind]])}`);
-      return { x: point[COLUMNS[choice.x]], y, low, high, lines: [withInterval(choice.y, y, low, high), ...lines] };
+      return { x: point[COLUMNS[choice.x]], y, low, high, lines: [withInterval(section, choice.y, y, low, high), ...lines] };
     }),
   }));
 }
@@ -33,13 +35,13 @@ function seriesOfCurves(section, choice) {
 function seriesOverN(section) {
   return Object.entries(section.by_n).map(([method, points]) => ({
     method, every: null, shown: true,
-    points: points.map(([n, [y, low, high]]) => ({ x: n, y, low, high, lines: [withInterval(section.measure, y, low, high), `n = ${n}`] })),
+    points: points.map(([n, [y, low, high]]) => ({ x: n, y, low, high, lines: [withInterval(section, section.measure, y, low, high), `n = ${n}`] })),
   }));
 }
 
-function withInterval(kind, y, low, high) {
+function withInterval(section, kind, y, low, high) {
   const between = low === null ? "" : ` (${format(kind, low)} to ${format(kind, high)})`;
-  return `${NAMES[kind]}: ${format(kind, y)}${between}`;
+  return `${quantityOf(section, kind)}: ${format(kind, y)}${between}`;
 }
 
 function styleOf(series) {

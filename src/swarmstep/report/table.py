@@ -44,7 +44,7 @@ def _line(section: Section, row: MethodRow) -> dict[str, str | float]:
         "failed": len(row.failed),
     }
     for name in ("accuracy", "loss", "bytes", "seconds"):
-        line |= _numbers(name, getattr(row, name))
+        line |= _numbers(section.score if name == "accuracy" else name, getattr(row, name))
     reached = row.to_target
     line |= {"reached": reached.reached if reached else "", "of": reached.count if reached else ""}
     for name in ("steps", "bytes", "seconds"):

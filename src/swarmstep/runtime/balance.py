@@ -10,8 +10,9 @@ from swarmstep.arguments import check_type
 from swarmstep.data.allocator import Allocator
 from swarmstep.errors import UsageError
 from swarmstep.runtime.synchronizer import Synchronizer
-from swarmstep.signal import Event, Round
+from swarmstep.signal import Event, MembershipChange, Round
 from swarmstep.when import Balanced
+from swarmstep.when.steps import BalancedState
 
 
 class Balance:
@@ -31,16 +32,26 @@ class Balance:
         ...
         balance.update(sync.step(loss, lr))
 
-    What counts as computing is the time outside of the Synchronizer. If the loop also waits for other workers
-    there, in a collective of its own, say, call `measured` in place of `update`. Made at the same point on all
-    ranks.
+    What counts as computing is the time outside of the Synchronizer, or what `Synchronizer.step` was told. If the
+    loop also waits for other workers there, in a collective of its own, say, call `measured` in place of `update`.
+    Made at the same point on all ranks.
+
+    In an elastic group the work is divided anew when the membership changes, by what is known of those who stay; a
+    newcomer counts as a worker of mean speed until it has been measured. Make the balance right after the
+    Synchronizer, and tell it all events::
+
+        for event in [sync.step(loss, lr, weight=balance.batch), *sync.events()]:
+            balance.update(event)
 
     Args:
-        sync: of a group that is not elastic; its strategy's card says that weights count.
+        sync: its strategy's card says that weights count.
         batch: mean examples of a step and worker, at least 1 (None: by steps).
         smoothing: weight of a new measurement, above 0 and at most 1.
         band: shares change only where that saves more than this part of the time.
         least: what each worker gets; with BatchNorm, which cannot train on one example, 2 by batch.
+        most: the largest share that each worker can hold, by rank; in an elastic group by slot, the number with
+            which a worker's name begins, and not below the mean, since any worker may be left alone. One that is
+            not listed has no limit.
 
     Attributes:
         shares: int [W], the examples of a step, or the steps of a round, of each worker.
@@ -56,14 +67,31 @@ class Balance:
         smoothing: float = 0.5,
         band: float = 0.05,
         least: int = 1,
+        most: Sequence[int] = (),
     ) -> None:
         check_type("Balance: sync", sync, Synchronizer)
         _check(sync, batch)
         self._sync, self._by_batch = sync, batch is not None
-        when, size = sync.strategy.when, sync.comm.size
-        mean = batch if batch is not None else when.n if isinstance(when, Balanced) else 0
-        self._allocator = Allocator(size, size * mean, smoothing, band, least)
+        when = sync.strategy.when
+        self._mean = batch if batch is not None else when.n if isinstance(when, Balanced) else 0
+        self._smoothing, self._band, self._least, self._most = smoothing, band, least, tuple(most)
+        if sync.comm.elastic and most and min(most) < self._mean:
+            raise UsageError(
+                f"Balance: most: in an elastic group expected at least {self._mean}, found {min(most)}"
+            )
+        self._allocator = self._allocator_of(sync.comm.names or [str(rank) for rank in range(sync.comm.size)])
         self._seen = sync.steps  # at the last measurement
+        sync.attach("balance", self)
+
+    def _allocator_of(self, names: Sequence[str]) -> Allocator:
+        workers = len(names)
+        limits = self._limits(names)
+        return Allocator(workers, workers * self._mean, self._smoothing, self._band, self._least, limits)
+
+    def _limits(self, names: Sequence[str]) -> list[float]:
+        """Return the largest share of each worker; empty where none has a limit."""
+        slots = [int(name.partition(".")[0]) for name in names] if self._most else []
+        return [self._most[slot] if 0 <= slot < len(self._most) else math.inf for slot in slots]
 
     @property
     def shares(self) -> tuple[int, ...]:
@@ -72,18 +100,29 @@ class Balance:
 
     @property
     def batch(self) -> int:
-        """How many examples this worker takes in its next step; UsageError where the balance is by steps."""
+        """How many examples this worker takes in its next step.
+
+        Raises:
+            UsageError: the balance is by steps, or it was not told that the membership has changed.
+        """
         if not self._by_batch:
             raise UsageError("Balance.batch: by steps the batches stay; expected Balance(sync, batch=...)")
+        if len(self._allocator.shares) != self._sync.comm.size:
+            raise UsageError(
+                f"Balance.batch: expected shares of {self._sync.comm.size} workers, found "
+                f"{len(self._allocator.shares)}; in an elastic group call update() with each of sync.events()"
+            )
         return self._allocator.shares[self._sync.comm.rank]
 
     def update(self, event: Event | None) -> None:
-        """Take note of what `Synchronizer.step` returned; after a round, divide the work anew.
+        """Take note of what `Synchronizer.step` or `events` returned; divide the work anew where it says so.
 
         Raises:
             UsageError: rounds land later than they start, or are of parts of the model: their seconds are those of
                 other shares. Call `measured`.
         """
+        if isinstance(event, MembershipChange):
+            self.regroup(event)
         if not isinstance(event, Round):
             return
         options = self._sync.options
@@ -93,8 +132,8 @@ class Balance:
                 f"Balance.update: expected no delay and 1 fragment, found {found}; call measured() with the "
                 "seconds of the workers"
             )
-        steps = self._sync.steps - self._seen if self._by_batch else 1
-        self._seen = self._sync.steps
+        steps = event.step - self._seen if self._by_batch else 1
+        self._seen = event.step
         self.measured([seconds / max(1, steps) for seconds in event.compute_seconds])
 
     def measured(self, seconds: Sequence[float]) -> None:
@@ -105,15 +144,25 @@ class Balance:
                 two rounds, by steps; infinite where it is silent, NaN where nothing was measured.
         """
         self._allocator.update(seconds)
-        if not self._by_batch:
-            self.plan(self._allocator.shares[self._sync.comm.rank])
+        self._plan_own()
 
-    def plan(self, steps: int) -> None:
-        """Let this worker's next round start after so many steps of its own."""
+    def regroup(self, change: MembershipChange) -> None:
+        """Divide the work anew in a group that has changed."""
+        names, sources = change.names, change.sources
+        worked = change.step > self._seen  # the round of that work is still to come
+        self._allocator.regroup(sources, len(sources) * self._mean, self._limits(names), worked=worked)
+        self._plan_own()
+
+    def _plan_own(self) -> None:
+        shares, comm = self._allocator.shares, self._sync.comm
+        if not self._by_batch and len(shares) == comm.size:  # else a newcomer is told of what was before
+            self.plan(shares[comm.rank], self._mean)
+
+    def plan(self, own: int, length: int) -> None:
+        """Let the round that begins here have so many steps of this worker's own, `length` on average."""
         for state in self._sync.triggers:
-            trigger = state._asdict()
-            trigger["steps"].fill_(steps)
-            trigger["next"].fill_(self._sync.steps + steps)
+            if isinstance(state, BalancedState):
+                Balanced.plan(state, own, length)
 
     def of(self, total: int) -> list[int]:
         """Return the shares [W] of another amount of work, at least W, as things are."""
@@ -124,15 +173,19 @@ class Balance:
         return {"allocator": self._allocator.state_dict(), "seen": self._seen}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Go on from a `state_dict`; load the Synchronizer's before. CheckpointError where it does not fit."""
+        """Go on from a `state_dict`; load the Synchronizer's before. CheckpointError where it does not fit.
+
+        In an elastic group it may be of other workers: `regroup` follows.
+        """
+        if self._sync.comm.elastic:
+            workers, names = len(saved["allocator"]["shares"]), self._sync.comm.names
+            self._allocator = self._allocator_of(names if workers == len(names) else ["-1"] * workers)
         self._allocator.load_state_dict(saved["allocator"])
         self._seen = int(saved["seen"])
 
 
 def _check(sync: Synchronizer, batch: int | None) -> None:
     strategy, name = sync.strategy, type(sync.strategy).__name__
-    if sync.comm.elastic:
-        raise UsageError("Balance: an elastic group has equal shares; expected a fixed group")
     if batch is not None and not 1 <= batch < math.inf:
         raise UsageError(f"Balance: expected a batch of at least 1 example, found {batch}")
     if batch is None and not isinstance(strategy.when, Balanced):
@@ -140,7 +193,9 @@ def _check(sync: Synchronizer, batch: int | None) -> None:
             f"Balance: by steps the trigger sets the rounds; expected {name}(when=Balanced(n)), found "
             f"{strategy.when}; or give batch=..."
         )
-    if batch is not None and strategy.when.per_rank:
+    if batch is None and strategy.target == "gradients":
+        raise UsageError(f"Balance: {name} synchronizes gradients in each step; give batch=...")
+    if batch is not None and (strategy.when.per_rank or isinstance(strategy.when, Balanced)):
         raise UsageError(f"Balance: by batch all take the same steps; expected Every(n), found {strategy.when}")
     card = getattr(strategy, "card", None)
     if card is not None and not card.weighted:

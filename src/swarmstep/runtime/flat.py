@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from swarmstep.errors import UsageError
 from swarmstep.runtime.module_tensors import (
+    average_only,
     check_tensors,
     is_statistic,
     local_shard,
@@ -22,10 +23,10 @@ class Flat:
     """What of a module the workers share, as a vector x.
 
     In x: every trainable parameter once (tied parameters count once, those without a gradient count too), in
-    the order of `named_parameters`, then every persistent floating-point buffer that holds finite numbers. Of a
-    sharded parameter (DTensor) this rank's shard. Not in x: frozen parameters, other buffers (integers, masks
-    with infinities, empty ones), of which all ranks start with rank 0's; and buffers registered with
-    persistent=False, which stay each worker's own.
+    the order of `named_parameters`, those that are averaged only (`module_tensors.average_only`) behind the
+    others, then every persistent floating-point buffer that holds finite numbers. Of a sharded parameter (DTensor)
+    this rank's shard. Not in x: frozen parameters, other buffers (integers, masks with infinities, empty ones), of
+    which all ranks start with rank 0's; and non-persistent buffers, which stay each worker's own.
 
     x is float32, or float64 if any of its tensors is; on the device of the first parameter, or on `device`.
     Writing rounds to each tensor's own dtype.
@@ -52,11 +53,14 @@ class Flat:
         check_tensors(module)
         buffers = [name for name, buffer in persistent_buffers(module).items() if is_statistic(buffer)]
         self._buffers = frozenset(buffers)
-        parameters = [name for name, p in module.named_parameters() if p.requires_grad]
+        trained, only = [name for name, p in module.named_parameters() if p.requires_grad], average_only(module)
+        parameters = [name for name in trained if name not in only]
         if not parameters:
             raise UsageError("the model has no trainable parameter: expected one with requires_grad=True")
-        self._plain = [*parameters, *buffers]
-        self._names = _dealt(parameters, buffers, fragments)
+        averaged = [name for name in trained if name in only]
+        self._averaged = frozenset(averaged)
+        self._plain = [*parameters, *averaged, *buffers]
+        self._names = _dealt(parameters, [*averaged, *buffers], fragments)
         self._expected: dict[str, int] = {}  # the elements of each tensor, by name; empty until they are known
         tensors = self._tensors()
         self._expected = {name: tensor.numel() for name, tensor in tensors.items()}
@@ -93,8 +97,12 @@ class Flat:
         return found
 
     def _measure(self, names: list[str], tensors: dict[str, Tensor]) -> Layout:
-        parameters = sum(tensors[name].numel() for name in names if name not in self._buffers)
-        return Layout(tuple(names), tuple(tensors[name].numel() for name in names), parameters)
+        sizes = {name: tensors[name].numel() for name in names}
+        averaged = sum(size for name, size in sizes.items() if name in self._averaged)
+        buffers = sum(size for name, size in sizes.items() if name in self._buffers)
+        parameters = sum(sizes.values()) - averaged - buffers
+        shapes = tuple(tuple(tensors[name].shape) for name in names)
+        return Layout(tuple(names), tuple(sizes.values()), parameters, averaged, shapes)
 
     def _may_be_views(self, tensors: dict[str, Tensor]) -> bool:
         """Return whether the tensors stay what they are when they become views of one vector."""
@@ -193,7 +201,7 @@ class Flat:
             tensors[name].copy_(piece.view(tensors[name].shape))
 
     def in_plain_order(self, x: Tensor) -> Tensor:
-        """Return x as it lies without fragments: all parameters, then all buffers."""
+        """Return x as it lies without fragments: all parameters, those averaged only at last, then all buffers."""
         pieces = dict(zip(self.layout.names, x.split(self.layout.sizes), strict=True))
         return torch.cat([pieces[name] for name in self._plain])
 
@@ -207,8 +215,9 @@ class Flat:
 
     @torch.no_grad()
     def gradient(self) -> Tensor:
-        """Return the gradients of the parameters in x as a vector, zero where there is none."""
-        g = torch.zeros(self.layout.parameters, dtype=self.dtype, device=self.device)
+        """Return the gradients of all parameters in x as a vector, zero where there is none."""
+        layout = self.layout
+        g = torch.zeros(layout.parameters + layout.averaged, dtype=self.dtype, device=self.device)
         offset = 0
         for parameter in self._parameters():
             size = local_shard(parameter).numel()
@@ -238,11 +247,12 @@ class Flat:
         return {
             name: f"{str(tensor.dtype).removeprefix('torch.')} {list(local_shard(tensor).shape)}"
             + ("" if name in self.layout.names else ", not trained")
+            + (", averaged only" if name in self._averaged else "")
             for name, tensor in module_tensors(self._module).items()
         }
 
 
-def _dealt(parameters: list[str], buffers: list[str], fragments: int) -> list[list[str]]:
+def _dealt(parameters: list[str], others: list[str], fragments: int) -> list[list[str]]:
     """Return the names in each fragment, parameters first; what belongs to one leaf module stays together."""
     owners = list(dict.fromkeys(name.rpartition(".")[0] for name in parameters))
     if not 1 <= fragments <= len(owners):
@@ -252,7 +262,7 @@ def _dealt(parameters: list[str], buffers: list[str], fragments: int) -> list[li
         )
     turn = {owner: place % fragments for place, owner in enumerate(owners)}
     dealt: list[list[str]] = [[] for _ in range(fragments)]
-    for name in [*parameters, *buffers]:
+    for name in [*parameters, *others]:
         dealt[turn.get(name.rpartition(".")[0], 0)].append(name)
     return dealt
 

@@ -13,13 +13,14 @@ from swarmstep import fault_points
 from swarmstep.comm.background import Done, Pending
 from swarmstep.comm.base import Comm
 from swarmstep.comm.coded import Coded
+from swarmstep.runtime.averaged import with_means
 from swarmstep.runtime.follow_up import FollowUp
 from swarmstep.runtime.learning_rate import of_elements
 from swarmstep.runtime.pending_round import PendingRound, RoundResult
 from swarmstep.runtime.roll_call import RankStatus, RollCall, call_roll, check_finite, reported_loss
 from swarmstep.runtime.round_context import RoundContext, StepContext
 from swarmstep.runtime.window import Window
-from swarmstep.signal import Distrust, Round, Signal
+from swarmstep.signal import Distrust, Round
 
 
 class Fragment:
@@ -52,11 +53,11 @@ class Fragment:
         self.follow_up = FollowUp(self._metered)
         self.coded: Coded | None = None
         if options.codec:
-            referenced = strategy.common != "none"
-            start = context.vector.read(index)
-            statistics = len(start) - self.layout.parameters
+            common = strategy.common != "none"
+            start, shapes = self._seen(context.vector.read(index)), self.layout.parameter_shapes
+            exact = len(start) - self.layout.parameters  # what is averaged only, and statistics
             self.coded = Coded(
-                self._metered, options.codec, start, exact=statistics, referenced=referenced, reuse=True
+                self._metered, options.codec, start, exact=exact, shapes=shapes, referenced=common, reuse=True
             )
         self.comm: Comm = self.coded or self._metered
         self.trigger = strategy.when.init(self.layout, context.comm.size)
@@ -78,7 +79,8 @@ class Fragment:
 
     def wants_round(self, step: int, lr: float | None) -> bool:
         """Ask the trigger, once a step; each fragment's steps are shifted by its share of the period."""
-        return self.context.strategy.when.due(self.trigger, self._signal(step + self._ahead, lr, self.window))
+        signal = self.context.signal(self.index, self.layout, step + self._ahead, lr, self.window)
+        return self.context.strategy.when.due(self.trigger, signal)
 
     def open(self, now: StepContext) -> Tensor:
         """Return the vector a round starts from: the live one, or a copy where a fault may change it."""
@@ -154,45 +156,32 @@ class Fragment:
             self.coded.discard()
         called = called or self._call_roll(x, now, window)
         roll, began, probed = called.roll, context.comm.clock(), probe.seconds if probe else 0.0
-        signal = self._signal(roll.step, now.lr, window)
+        signal = context.signal(self.index, self.layout, roll.step, now.lr, window)
         if now.rates:
-            rates = functools.partial(of_elements, now.rates, self.layout, x)
+            rates = functools.partial(of_elements, now.rates, self.layout, self._seen(x))
             signal = dataclasses.replace(signal, rates=rates)
-        buffers = x[self.layout.parameters :].clone()
         with self._metered.counting() as traffic:
-            message = self.strategy.exchange(x, self.state, signal, roll, self.comm)
-            if context.buffers == "first" and len(buffers):
-                buffers = self._metered.broadcast(buffers, int(roll.present.int().argmax()))
+            averaged = self.layout.averaged
+            if averaged:
+                distrusted = [worker.rank for worker in self.strategy.distrusted(self.state)]
+                weight = 0.0 if context.comm.rank in distrusted else roll.weight(context.comm.rank)
+                x = with_means(x, self.layout, weight, self._metered)
+            rest = x[self.layout.parameters :].clone()  # what is averaged only, then the buffers
+            message = self.strategy.exchange(self._seen(x), self.state, signal, roll, self.comm)
+            if context.buffers == "first" and len(rest) > averaged:
+                rest[averaged:] = self._metered.broadcast(rest[averaged:], int(roll.present.int().argmax()))
         fault_points.reach(fault_points.EXCHANGED)
         decision = context.comm.decide()
         fault_points.reach(fault_points.DECIDED)
         return RoundResult(
             roll=roll,
             message=message,
-            buffers=buffers,
+            buffers=rest,
             traffic=called.traffic + traffic,
             probe_seconds=probe.seconds - probed if probe else 0.0,
             wait_seconds=called.seconds,
             send_seconds=context.comm.clock() - began,
             decision=decision,
-        )
-
-    def _signal(self, step: int, lr: float | None, window: Window) -> Signal:
-        context = self.context
-        probe = context.probe if context.options.fragments == 1 else None
-        return Signal(
-            step=step,
-            seed=context.options.seed,
-            lr=lr,
-            loss=window.mean_loss,
-            gradient=context.flat.gradient,
-            probe=functools.partial(probe, step=step) if probe else None,
-            layout=self.layout,
-            probe_cost=probe.cost(context.options.probe_cost, window) if probe else 0.0,
-            rank=context.comm.rank,
-            seconds=window.seconds,
-            total=context.total,
-            weights=functools.partial(context.flat.open, self.index),
         )
 
     def settle(self) -> RoundResult | None:
@@ -244,18 +233,20 @@ class Fragment:
         """Change the weights and the state by a round's result; return the workers that it left out."""
         fault_points.reach(fault_points.LANDING)
         vector, options = self.context.vector, self.context.options
-        n, strategy = self.layout.parameters, self.strategy
+        n, averaged, strategy = self.layout.parameters, self.layout.averaged, self.strategy
         assigned = not options.delay and options.mix is None
         y = pending.x if assigned else self._copied(pending.x, "end")
-        agreed = strategy.consensus(y, result.message)
-        buffers = agreed[n:].clone() if self.context.buffers == "mean" else result.buffers
-        strategy.apply(y, self.state, result.message, self.layout)
-        common = agreed if strategy.common == "consensus" else y
+        seen, rest = self._seen(y), result.buffers
+        agreed = strategy.consensus(seen, result.message)
+        if self.context.buffers == "mean":
+            rest[averaged:] = agreed[n + averaged :]
+        strategy.apply(seen, self.state, result.message, self.layout)
+        common = agreed if strategy.common == "consensus" else seen
         if self.coded:
             self.coded.commit(common)
         distrusted = strategy.distrusted(self.state)
         self._enter_phase(result.roll.step + self._apart, common)
-        y[n:] = buffers
+        y[n:] = rest
         if assigned:
             vector.close(y, self.index)
         else:
@@ -280,8 +271,8 @@ class Fragment:
 
     def _merge(self, start: Tensor, end: Tensor, left_out: bool) -> None:
         """Bring what a round made of `start` into the live weights, which have moved on since."""
-        flat, n, mix = self.context.flat, self.layout.parameters, self.context.options.mix
-        x = flat.open(self.index)
+        flat, mix = self.context.flat, self.context.options.mix
+        x, n = flat.open(self.index), self.layout.parameters + self.layout.averaged
         if self.context.buffers != "local":
             x[n:] = end[n:]
         if left_out:
@@ -291,6 +282,10 @@ class Fragment:
         else:
             x[:n].mul_(mix).add_(end[:n], alpha=1.0 - mix)
         flat.close(x, self.index)
+
+    def _seen(self, x: Tensor) -> Tensor:
+        """Return the part of x that the strategy sees: of gradients, those to which its step is applied."""
+        return x[: self.layout.parameters] if self.context.strategy.target == "gradients" else x
 
     def _copied(self, x: Tensor, name: str) -> Tensor:
         """Return a copy of x, in memory that the next copy of this name reuses."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from itertools import accumulate
 
 from torch import Tensor, nn
@@ -9,7 +10,6 @@ from torch import Tensor, nn
 from swarmstep.arguments import check_type
 from swarmstep.comm.base import Comm
 from swarmstep.runtime.flat import Flat
-from swarmstep.signal import Layout
 
 
 class Gradients:
@@ -23,9 +23,10 @@ class Gradients:
 
     def __init__(self, flat: Flat) -> None:
         self._flat = flat
-        names, sizes, parameters = flat.layout.names, flat.layout.sizes, flat.layout.parameters
-        trained = sum(1 for end in _ends(sizes) if end <= parameters)
-        self.fragments = (Layout(names[:trained], sizes[:trained], parameters),)
+        whole = flat.layout
+        trained = sum(1 for end in accumulate(whole.sizes) if end <= whole.parameters + whole.averaged)
+        names, sizes = whole.names[:trained], whole.sizes[:trained]
+        self.fragments = (dataclasses.replace(whole, names=names, sizes=sizes, shapes=whole.shapes[:trained]),)
 
     def read(self, fragment: int | None = None) -> Tensor:
         """Return a copy of the gradients."""
@@ -50,7 +51,3 @@ def average_gradients(model: nn.Module, comm: Comm) -> None:
     check_type("average_gradients: comm", comm, Comm)
     flat = Flat(model)
     flat.write_gradient(comm.mean(flat.gradient())[0])
-
-
-def _ends(sizes: tuple[int, ...]) -> list[int]:
-    return list(accumulate(sizes))

@@ -35,6 +35,28 @@ def persistent_buffers(module: nn.Module) -> dict[str, Tensor]:
     return found
 
 
+def average_only(module: nn.Module) -> set[str]:
+    """Return the parameters that rounds average, whatever the strategy does with the others.
+
+    A module names its own as its attribute `average_only`, a tuple of names: the dual variable of a min-max
+    problem, say, which no outer momentum should move. The attribute outlives copies of the module.
+
+    Raises:
+        UsageError: a module has no parameter of that name.
+    """
+    marked: set[int] = set()
+    for owner in module.modules():
+        own = dict(owner.named_parameters(recurse=False, remove_duplicate=False))
+        for name in getattr(owner, "average_only", ()):
+            if name not in own:
+                raise UsageError(
+                    f"{type(owner).__name__}.average_only: expected a tuple of its own parameters' names "
+                    f"({', '.join(own) or 'it has none'}), found {name!r}"
+                )
+            marked.add(id(own[name]))
+    return {name for name, parameter in module.named_parameters() if id(parameter) in marked}
+
+
 def local_shard(x: Tensor) -> Tensor:
     """Return this rank's shard of a sharded tensor (DTensor, as FSDP2 makes them); any other as it is."""
     module: Any = sys.modules.get("torch.distributed.tensor")  # not loaded: there are none

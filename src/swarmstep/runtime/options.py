@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from swarmstep.arguments import Checked
 from swarmstep.comm.base import Comm
-from swarmstep.comm.codecs import Codec
+from swarmstep.comm.codec import Codec
 from swarmstep.errors import UsageError
 
 

@@ -10,7 +10,7 @@ import torch
 
 from swarmstep import fault_points
 from swarmstep.checkpoint import fields
-from swarmstep.comm.group import Group
+from swarmstep.comm.group import Decision, Group
 from swarmstep.comm.metered import Metered, Traffic
 from swarmstep.errors import CheckpointError, Disagreement, PeerLost
 from swarmstep.runtime import fragment_state
@@ -18,7 +18,7 @@ from swarmstep.runtime.fragment import Fragment
 from swarmstep.runtime.replica import Replica
 from swarmstep.runtime.round_context import StepContext
 from swarmstep.runtime.state_transfer import hand_over
-from swarmstep.signal import Event, MembershipChange
+from swarmstep.signal import Distrust, Event, MembershipChange, Round
 
 
 @dataclasses.dataclass
@@ -154,7 +154,7 @@ class Regrouping:
             **self._counts.state_dict(),
             "attempt": [attempt.fragment, *attempt.now] if attempt else [],
             "fragments": [fragment_state.save(fragment) for fragment in self.fragments],
-            "changes": [_packed(event) for event in self._events if isinstance(event, MembershipChange)],
+            "events": [_packed(event) for event in self._events],
             **self._replica.possessions(),
         }
 
@@ -164,7 +164,7 @@ class Regrouping:
         self._counts.steps = max(self._counts.steps, self.level)
         self._replica.keep(parcel)
         # What the donor's caller has not been told of yet is not in what its stateful objects have handed over.
-        self._events += [_unpacked(change) for change in parcel["changes"]]
+        self._events += [_unpacked(packed) for packed in parcel["events"]]
         if not parcel["attempt"]:
             return None
         fragment, *rest = parcel["attempt"]
@@ -191,13 +191,24 @@ class Regrouping:
             fault_points.reach(fault_points.MEMBERSHIP_CHANGED, change=change, x=self._replica.flat.read())
 
 
-def _packed(change: MembershipChange) -> dict[str, Any]:
-    """Return what a newcomer needs to know of a change of before it came."""
-    counts = {name: getattr(change, name) for name in ("step", "committed", "rounds", "epoch")}
-    return {**counts, "sources": list(change.sources), "names": list(change.names)}
+def _packed(event: Event) -> dict[str, Any]:
+    """Return what a newcomer needs to know of what happened before it came."""
+    if isinstance(event, Round):
+        calls = {name: [tuple(call) for call in getattr(event, name)] for name in ("calls", "followed")}
+        return {**dataclasses.asdict(event), **calls, "decision": [*event.decision]}
+    counts = {name: getattr(event, name) for name in ("step", "committed", "rounds", "epoch")}
+    return {**counts, "sources": list(event.sources), "names": list(event.names)}
 
 
-def _unpacked(packed: dict[str, Any]) -> MembershipChange:
+def _unpacked(packed: dict[str, Any]) -> Event:
+    if "number" in packed:
+        plain: dict[str, Any] = {
+            **packed,
+            **{name: tuple(map(tuple, packed[name])) for name in ("calls", "followed")},
+            "distrusted": tuple(Distrust(**worker) for worker in packed["distrusted"]),
+            "decision": Decision(*packed["decision"]),
+        }
+        return Round(**plain)
     return MembershipChange(
         **{name: int(packed[name]) for name in ("step", "committed", "rounds", "epoch")},
         sources=tuple(packed["sources"]),

@@ -13,7 +13,7 @@ from swarmstep.runtime.flat import Flat
 from swarmstep.runtime.fragment import Fragment
 from swarmstep.runtime.gradients import Gradients
 from swarmstep.runtime.module_tensors import check_wrappers, module_tensors, sharded
-from swarmstep.runtime.options import Options
+from swarmstep.runtime.options import Options, Stateful
 from swarmstep.runtime.probe import Probe
 from swarmstep.runtime.round_context import RoundContext
 from swarmstep.runtime.startup_checks import agree, agree_on_loss, start_alike
@@ -44,6 +44,8 @@ class Replica:
             )
         self.flat = Flat(model, views=options.views, fragments=options.fragments, device=options.offload)
         self._probe: Probe | None = None
+        self._stateful: dict[str, Stateful] = {**options.stateful}
+        self._kept: dict[str, Any] = {}  # states by name that were taken over, and which nothing has yet
 
     def _check(self) -> None:
         """Raise UsageError where the options do not go with the strategy."""
@@ -98,14 +100,14 @@ class Replica:
     @property
     def finite(self) -> bool:
         """Whether everything that a newcomer would take from this worker is finite."""
-        return is_finite([*module_tensors(self.model).values(), self._stateful()])
+        return is_finite([*module_tensors(self.model).values(), self._states()])
 
     def possessions(self) -> dict[str, Any]:
         """Return what a newcomer takes of this worker, beside the swarm's state."""
-        return {"model": tensors_of(self.model), "stateful": self._stateful()}
+        return {"model": tensors_of(self.model), "stateful": self._states()}
 
-    def _stateful(self) -> dict[str, Any]:
-        return {name: thing.state_dict() for name, thing in self.options.stateful.items()}
+    def _states(self) -> dict[str, Any]:
+        return {**self._kept, **{name: thing.state_dict() for name, thing in self._stateful.items()}}
 
     def meet(self, comm: Metered, theirs: dict[str, Any] | None) -> None:
         """Let newcomers start at the mean of the others, as new particles, with what else one of them has.
@@ -124,8 +126,15 @@ class Replica:
 
     def keep(self, theirs: dict[str, Any]) -> None:
         """Take over what was not needed before the group had begun: the optimizer and the like."""
-        for name, thing in self.options.stateful.items():
-            thing.load_state_dict(theirs["stateful"][name])
+        self._kept = {**theirs["stateful"]}
+        for name, thing in self._stateful.items():
+            thing.load_state_dict(self._kept.pop(name))
+
+    def attach(self, name: str, thing: Stateful) -> None:
+        """Have newcomers take over this, too; it takes what was kept for it."""
+        self._stateful[name] = thing
+        if name in self._kept:
+            thing.load_state_dict(self._kept.pop(name))
 
     def _made_probe(self, comm: Metered) -> Probe | None:
         options = self.options

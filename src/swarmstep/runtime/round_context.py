@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -14,6 +15,8 @@ from swarmstep.runtime.flat import Flat
 from swarmstep.runtime.gradients import Gradients
 from swarmstep.runtime.options import Options
 from swarmstep.runtime.probe import Probe
+from swarmstep.runtime.window import Window
+from swarmstep.signal import Layout, Signal
 from swarmstep.strategies.base import Strategy
 
 
@@ -40,6 +43,32 @@ class RoundContext:
     def total(self, part: Tensor) -> Tensor:
         """Return the sum of `part` over the ranks that hold shards of this worker's model. Collective there."""
         return self.shards.gather(part).sum(dim=0) if self.shards else part
+
+    def signal(self, fragment: int, layout: Layout, step: int, lr: float | None, window: Window) -> Signal:
+        """Return what a trigger and a strategy are told.
+
+        Args:
+            fragment: which one.
+            layout: of the vector that its rounds change.
+            step: local steps of the worker, or of the round.
+            lr: of the inner optimizer.
+            window: the steps since the last round.
+        """
+        probe = self.probe if self.options.fragments == 1 else None
+        return Signal(
+            step=step,
+            seed=self.options.seed,
+            lr=lr,
+            loss=window.mean_loss,
+            gradient=lambda: self.flat.gradient()[: self.flat.layout.parameters],
+            probe=functools.partial(probe, step=step) if probe else None,
+            layout=layout,
+            probe_cost=probe.cost(self.options.probe_cost, window) if probe else 0.0,
+            rank=self.comm.rank,
+            seconds=window.seconds,
+            total=self.total,
+            weights=functools.partial(self.flat.open, fragment),
+        )
 
 
 class StepContext(NamedTuple):

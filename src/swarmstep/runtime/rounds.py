@@ -11,6 +11,7 @@ from torch import Tensor
 from swarmstep import fault_points
 from swarmstep.comm.group import Group
 from swarmstep.errors import CommError, PeerLost
+from swarmstep.runtime.averaged import with_means
 from swarmstep.runtime.fragment import Fragment
 from swarmstep.runtime.learning_rate import LearningRate
 from swarmstep.runtime.regrouping import Attempt, Counts, Regrouping
@@ -156,8 +157,12 @@ class Rounds:
         Its state is still at the start then, without anything that has been trained.
         """
         flat, comm, state = self._replica.flat, self.group.comm, fragment.state
-        x = flat.read(fragment.index)
+        x, layout = flat.read(fragment.index), flat.fragments[fragment.index]
         if state and not fragment.rounds:
             mean, _ = comm.mean(x, float(x.isfinite().all()))
-            state = fragment.strategy.init(mean, flat.fragments[fragment.index], comm)
-        return fragment.strategy.result(x, state, comm)
+            state = fragment.strategy.init(mean, layout, comm)
+        result = fragment.strategy.result(x, state, comm)
+        if layout.averaged and fragment.strategy.one_result:
+            averaged = slice(layout.parameters, layout.parameters + layout.averaged)
+            result[averaged] = with_means(x, layout, float(x.isfinite().all()), comm)[averaged]
+        return result

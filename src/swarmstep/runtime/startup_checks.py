@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from swarmstep.comm.base import Comm
-from swarmstep.errors import Disagreement, NotFinite
+from swarmstep.errors import Disagreement, NotFinite, UsageError
 from swarmstep.runtime.module_tensors import local_shard, module_tensors
+from swarmstep.strategies.base import Strategy
 
 
 def agree(description: Mapping[str, str], comm: Comm) -> None:
@@ -97,3 +98,17 @@ def _equal(tensors: list[Tensor], comm: Comm) -> list[bool]:
     digests = b"".join(hashlib.sha256(part.data).digest() for part in content)
     rows = comm.gather(torch.frombuffer(bytearray(digests), dtype=torch.uint8))
     return (rows == rows[0]).view(len(rows), len(tensors), -1).all(dim=2).all(dim=0).tolist()
+
+
+def check_elastic(strategy: Strategy) -> None:
+    """Raise UsageError where an elastic group cannot run a strategy."""
+    if strategy.when.per_rank:
+        raise UsageError(
+            f"{strategy.when}: in an elastic group all workers take the same number of steps between rounds; "
+            "expected one number for all"
+        )
+    if strategy.target == "gradients":
+        raise UsageError(
+            f"{type(strategy).__name__} synchronizes gradients, and workers that join later would not hold the "
+            "same weights to the bit; an elastic group takes any strategy that synchronizes weights"
+        )

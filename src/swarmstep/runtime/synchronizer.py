@@ -15,9 +15,10 @@ from swarmstep.runtime import synchronizer_state
 from swarmstep.runtime.first_step import FirstStep
 from swarmstep.runtime.learning_rate import LearningRate, Rate, learning_rate
 from swarmstep.runtime.number import scalar_loss
-from swarmstep.runtime.options import Options
+from swarmstep.runtime.options import Options, Stateful
 from swarmstep.runtime.replica import Replica
 from swarmstep.runtime.rounds import Rounds
+from swarmstep.runtime.startup_checks import check_elastic
 from swarmstep.signal import Event
 from swarmstep.strategies.base import Strategy
 from swarmstep.when import Never
@@ -49,7 +50,7 @@ class Synchronizer:
     def __init__(self, model: nn.Module, strategy: Strategy, comm: Group, options: Options | None = None) -> None:
         _check_arguments(model, strategy, comm, options)
         if comm.elastic:
-            _check_elastic(strategy)
+            check_elastic(strategy)
         self.strategy = strategy
         self.options = options or Options()
         self._finished = False
@@ -62,7 +63,7 @@ class Synchronizer:
 
     @property
     def steps(self) -> int:
-        """How many local steps this worker has taken."""
+        """How many local steps this worker has taken; with `Balanced`, those of an equal worker."""
         return self._rounds.counts.steps
 
     @property
@@ -110,7 +111,9 @@ class Synchronizer:
         """Whether a round is under way in the background; the same on all ranks."""
         return any(fragment.pending for fragment in self._rounds.group.fragments)
 
-    def step(self, loss: Tensor | float, lr: Rate | None = None, weight: float = 1.0) -> Event | None:
+    def step(
+        self, loss: Tensor | float, lr: Rate | None = None, weight: float = 1.0, seconds: float | None = None
+    ) -> Event | None:
         """Count a local step; land the round that is due to land, and start the one that is due to start.
 
         Args:
@@ -119,6 +122,8 @@ class Synchronizer:
                 parameter groups may have different rates, or a list of all the optimizers.
             weight: of this step, at least 0, in a unit that all workers share: the examples or tokens of its
                 batch, say. In a round a worker counts by the sum since its last one.
+            seconds: that this step has computed since the last call of `step` or `reduce` (None: all the time
+                since, evaluations included).
 
         Returns:
             The next event that was not returned yet: the `Round` that landed, or in an elastic group a
@@ -141,11 +146,11 @@ class Synchronizer:
             )
         self._begin()
         rate = learning_rate(lr, self._replica.model, "Synchronizer.step")
-        seconds, self._reduced = self._clock() - self._returned, None
+        spent, self._reduced = self._clock() - self._returned if seconds is None else seconds, None
         rounds = self._rounds
-        rounds.counts.steps += 1
+        rounds.counts.steps += self.strategy.when.count(self.triggers[0])
         for fragment in rounds.group.fragments:
-            fragment.window.add(loss, 0.0 if gradients else weight, seconds)
+            fragment.window.add(loss, 0.0 if gradients else weight, spent)
         if not gradients:
             self._run(rate)
         self._returned = self._clock()
@@ -238,6 +243,13 @@ class Synchronizer:
         self._result_loaded = True
         return self.events()
 
+    def attach(self, name: str, thing: Stateful) -> None:
+        """Let newcomers of an elastic group take over one thing more; see `Options.stateful`.
+
+        A worker that joined others takes its state now: call this before any other method.
+        """
+        self._replica.attach(name, thing)
+
     def result(self) -> Tensor:
         """Return the model as `finish` would leave it now, as a flat vector: all parameters, then all buffers.
 
@@ -278,19 +290,6 @@ def _check_arguments(model: object, strategy: object, comm: object, options: obj
         ("options", options, Options | None),
     ):
         check_type(f"Synchronizer: {name}", value, kind)
-
-
-def _check_elastic(strategy: Strategy) -> None:
-    if strategy.when.per_rank:
-        raise UsageError(
-            f"{strategy.when}: in an elastic group all workers take the same number of steps between rounds; "
-            "expected one number for all"
-        )
-    if strategy.target == "gradients":
-        raise UsageError(
-            f"{type(strategy).__name__} synchronizes gradients, and workers that join later would not hold the "
-            "same weights to the bit; an elastic group takes any strategy that synchronizes weights"
-        )
 
 
 def _located(error: CommError, step: int) -> CommError:

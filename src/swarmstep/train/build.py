@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
-from swarmstep import spec_help
 from swarmstep.comm import codecs
 from swarmstep.data import sharding
 from swarmstep.data.sharding import hold_out
@@ -16,10 +14,13 @@ from swarmstep.strategies.base import check_choice
 from swarmstep.strategies.warmup import Warmup
 from swarmstep.train import faults
 from swarmstep.train.asynchronous import methods
-from swarmstep.train.balance_options import check_balance, mean_steps
+from swarmstep.train.balance_options import check_balance
 from swarmstep.train.config import ASYNCHRONOUS, BACKENDS, BASELINES, DDP, ELASTIC, SYNCHRONOUS, Config
+from swarmstep.train.layerwise import options as layerwise
+from swarmstep.train.local_step import proximal
+from swarmstep.train.modifiers import build_modifiers
 from swarmstep.train.set_options import parse_settings
-from swarmstep.when import Balanced, Every, EveryTime, GradientChange, Never, QuadraticRule, When
+from swarmstep.train.trigger_options import trigger_of
 from swarmstep.workloads import Workload
 from swarmstep.workloads.defaults import Defaults
 
@@ -30,10 +31,22 @@ def resolve(config: Config, workload: Workload) -> Config:
     Raises:
         UsageError: a setting is out of its range or does not go with another; lists what would be valid.
     """
+    if config.layerwise:
+        layerwise.check(config, workload)
+        return config
+    if config.graph is not None:
+        raise UsageError(f"--graph {config.graph}: expected --method ssfn, found {config.method}")
     names = [f.name for f in dataclasses.fields(Defaults)]
     filled = {name: getattr(workload.defaults, name) for name in names if getattr(config, name) is None}
-    config = dataclasses.replace(config, **filled, model=config.model or next(iter(workload.models)))
+    config = dataclasses.replace(
+        config,
+        **filled,
+        model=config.model or next(iter(workload.models)),
+        objective=config.objective or next(iter(workload.objectives), None),
+    )
     _check_ranges(config, workload)
+    build_modifiers(config)
+    _check_objective(config, workload)
     if config.asynchronous:
         methods.check(config)
         return config
@@ -70,12 +83,50 @@ def _check_ranges(config: Config, workload: Workload) -> None:
         raise UsageError(f"fault {config.fault!r}: STEP must be 1 to {training.steps}, the steps of the run")
 
 
+def _check_objective(config: Config, workload: Workload) -> None:
+    """Check what the model is trained for, and how its examples are drawn."""
+    if config.objective is not None and config.objective not in workload.objectives:
+        valid = f"one of {', '.join(workload.objectives)}" if workload.objectives else "none, as it has one loss"
+        raise UsageError(f"unknown objective {config.objective!r} of {workload.name}; expected {valid}")
+    if config.sampling != "balanced":
+        return
+    if workload.classes is None or workload.train.targets.ndim != 1:
+        raise UsageError(f"--sampling balanced: {workload.name} has no examples of one class each; take natural")
+    dealt = "--elastic" if config.elastic in ("local", "torchft") else ""
+    dealt = dealt or ("--balance" if config.balance in ("batch", "steps") else "")
+    if dealt or config.shards == "dealt":
+        raise UsageError(
+            f"--sampling balanced: with {dealt or '--shards dealt'} workers draw from all examples, and not from "
+            "shards of their own; take --sampling natural"
+        )
+
+
 def _check_optimizer(config: Config, strategy: Strategy) -> None:
     training = config.training
     if strategy.needs_sgd and (training.optimizer not in ("sgd", "momentum") or training.clip):
         raise UsageError(
             f"{config.strategy} corrects local gradients, which holds for --optimizer sgd or momentum, --clip 0; "
             f"found {training.optimizer} and --clip {training.clip:g}; --set local=false takes any"
+        )
+    if config.proximal is not None:
+        proximal(config)
+        if training.schedule != "constant":
+            raise UsageError(f"--proximal lowers the learning rate itself; found --schedule {training.schedule}")
+    if config.control_variates:
+        _check_control_variates(config, strategy)
+
+
+def _check_control_variates(config: Config, strategy: Strategy) -> None:
+    others = {"--delay": config.delay, "--elastic": config.elastic, "--fragments": config.fragments > 1}
+    if found := [option for option, value in others.items() if value]:
+        raise UsageError(
+            f"--control-variates are taken from whole rounds, in a fixed group; expected no {found[0]}"
+        )
+    if config.optimizer not in ("sgd", "momentum"):
+        raise UsageError(f"--control-variates correct SGD; expected --optimizer sgd, found {config.optimizer}")
+    if strategy.target == "gradients" or not strategy.card.weighted:
+        raise UsageError(
+            f"--control-variates need rounds that average the weights of all workers; {config.strategy} has none"
         )
 
 
@@ -137,53 +188,6 @@ def build_strategy(config: Config) -> Strategy:
         if config.when is not None or config.settings:
             raise UsageError(f"{config.strategy} takes neither --when nor --set")
         return kind()
-    steps, spec = _warmup(config.when)
-    every = 1 if config.by_gradients else config.every or 1
-    when = Balanced(mean_steps(config)) if config.balance == "steps" else parse_when(spec, every)
-    if config.balance == "time" and isinstance(when, EveryTime):
-        when = EveryTime(when.seconds, together=False)
+    when, steps = trigger_of(config)
     strategy = kind(when=when, **parse_settings(kind, config.settings))
     return strategy if steps is None else Warmup(strategy, steps)
-
-
-def _warmup(spec: str | None) -> tuple[int | None, str | None]:
-    """Return the steps of a warm-up, None without one, and the trigger that follows it."""
-    if spec is None or not spec.startswith("warmup:"):
-        return None, spec
-    steps, _, rest = spec.removeprefix("warmup:").partition(",")
-    if not steps.isdecimal():
-        raise UsageError(f"unknown trigger {spec!r}; expected {spec_help.TRIGGERS}")
-    return int(steps), rest or None
-
-
-def parse_when(spec: str | None, every: int) -> When:
-    """Return the trigger that `spec` names; without one, a round after each `every`-th step.
-
-    Raises:
-        UsageError: an unknown form or a number out of range.
-    """
-    if spec is None:
-        return Every(every)
-    name, _, rest = spec.partition(":")
-    forms: dict[str, Callable[[str], When]] = {
-        "every": lambda text: Every(int(text)),
-        "change": lambda text: GradientChange(float(text)),
-        "time": lambda text: EveryTime(float(text)),
-        "qsr": lambda text: QuadraticRule(int(_first(text)), float(_rest(text))),
-    }
-    try:
-        if spec == "never":
-            return Never()
-        if name in forms:
-            return forms[name](rest)
-    except ValueError:
-        pass
-    raise UsageError(f"unknown trigger {spec!r}; expected {spec_help.TRIGGERS}")
-
-
-def _first(text: str) -> str:
-    return text.partition(",")[0]
-
-
-def _rest(text: str) -> str:
-    return text.partition(",")[2]

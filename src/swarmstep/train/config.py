@@ -12,11 +12,12 @@ from typing import Literal, get_args
 
 from swarmstep import spec_help
 from swarmstep.errors import UsageError
-from swarmstep.workloads.defaults import BUILT_IN, Defaults, Optimizer, Schedule
+from swarmstep.workloads.defaults import BUILT_IN, Defaults, Optimizer, Sampling, Schedule
 
 Backend = Literal["sim", "gloo", "nccl"]
 ElasticMode = Literal["local", "torchft", "torchrun"]
 Balance = Literal["off", "batch", "steps", "time"]
+Method = Literal["gradient", "ssfn"]
 Group = Literal["Method", "Data and model", "Training", "Communication", "Run"]
 
 SYNCHRONOUS = "synchronous"  # averages the gradients at every step
@@ -47,6 +48,20 @@ class Config:
     workload: str = field(
         metadata=_about("Data and model", "WORKLOAD", f"{', '.join(BUILT_IN)}, or path/to/file.py:workload")
     )
+    method: Method = field(
+        default="gradient",
+        metadata=_about(
+            "Method",
+            None,
+            "how the model is trained: gradient, by steps of an optimizer; ssfn, layer by layer, without any",
+        ),
+    )
+    graph: str | None = field(
+        default=None,
+        metadata=_about(
+            "Method", "SPEC", f"with --method ssfn: who talks to whom: {spec_help.GRAPHS}; without one all sum"
+        ),
+    )
     strategy: str = field(default="swarm", metadata=_about("Method", "NAME", "how the workers synchronize"))
     settings: Mapping[str, str] = field(
         default_factory=dict[str, str],
@@ -74,6 +89,14 @@ class Config:
             "(--when time:SECONDS); off, all take the same",
         ),
     )
+    max_batch: str | None = field(
+        default=None,
+        metadata=_about(
+            "Training",
+            "B,B,...",
+            "with --balance batch: the most examples that each worker's memory holds, such as 64,64,64,16",
+        ),
+    )
     speeds: str | None = field(
         default=None,
         metadata=_about(
@@ -98,12 +121,40 @@ class Config:
     model: str | None = field(
         default=None, metadata=_about("Data and model", "NAME", "one of the workload's models")
     )
+    objective: str | None = field(
+        default=None,
+        metadata=_about("Data and model", "NAME", "one of the workload's objectives, where it has several"),
+    )
+    sampling: Sampling | None = field(
+        default=None,
+        metadata=_about(
+            "Data and model",
+            None,
+            "natural: a worker goes through its examples in random order; balanced: each of its batches has "
+            "equally many of every class",
+        ),
+    )
     steps: int | None = field(default=None, metadata=_about("Training", "N", "local steps of each worker"))
     batch: int | None = field(default=None, metadata=_about("Training", "B", "examples per step and worker"))
     lr: float | None = field(
         default=None, metadata=_about("Training", "LR", "learning rate of the local optimizer")
     )
     optimizer: Optimizer | None = field(default=None, metadata=_about("Training", None, "the local optimizer"))
+    proximal: str | None = field(
+        default=None,
+        metadata=_about(
+            "Training",
+            "GAMMA,STEPS",
+            "proximal stages: gradients pull to the mean weights of the stage before, by the distance / GAMMA; "
+            "the first has STEPS steps, each other three times as many at a third of the learning rate",
+        ),
+    )
+    control_variates: bool = field(
+        default=False,
+        metadata=_about(
+            "Training", None, "correct gradients by how this worker's differed from all workers' in the last round"
+        ),
+    )
     weight_decay: float | None = field(
         default=None, metadata=_about("Training", "X", "weight decay of the local optimizer")
     )
@@ -155,6 +206,14 @@ class Config:
             "Training", "A", "end at the first evaluation with this test accuracy, above 0 and at most 1"
         ),
     )
+    regularizer: str | None = field(
+        default=None,
+        metadata=_about("Data and model", "SPEC", f"regularize the model: {spec_help.REGULARIZERS}"),
+    )
+    sparse: str | None = field(
+        default=None,
+        metadata=_about("Data and model", "SPEC", f"train weights of which N in M count: {spec_help.SPARSE}"),
+    )
     elastic: ElasticMode | None = field(
         default=None,
         metadata=_about(
@@ -173,7 +232,7 @@ class Config:
         metadata=_about(
             "Data and model",
             "DIR",
-            "data folder (default: SWARMSTEP_DATA, or ./data); for text a file of your own",
+            "data folder (default: SWARMSTEP_DATA, or ./data); for text and imbalanced a file of your own",
         ),
     )
 
@@ -185,12 +244,27 @@ class Config:
     @property
     def title(self) -> str:
         """What the run is, in a line."""
-        return f"{self.workload} {self.strategy}, {self.workers} workers, {self.backend}"
+        return f"{self.workload} {self.means}, {self.workers} workers, {self.backend}"
+
+    @property
+    def layerwise(self) -> bool:
+        """Whether the model is trained layer by layer, without steps and rounds."""
+        return self.method != "gradient"
+
+    @property
+    def means(self) -> str:
+        """By what the model is trained: the strategy, or a method without one."""
+        return self.method if self.layerwise else self.strategy
 
     @property
     def asynchronous(self) -> bool:
         """Whether nobody waits: the method has no rounds in which all meet."""
         return self.strategy in ASYNCHRONOUS
+
+    @property
+    def nodes(self) -> int:
+        """How many processes an asynchronous run has: the workers, and the server of methods that have one."""
+        return self.workers + (self.strategy != LAYUP)
 
     @property
     def training(self) -> Defaults:
@@ -224,8 +298,17 @@ class Invocation:
         metadata=_about(
             "Run",
             "HOST:PORT",
-            "with --elastic local or torchft: let other machines join at this address of this machine; needs a "
-            "secret (docs/security.md)",
+            "with --elastic local or torchft, or asynchronous methods: let other machines join at this address of "
+            "this machine; needs a secret (docs/security.md)",
+        ),
+    )
+    here: int | None = field(
+        default=None,
+        metadata=_about(
+            "Run",
+            "K",
+            "with --listen and an asynchronous method: so many of the workers run on this machine, beside the "
+            "server; the others join (default: all)",
         ),
     )
     join: str | None = field(
@@ -271,5 +354,7 @@ class Invocation:
             raise UsageError("--resume and --out: a resumed run stays in its folder; give one of them")
         if self.no_files and (self.out or self.resume or self.track):
             raise UsageError("--no-files: goes with neither --out, --resume nor --track")
+        if self.here is not None and not self.listen:
+            raise UsageError("--here: goes with --listen, which lets other machines bring the other workers")
         if self.join and (self.resume or self.listen):
             raise UsageError("--join: goes with neither --listen nor --resume, which are for the first machine")

@@ -12,6 +12,7 @@ from torch import Tensor
 from swarmstep.checkpoint.saver import Saver
 from swarmstep.signal import MembershipChange, Round
 from swarmstep.train.job import Job
+from swarmstep.train.local_step import bare
 from swarmstep.train.run_logger import RunLogger
 from swarmstep.train.work_done import WorkDone
 
@@ -65,14 +66,19 @@ class Coordinator(ABC):
         """Evaluate the final model and record the summary; return it, None where another worker does so."""
 
     def record_evaluation(self, bytes_sent: float) -> None:
-        """Record the trainer's latest scores.
+        """Record the trainer's latest scores, and what its modifiers say of this worker's own model.
 
         Args:
             bytes_sent: per worker, so far.
         """
-        step, seconds = self.trainer.taken, self.trainer.tally.seconds
+        trainer = self.trainer
         self.logger.record(
-            kind="evaluation", step=step, seconds=seconds, bytes_sent=bytes_sent, **self.trainer.scores
+            kind="evaluation",
+            step=trainer.taken,
+            seconds=trainer.tally.seconds,
+            bytes_sent=bytes_sent,
+            **trainer.scores,
+            **trainer.modifiers.metrics(trainer.model),
         )
 
     def record_round(self, report: Round) -> None:
@@ -90,5 +96,5 @@ class Coordinator(ABC):
         trainer = self.trainer
         self.logger.record(kind="trace", step=trainer.taken, folded=trainer.trace.folded)
         summary = trainer.summary(means, by_worker, str(self.logger.path) if self.logger.path else None)
-        self.logger.end(trainer.model, summary)
+        self.logger.end(trainer.modifiers.finished(bare(trainer.model)), summary)
         return summary

@@ -64,8 +64,12 @@ def address(option: str, text: str) -> tuple[str, int]:
 
 
 @contextlib.contextmanager
-def listening(where: tuple[str, int], config: Config, workload: Workload) -> Generator[Place]:
+def listening(
+    where: tuple[str, int], config: Config, workload: Workload, here: int | None = None
+) -> Generator[Place]:
     """Serve the store of a run, and a proxy for it on `where`; yield the place of this machine's workers.
+
+    `here` is how many workers of an asynchronous run are on this machine.
 
     At the end the other machines are waited for, as long as they give signs of life.
 
@@ -74,7 +78,8 @@ def listening(where: tuple[str, int], config: Config, workload: Workload) -> Gen
     """
     secret, interface = needed_secret("--listen"), interface_towards(where[0])
     store, port = process_groups.serve_store()
-    store.set(PUBLISHED, json.dumps({"config": dataclasses.asdict(config), "workload": _marks(workload)}))
+    settings = {"config": dataclasses.asdict(config), "workload": _marks(workload), "here": here}
+    store.set(PUBLISHED, json.dumps(settings))
     with contextlib.closing(Proxy(port, secret, where, say)) as proxy:
         shown = f"[{proxy.host}]" if ":" in proxy.host else proxy.host
         join = f"swarmstep train {shlex.quote(config.workload)} --join {shown}:{proxy.port} --workers N"
@@ -118,7 +123,8 @@ def joined(where: tuple[str, int], patience: float) -> Generator[Guest]:
             beats = process_groups.connect(tunnel.host, tunnel.port, patience)
             text = store.get(PUBLISHED).decode()
             config = read_settings(text)
-            _await_begin(store, at, patience)
+            if not config.asynchronous:  # else it begins when all have come
+                _await_begin(store, at, patience)
             name = _guest(store.add(GUESTS, 1))
             heart = Heartbeat(beats, name, [])
         except RuntimeError as error:
@@ -158,6 +164,11 @@ def read_settings(text: str) -> Config:
         why = f"the settings of the run to join: {min(odd)!r}: missing or unknown"
         raise CommError(f"{why}; install the same version of swarmstep on all machines")
     return Config(**said)
+
+
+def workers_here(text: str) -> int:
+    """Return how many workers of an asynchronous run are on its first machine, from what that says, as data."""
+    return int(json.loads(text)["here"])
 
 
 def check_own(given: Mapping[str, Any], workload: Workload, guest: Guest) -> None:

@@ -51,7 +51,7 @@ def run(config: Config, workload: Workload, comm: Group, job: Job) -> dict[str, 
         Interrupted: somebody asked to stop; all ranks stopped at the same step and wrote a checkpoint.
         SwarmstepError: as the parts of a run say.
     """
-    logger = _open(config, comm, job)
+    logger = open_logger(config, comm, job)
     try:
         with faults.injected(config.fault, config.workers, config.seed, comm.rank) as fault:
             trainer = Trainer(config, workload, comm, job, fault)
@@ -62,7 +62,7 @@ def run(config: Config, workload: Workload, comm: Group, job: Job) -> dict[str, 
     return summary
 
 
-def _open(config: Config, comm: Group, job: Job) -> RunLogger:
+def open_logger(config: Config, comm: Group, job: Job) -> RunLogger:
     """Return the logger of a run; rank 0 opens the folder. Collective: its error is raised on all ranks."""
     folders: list[RunFolder] = []
 

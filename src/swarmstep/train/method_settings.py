@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from swarmstep.strategies import STRATEGIES
 from swarmstep.train.asynchronous.methods import SETTINGS
+from swarmstep.train.layerwise import options as layerwise
 from swarmstep.train.set_options import setting_types
 
 
@@ -23,7 +24,7 @@ class MethodSetting(NamedTuple):
 
 def method_settings(name: str) -> list[MethodSetting]:
     """Return the settings of the method with this name; none of one that is not a strategy."""
-    kind: type[Any] | None = STRATEGIES.get(name) or SETTINGS.get(name)
+    kind: type[Any] | None = STRATEGIES.get(name) or SETTINGS.get(name) or layerwise.SETTINGS.get(name)
     if kind is None:
         return []
     defaults = {field.name: field.default for field in dataclasses.fields(kind)}

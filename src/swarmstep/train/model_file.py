@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
-from swarmstep.errors import UsageError
+from swarmstep.errors import CheckpointError, UsageError
 from swarmstep.runtime.module_tensors import module_tensors
 
 
@@ -47,3 +48,28 @@ def check_extra_state(model: nn.Module) -> dict[str, str]:
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
     # Copies: the format takes neither views of others' memory nor tensors that are not contiguous.
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module_tensors(model).items()}
+
+
+def load_model(model: nn.Module, path: Path) -> None:
+    """Set a model's parameters and persistent buffers from a file that `save_model` wrote.
+
+    Raises:
+        CheckpointError: there is no such file, it is damaged, or it is of another model.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        saved = load_file(str(path))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}; a run writes it when it is done") from None
+    own = module_tensors(model)
+    for name in sorted(saved.keys() | own.keys()):
+        found, expected = (tuple(x[name].shape) if name in x else None for x in (saved, own))
+        if found != expected:
+            raise CheckpointError(
+                f"{path}: {name!r} has shape {found}, expected {expected}; it is of another model"
+            )
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(saved[name])

@@ -9,7 +9,11 @@ import torch
 from torch import nn
 
 from swarmstep.errors import UsageError
+from swarmstep.objectives import ControlVariates, ProximalStages
+from swarmstep.objectives.inner import Inner
+from swarmstep.runtime.module_tensors import average_only
 from swarmstep.train.config import Config
+from swarmstep.train.local_step import Trained, proximal
 from swarmstep.workloads.defaults import Defaults
 
 
@@ -20,7 +24,7 @@ class LocalOptimizer:
         parts: the optimizers.
     """
 
-    def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
+    def __init__(self, parts: Sequence[Inner]) -> None:
         self.parts = tuple(parts)
 
     def step(self, lr: float) -> None:
@@ -34,6 +38,12 @@ class LocalOptimizer:
         """Forget the gradients."""
         for part in self.parts:
             part.zero_grad()
+
+    def landed(self) -> None:
+        """Take note that a round has landed."""
+        for part in self.parts:
+            if isinstance(part, ControlVariates):
+                part.landed()
 
     def forget(self) -> None:
         """Forget all moments and momenta, as if no step had been taken."""
@@ -64,12 +74,21 @@ def build_optimizer(model: nn.Module, config: Config) -> LocalOptimizer:
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise UsageError("the model has no trainable parameter: expected one with requires_grad=True")
+    parts: list[Inner]
     if settings.optimizer == "adamw":
-        return LocalOptimizer([_adamw(parameters, settings)])
-    if settings.optimizer == "muon":
-        return LocalOptimizer(_muon(model, parameters, config))
-    momentum = 0.9 if settings.optimizer == "momentum" else 0.0
-    return LocalOptimizer([torch.optim.SGD(parameters, settings.lr, momentum, weight_decay=settings.weight_decay)])
+        parts = [_adamw(parameters, settings)]
+    elif settings.optimizer == "muon":
+        parts = [*_muon(model, parameters, config)]
+    else:
+        momentum = 0.9 if settings.optimizer == "momentum" else 0.0
+        parts = [torch.optim.SGD(parameters, settings.lr, momentum, weight_decay=settings.weight_decay)]
+    if config.proximal is not None:
+        gamma, first = proximal(config)
+        named, only = dict(model.named_parameters()), average_only(model)
+        parts = [ProximalStages(part, gamma, first, [named[name] for name in only]) for part in parts]
+    if isinstance(model, Trained) and model.mean_gradient is not None:
+        parts = [ControlVariates(part, model.mean_gradient) for part in parts]
+    return LocalOptimizer(parts)
 
 
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
@@ -79,7 +98,7 @@ def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
     """
     embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)]
     last = [m for m in model.modules() if isinstance(m, nn.Linear)][-1:]
-    outer = {id(module.weight) for module in (*embeddings, *last)}
+    outer = {id(p) for module in (*embeddings, *last) for p in module.parameters()}
     return [p for p in model.parameters() if p.requires_grad and p.ndim == 2 and id(p) not in outer]
 
 

@@ -18,18 +18,18 @@ class Pace:
 
     Args:
         config: resolved.
-        rank: of this worker.
+        worker: its rank, or in an elastic run its slot; whoever comes later than the first ones is not slowed.
         least: seconds that the fastest worker takes at least for a step of --batch examples.
     """
 
-    def __init__(self, config: Config, rank: int, least: float) -> None:
+    def __init__(self, config: Config, worker: int, least: float) -> None:
         self.virtual = has_virtual_time(config)
-        self._speeds: Speeds | None = None  # all the same: in an elastic run others may come
-        if unequal(config):
+        self._speeds: Speeds | None = None  # all the same
+        if unequal(config) and worker < config.workers:
             speeds = parse_speeds(config)
             fastest = 1.0 if self.virtual else min(speeds.seconds)
             self._speeds = dataclasses.replace(speeds, seconds=tuple(s / fastest for s in speeds.seconds))
-        self._rank, self._batch, self._least = rank, config.training.batch, least
+        self._worker, self._batch, self._least = worker, config.training.batch, least
 
     def rest(self, now: float, computed: float, step: int, examples: float) -> float:
         """Return the seconds that a step still has to take, after it has been computed.
@@ -42,13 +42,18 @@ class Pace:
         """
         share = examples / self._batch
         work = share if self.virtual else max(computed, self._least * share)
-        whole = self._speeds.duration(self._rank, now, work, step) if self._speeds else work
+        whole = self._speeds.duration(self._worker, now, work, step) if self._speeds else work
         return max(0.0, whole - computed)
 
     def wait(self, now: float, began: float, step: int, examples: float, comm: Group) -> None:
         """Let the rest of a step's time pass; `began` is its start by the group's clock, the others as above."""
         if rest := self.rest(now, comm.clock() - began, step, examples):
             comm.elapse(rest)
+
+
+def slot_of(comm: Group) -> int:
+    """Return which of the run's workers this is: its rank, or in an elastic run its slot, which outlives ranks."""
+    return int(comm.names[comm.rank].partition(".")[0]) if comm.names else comm.rank
 
 
 def has_virtual_time(config: Config) -> bool:

@@ -110,7 +110,7 @@ class LiveView(View):
         table.add_row("rounds", f"{progress.rounds}, {in_bytes(progress.bytes_sent)} sent by this worker")
         table.add_row("loss", _losses(progress.losses))
         table.add_row("", sparkline(self._means))
-        for name, score in progress.scores.items():
+        for name, score in known(progress.scores).items():
             table.add_row(name, f"{score:.4f}")
         for left_out in progress.distrusted:
             table.add_row("distrusted", Text(left_out, style="yellow"))
@@ -167,12 +167,17 @@ def _mean(values: Sequence[float]) -> float:
 
 def describe(progress: Progress) -> str:
     """Return where a run is, in one line."""
-    scores = "".join(f", {name} {score:.4f}" for name, score in progress.scores.items())
+    scores = "".join(f", {name} {score:.4f}" for name, score in known(progress.scores).items())
     left_out = "".join(f", distrusted: {words}" for words in progress.distrusted)
     return (
         f"step {progress.step}/{progress.steps}: loss {_losses(progress.losses)}{scores}, "
         f"{progress.rounds} rounds, {in_bytes(progress.bytes_sent)} sent{left_out}"
     )
+
+
+def known(scores: Mapping[str, float]) -> dict[str, float]:
+    """Return the scores that have a value: a workload may have no accuracy."""
+    return {name: score for name, score in scores.items() if not math.isnan(score)}
 
 
 def describe_distrust(worker: Mapping[str, Any]) -> str:

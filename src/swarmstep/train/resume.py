@@ -72,7 +72,7 @@ def _restore(trainer: Trainer, states: Mapping[int, dict[str, Any]]) -> dict[str
     before = int(next(iter(states.values()))["sync"]["configuration"]["world size"])
     state = states[rank if rank < before else 0]
     _check_config(trainer.config, state["config"])
-    if before != size and trainer.config.balance != "off":
+    if before != size and trainer.config.balance != "off" and not sync.comm.elastic:
         raise UsageError(
             f"--workers {size}: expected {before}, as the run has; with --balance {trainer.config.balance} the "
             "shares of the work are theirs"
@@ -89,6 +89,7 @@ def _restore(trainer: Trainer, states: Mapping[int, dict[str, Any]]) -> dict[str
     sources = tuple(r if r < before else None for r in range(size)) if before != size else ()
     sync.load_state_dict(state["sync"], sources)
     trainer.feed.load_state_dict(state["feed"])
+    trainer.share.load_state_dict(state.get("share", {}))
     if sources:
         change = MembershipChange(
             step=sync.steps,
@@ -102,8 +103,8 @@ def _restore(trainer: Trainer, states: Mapping[int, dict[str, Any]]) -> dict[str
             states=sync.states,
             seconds=0.0,
         )
-        trainer.feed.change(Config(**state["config"]), change)
-    trainer.share.load_state_dict(state.get("share", {}))
+        trainer.share.regroup(change)
+        trainer.feed.change(Config(**state["config"]), change, trainer.share.dealt)
     trainer.load_state_dict(state["trainer"])
     if trainer.fault and rank < before:
         trainer.fault.load_state_dict(state["fault"])

@@ -198,7 +198,8 @@ def new_folder(config: Config, root: Path = Path("runs")) -> Path:
         CheckpointError: it cannot be made.
     """
     workload = Path(config.workload.split(":")[0]).stem
-    stem = f"{workload}-{config.strategy}-n{config.every}-w{config.workers}-s{config.seed}"
+    every = f"-n{config.every}" if config.every else ""
+    stem = f"{workload}-{config.means}{every}-w{config.workers}-s{config.seed}"
     number = 1
     while True:
         path = root / (stem if number == 1 else f"{stem}-{number}")

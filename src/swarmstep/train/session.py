@@ -94,11 +94,15 @@ class Session:
 
     def _check_addresses(self, mode: str | None) -> None:
         for option, text in (("--listen", self.call.listen), ("--join", self.call.join)):
-            if text and mode not in ("local", "torchft"):
-                raise UsageError(f"{option}: expected --elastic local, found {mode or 'none'}")
-            if text:
-                join.address(option, text)
-                join.needed_secret(option)
+            if not text:
+                continue
+            asynchronous = option == "--listen" and self.config(done=True).asynchronous
+            if not asynchronous and mode not in ("local", "torchft"):
+                raise UsageError(
+                    f"{option}: expected --elastic local or an asynchronous method, found {mode or 'none'}"
+                )
+            join.address(option, text)
+            join.needed_secret(option)
 
     @property
     def starts_processes(self) -> bool:
@@ -125,7 +129,7 @@ class Session:
                     f"{join.option_of(name)} {value}: the run to resume has {getattr(config, name)}; leave the "
                     "option out, or start a new run"
                 )
-        if "steps" in self.given and not done:
+        if "steps" in self.given and not done and not config.layerwise:
             check_steps(config, self.given["steps"], folder)
         return dataclasses.replace(config, **{name: self.given[name] for name in FREE if name in self.given})
 

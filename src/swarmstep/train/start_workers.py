@@ -14,10 +14,12 @@ from swarmstep.console import say
 from swarmstep.elastic import torchft
 from swarmstep.errors import UsageError
 from swarmstep.launch.processes import Place, launch
+from swarmstep.train.asynchronous.peers import check_call
 from swarmstep.train.config import Config
 from swarmstep.train.join import address, check_own, joined, listening
 from swarmstep.train.run_folder import new_folder
 from swarmstep.train.supervise import supervise
+from swarmstep.workloads import Workload
 
 if TYPE_CHECKING:
     from swarmstep.train.session import Session
@@ -32,8 +34,7 @@ def start(session: Session, arguments: Sequence[str]) -> int:
     if config.fast_sums and not session.given.get("fast_sums"):  # of a resumed run
         arguments = [*arguments, "--fast-sums"]  # which workers need to know before they read its config
     if config.asynchronous:
-        nodes = config.workers + 1  # and the server
-        return supervise(arguments, nodes, _folder(session, config), resume=session.job.resume)
+        return _start_nodes(session, config, workload, arguments)
     if not config.elastic:
         return launch(arguments, config.workers)
     with contextlib.ExitStack() as stack:
@@ -45,6 +46,23 @@ def start(session: Session, arguments: Sequence[str]) -> int:
         place = dataclasses.replace(place, environment={**place.environment, **lighthouse})
         folder = _folder(session, config)
         return supervise(arguments, config.workers, folder, place, resume=session.job.resume)
+
+
+def _start_nodes(session: Session, config: Config, workload: Workload, arguments: Sequence[str]) -> int:
+    """Start the nodes of an asynchronous run that are on this machine."""
+    servers = config.nodes - config.workers
+    here = config.workers if session.call.here is None else session.call.here
+    if not 1 - servers <= here <= config.workers:
+        raise UsageError(f"--here: expected {1 - servers} to {config.workers}, the workers, found {here}")
+    if not servers:
+        check_call(session.job)
+    with contextlib.ExitStack() as stack:
+        place = None
+        if session.call.listen:
+            where = address("--listen", session.call.listen)
+            place = stack.enter_context(listening(where, config, workload, here))
+        folder = _folder(session, config)
+        return supervise(arguments, here + servers, folder, place, resume=session.job.resume)
 
 
 def join(session: Session, arguments: Sequence[str]) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from swarmstep.runtime.synchronizer import Synchronizer
-from swarmstep.signal import Round
+from swarmstep.signal import MembershipChange, Round
 from swarmstep.train.config import Config
 
 
@@ -24,7 +24,7 @@ class TimedShare:
 
     balanced = False
     shares: tuple[int, ...] = ()
-    places = None
+    places = dealt = None
     unmeasured = False
 
     def __init__(self, config: Config, sync: Synchronizer) -> None:
@@ -62,6 +62,10 @@ class TimedShare:
         before, self._own = self.taken, 0
         self._examples += sum(report.weights)
         self.stride = max(1, self.taken - before)
+
+    def regroup(self, change: MembershipChange) -> None:
+        """Never happens: such a run is not elastic."""
+        raise AssertionError(change)
 
     def measurement(self) -> float:
         """Nothing is measured."""

@@ -29,8 +29,9 @@ from swarmstep.train.feed import Feed
 from swarmstep.train.job import Job
 from swarmstep.train.local_step import build_model, clip_gradient, learning_rate, measure_loss
 from swarmstep.train.model_file import check_extra_state
+from swarmstep.train.modifiers import build_modifiers
 from swarmstep.train.optimizer import build_optimizer
-from swarmstep.train.pace import Pace
+from swarmstep.train.pace import Pace, slot_of
 from swarmstep.train.progress import Progress, describe_distrust
 from swarmstep.train.tally import Tally
 from swarmstep.train.timed_share import TimedShare
@@ -67,6 +68,7 @@ class Trainer:
         self.feed = Feed(config, workload, comm.rank, self.device, members=comm.size if comm.elastic else 0)
         seed_torch(mix(config.seed, "model"), self.device)
         self.model = build_model(config, workload).to(self.device)
+        self.modifiers = build_modifiers(config)
         check_extra_state(self.model)
         self.optimizer = build_optimizer(self.model, config)
         self.spare = copy.deepcopy(self.model)
@@ -74,7 +76,9 @@ class Trainer:
         self.sync = Synchronizer(self.model, self.strategy, comm, self._options())
         self._ddp = DataParallel(self.model, comm) if config.strategy == DDP else None
         self.share = (TimedShare if config.balance == "time" else WorkShare)(config, self.sync)
-        self._pace = Pace(config, comm.rank, job.pace)
+        if comm.elastic and not self.sync.comm.sources:
+            self.feed.share_out(0, self.share.dealt)
+        self._pace = Pace(config, slot_of(comm), job.pace)
 
     @property
     def taken(self) -> int:
@@ -132,7 +136,7 @@ class Trainer:
         self._note(self._events(None), coordinator)
         while self.taken < self.steps and coordinator.wants_step():
             with self.timed():
-                loss, events = self._take_step(self.sync.steps + 1)
+                loss, events = self._take_step(self.tally.steps + 1)
             coordinator.after_step(loss, self._note(events, coordinator))
         with self.timed():
             events = self.sync.finish()
@@ -158,11 +162,11 @@ class Trainer:
         comm = self.sync.comm
         began = comm.clock()
         seed_torch(mix(self.config.seed, step, comm.rank), self.device)  # dropout: a stop changes nothing
-        inputs, targets = self.feed.batch(step, self.share.places)
+        inputs, targets = self.feed.batch(step, self.share.places, self.share.step)
         lr, weight = learning_rate(self.config, self.share.step), self.share.weight
         self.model.train()
         outputs = (self._ddp.module if self._ddp else self.model)(inputs)
-        loss = measure_loss(self.workload, outputs, targets)
+        loss = measure_loss(self.model, self.workload, outputs, targets)
         self.optimizer.zero_grad()
         loss.backward()
         self._pace.wait(self.tally.seconds, began, step, len(targets), comm)
@@ -176,8 +180,13 @@ class Trainer:
         spent = comm.clock() - began - reducing
         self.tally.compute_seconds += spent
         self.tally.steps += 1
-        event = self.sync.step(loss, lr, weight) or (self._ddp.report(step) if self._ddp else None)
-        self.share.worked(spent)
+        told = spent if self.share.balanced and comm.elastic else None
+        event = self.sync.step(loss, lr, weight, told) or (self._ddp.report(step) if self._ddp else None)
+        landed = comm.clock()
+        self.modifiers.after_step(self.model, lr, step)
+        after = comm.clock() - landed
+        self.tally.compute_seconds += after
+        self.share.worked(spent + after)
         return loss.detach(), self._events(event)
 
     def _events(self, first: Event | None) -> list[Event]:
@@ -186,19 +195,32 @@ class Trainer:
 
     def _note(self, events: list[Event], coordinator: Coordinator) -> list[Round]:
         """Take note of what has happened, and return the rounds of it."""
+        name, own = self._name, list[Round]()
         for event in events:
             if isinstance(event, MembershipChange):
-                self.feed.deal(event)
+                self.share.regroup(event)
+                self.feed.deal(event, self.share.dealt)
                 coordinator.membership_changed(event)
-            else:
-                self.share.landed(event)
+                continue
+            self.share.landed(event)
+            self.optimizer.landed()
+            if self.sync.comm.elastic:
+                self.feed.share_out(event.step, self.share.dealt)
+            if not name or name in event.members:  # else it was before this worker came
+                own.append(event)
                 report = dataclasses.replace(event, step=self.taken) if self.share.stride > 1 else event
                 self.tally.add_round(report, self.sync.comm.rank)
                 if report.followed:
                     self.trace.add(report.step - 1, self.taken, report.followed)
                 self.trace.add(report.step, self.taken, report.calls)
                 coordinator.round_landed(report)
-        return [event for event in events if isinstance(event, Round)]
+        return own
+
+    @property
+    def _name(self) -> str:
+        """This worker's, in an elastic run."""
+        comm = self.sync.comm
+        return comm.names[comm.rank] if comm.names else ""
 
     def evaluate(self, evaluate: Callable[[Examples], Score]) -> None:
         """Update `scores` on the validation and the test set by `evaluate`."""
@@ -243,8 +265,10 @@ class Trainer:
             "distrusted": self.tally.distrusted,
             "parameters": Flat(self.model).layout.parameters,
             "corpus": self.workload.corpus,
+            "metric": next(iter(self.workload.metrics), None),
             "steps_taken": self.taken,
             "by_worker": [dataclasses.asdict(worker) for worker in by_worker],
             **({"shares": list(self.share.shares)} if self.share.balanced else {}),
+            **self.modifiers.metrics(self.model),
             "out": out,
         }

@@ -8,7 +8,8 @@ from typing import Any
 
 from swarmstep.runtime.balance import Balance
 from swarmstep.runtime.synchronizer import Synchronizer
-from swarmstep.signal import Round
+from swarmstep.signal import MembershipChange, Round
+from swarmstep.train.balance_options import least_batch, max_batches
 from swarmstep.train.config import Config
 from swarmstep.when import Balanced
 
@@ -19,8 +20,9 @@ class WorkShare:
     """Where one worker is in the work of all, and which part of it comes next.
 
     The run's steps are those of an equal worker. With `--balance steps` a worker takes more or fewer of its own
-    in each round, and the run's count goes on when the round lands; the last round may be shorter, and the first
-    one is: until it has been measured who is how fast, all take the same.
+    in each round; the last round may be shorter, and so is the first one, until it has been measured who is how
+    fast. In an elastic run the workers are measured in each round, and the work is divided anew, too, when the
+    membership changes.
 
     Args:
         config: resolved.
@@ -28,19 +30,19 @@ class WorkShare:
     """
 
     def __init__(self, config: Config, sync: Synchronizer) -> None:
-        self._sync, self._rank, self._workers = sync, sync.comm.rank, config.workers
-        self._batch, self._steps = config.training.batch, config.training.steps
+        self._sync, self._batch, self._steps = sync, config.training.batch, config.training.steps
         self._by_steps = config.balance == "steps"
         self._balance: Balance | None = None
         if self._by_steps:
             self._balance = Balance(sync)
         elif config.balance == "batch":
-            self._balance = Balance(sync, self._batch, least=min(2, self._batch))  # BatchNorm cannot train on one
+            least, most = least_batch(config), max_batches(config)
+            self._balance = Balance(sync, self._batch, least=least, most=most)
         self._spent, self._parts = 0.0, 0  # since the last measurement: seconds computing, in so many steps
         self._measured = False
-        # With --balance steps: the run's steps before the present round, and this worker's own in it.
+        # With --balance steps: the run's steps before the present round, this worker's own in it, those of each.
         self._taken, self._own, self._shares = 0, 0, list[int]()
-        self._open()
+        self._open(sync.steps)
 
     @property
     def balanced(self) -> bool:
@@ -51,6 +53,18 @@ class WorkShare:
     def shares(self) -> tuple[int, ...]:
         """Each worker's examples of a step, or steps of a round; empty where all are equal."""
         return self._balance.shares if self._balance else ()
+
+    @property
+    def dealt(self) -> tuple[list[int], int] | None:
+        """Each worker's examples of so many steps of the run, as `ElasticSampler.deal` wants them.
+
+        None where all are equal, or nothing is left to do.
+        """
+        if not self._balance or (self._by_steps and not self._length):
+            return None
+        if self._by_steps:
+            return [steps * self._batch for steps in self._shares], self._length
+        return [*self._balance.shares], 1
 
     @property
     def stride(self) -> int:
@@ -71,35 +85,44 @@ class WorkShare:
     @property
     def _length(self) -> int:
         """The run's steps of the present round, 0 at the end; with --balance steps."""
-        longest = self.stride if self._taken else FIRST
+        longest = self.stride if self._taken or self._sync.comm.elastic else FIRST
         return max(0, min(self.stride, longest, self._steps - self._taken))
 
-    def _open(self) -> None:
-        """Divide the present round; with --balance steps."""
-        if not self._by_steps or not self._balance or not self._length:
+    def _open(self, step: int) -> None:
+        """Divide the round that begins after a step of the run; with --balance steps."""
+        if not self._by_steps or not self._balance:
             return
+        self._taken, self._own = step, 0
+        if not self._length:
+            return
+        shares, comm = self._balance.shares, self._sync.comm
         whole = self._length == self.stride
-        self._shares = list(self._balance.shares) if whole else self._balance.of(self._length * self._workers)
-        self._balance.plan(self._shares[self._rank])
+        self._shares = list(shares) if whole else self._balance.of(self._length * len(shares))
+        if len(shares) == comm.size:  # else a newcomer is told of what was before
+            self._balance.plan(self._shares[comm.rank], self._length)
 
     @property
     def step(self) -> int:
         """The run's step (1-based) that the worker's next step belongs to, for the learning rate."""
-        if not self._by_steps:
-            return self._sync.steps + 1
-        return self._taken + 1 + self._own * self._length // self._shares[self._rank]
+        return self._sync.steps + 1
 
     @property
     def places(self) -> tuple[int, int] | None:
-        """First place and end of the next step's examples in the `Stream` of all; None where all are equal."""
+        """First place and end of the next step's examples, where not all are equal.
+
+        In the `Stream` of all or, in an elastic run, in what this worker draws in its round; None: all of that.
+        """
         if not self._balance:
             return None
+        comm, elastic = self._sync.comm, self._sync.comm.elastic
         if self._by_steps:
-            before = self._taken * self._workers + sum(self._shares[: self._rank]) + self._own
-            return before * self._batch, (before + 1) * self._batch
+            before = 0 if elastic else self._taken * comm.size + sum(self._shares[: comm.rank])
+            return (before + self._own) * self._batch, (before + self._own + 1) * self._batch
+        if elastic:
+            return None
         shares = self._balance.shares
-        first = self._sync.steps * sum(shares) + sum(shares[: self._rank])
-        return first, first + shares[self._rank]
+        first = self._sync.steps * sum(shares) + sum(shares[: comm.rank])
+        return first, first + shares[comm.rank]
 
     @property
     def weight(self) -> float:
@@ -120,12 +143,20 @@ class WorkShare:
         if not self._by_steps:
             return
         self._own += 1
-        if self._own == self._shares[self._rank]:
-            self._taken, self._own = self._taken + self._length, 0
-            self._open()
+        if self._own == self._shares[self._sync.comm.rank]:
+            self._open(self._sync.steps)
 
     def landed(self, report: Round) -> None:
-        """Nothing more is counted when a round lands: its length was known before."""
+        """In an elastic run, divide the work anew by what a round says each worker has spent."""
+        if self._balance and self._sync.comm.elastic:
+            self._balance.update(report)
+            self._open(report.step)
+
+    def regroup(self, change: MembershipChange) -> None:
+        """Divide the work anew among other workers."""
+        if self._balance:
+            self._balance.regroup(change)
+            self._open(change.step)
 
     @property
     def unmeasured(self) -> bool:
@@ -137,7 +168,7 @@ class WorkShare:
 
         NaN if it has taken no step.
         """
-        steps = self.shares[self._rank] if self._by_steps else 1
+        steps = self.shares[self._sync.comm.rank] if self._by_steps else 1
         return steps * self._spent / self._parts if self._parts else math.nan
 
     def update(self, seconds: Sequence[float]) -> None:
@@ -150,7 +181,7 @@ class WorkShare:
             return
         self._balance.measured(seconds)
         self._spent, self._parts, self._measured = 0.0, 0, True
-        self._open()
+        self._open(self._taken)
 
     def state_dict(self) -> dict[str, Any]:
         """Return numbers and lists, where all are together; nothing where all are equal."""
@@ -164,6 +195,5 @@ class WorkShare:
         if not self._balance:
             return
         self._balance.load_state_dict(saved["balance"])
-        self._taken, self._spent, self._parts = saved["taken"], saved["spent"], saved["parts"]
-        self._measured = saved["measured"]
-        self._open()
+        self._spent, self._parts, self._measured = saved["spent"], saved["parts"], saved["measured"]
+        self._open(saved["taken"])

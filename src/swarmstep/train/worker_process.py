@@ -17,7 +17,8 @@ from swarmstep.train import elastic_coordinator, lockstep_coordinator
 from swarmstep.train.asynchronous import processes as asynchronous
 from swarmstep.train.build import resolve
 from swarmstep.train.config import Config
-from swarmstep.train.join import read_settings
+from swarmstep.train.join import read_settings, workers_here
+from swarmstep.train.layerwise import run as layerwise
 from swarmstep.train.rank_0 import from_rank_0
 from swarmstep.workloads import Workload
 
@@ -50,7 +51,8 @@ def in_group(session: Session) -> dict[str, Any] | None:
             raise UsageError(f"expected {config.workers} processes, as the run has workers, found {comm.size}")
         if config.fast_sums != fast_sums:
             raise UsageError("--fast-sums: the run to resume has it; give it here, too")
-        summary = lockstep_coordinator.run(config, workload, comm, session.job)
+        run = layerwise.run if config.layerwise else lockstep_coordinator.run
+        summary = run(config, workload, comm, session.job)
     finally:
         comm.close()
     return summary if comm.rank == 0 else None
@@ -74,6 +76,8 @@ def _shared_config(session: Session, comm: Comm) -> Config:
 def as_member(session: Session) -> dict[str, Any] | None:
     """Be a worker of an elastic run; return the summary on the one that concludes it."""
     config, workload = _joined(session) if session.call.join else session.ready(session.config(done=True))
+    if config.asynchronous:  # of a machine that has joined
+        return _as_node(session, config, workload, workers_here(session.started.joined or ""))
     kind = LighthouseMembership if config.elastic == "torchft" else Membership
     membership = kind.from_env(
         silence=session.call.silence or ELASTIC_SILENCE,
@@ -99,7 +103,12 @@ def as_node(session: Session) -> dict[str, Any] | None:
         raise UsageError(
             f"{config.strategy} under swarmstep run: expected swarmstep train by itself, which starts workers"
         )
+    return _as_node(session, config, workload, session.call.here)
+
+
+def _as_node(session: Session, config: Config, workload: Workload, here: int | None) -> dict[str, Any] | None:
     call, folder = session.call, session.started.folder
     job = dataclasses.replace(session.job, out=folder, keep=folder is not None)
-    rank = int((session.started.worker or "").partition(".")[0])
-    return asynchronous.as_node(config, workload, job, rank, call.silence or ASYNCHRONOUS_SILENCE, call.patience)
+    slot = int((session.started.worker or "").partition(".")[0])
+    node = asynchronous.node_of(slot, config, config.workers if here is None else here)
+    return asynchronous.as_node(config, workload, job, node, call.silence or ASYNCHRONOUS_SILENCE, call.patience)

@@ -39,7 +39,7 @@ class When(Checked, ABC, Generic[TriggerState]):
 
     @property
     def per_rank(self) -> bool:
-        """Whether the ranks may take different numbers of steps between rounds."""
+        """Whether the ranks may count different numbers of steps between rounds."""
         return False
 
     @abstractmethod
@@ -49,6 +49,10 @@ class When(Checked, ABC, Generic[TriggerState]):
         Each field is annotated as in `swarmstep.ownership`, so that it can be carried over when the membership
         of the group changes.
         """
+
+    def count(self, state: TriggerState) -> int:
+        """Return by how many steps the run's count goes on with this worker's next step, before `due` is asked."""
+        return 1
 
     @abstractmethod
     def due(self, state: TriggerState, signal: Signal) -> bool:

@@ -58,10 +58,11 @@ class Every(When[NoState]):
 
 
 class BalancedState(NamedTuple):
-    """This worker's share, and where it ends."""
+    """This worker's share of the present round, and how far it is."""
 
-    steps: Own  # int64 []: of its own, from one round to the next
-    next: Own  # int64 []: the step of the next round
+    own: Own  # int64 []: this worker's steps in a round
+    taken: Own  # int64 []: those of them that it has taken
+    length: Own  # int64 []: steps of the run in a round
 
 
 @final
@@ -69,7 +70,8 @@ class BalancedState(NamedTuple):
 class Balanced(When[BalancedState]):
     """A round after as many steps of each worker as a `Balance` gives it, `n` on average: all arrive together.
 
-    Without a `Balance` it is ``Every(n)``. Such a group cannot be elastic.
+    Steps are counted as those of an equal worker: with k of its own in a round, the count has gone on by
+    floor(j n / k) when a worker has taken j of them. Without a `Balance` it is ``Every(n)``.
 
     Args:
         n: mean number of steps between rounds, at least 1.
@@ -84,18 +86,25 @@ class Balanced(When[BalancedState]):
         if self.n < 1:
             raise UsageError(f"Balanced: expected n >= 1, found {self.n}")
 
-    @property
-    def per_rank(self) -> bool:
-        return True
-
     def init(self, layout: Layout, size: int) -> BalancedState:
-        return BalancedState(torch.tensor(self.n), torch.tensor(self.n))
+        return BalancedState(torch.tensor(self.n), torch.tensor(0), torch.tensor(self.n))
+
+    def count(self, state: BalancedState) -> int:
+        own, taken, length = map(int, state)
+        return (taken + 1) * length // own - taken * length // own
 
     def due(self, state: BalancedState, signal: Signal) -> bool:
-        due = signal.step >= int(state.next)
+        state.taken.add_(1)
+        due = bool(state.taken >= state.own)
         if due:
-            state.next.copy_(signal.step + state.steps)
+            state.taken.zero_()
         return due
+
+    @staticmethod
+    def plan(state: BalancedState, own: int, length: int) -> None:
+        """Let the round that begins here have so many steps of this worker's own, and of the run."""
+        for tensor, value in zip(state, (own, 0, length), strict=True):
+            tensor.fill_(value)
 
 
 @final

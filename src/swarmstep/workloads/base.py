@@ -30,6 +30,8 @@ from torch.nn.functional import cross_entropy
 from swarmstep.errors import UsageError
 from swarmstep.workloads.defaults import Defaults
 
+Loss = Callable[[Tensor, Tensor], Tensor]  # (outputs, targets) -> a mean over the batch
+
 
 @dataclass(frozen=True, eq=False)
 class Examples:
@@ -76,11 +78,23 @@ class Workload:
     accuracy has no meaning. `classes` is how many values a target, or each of an example's targets, can have;
     None where the targets are no classes. Only examples with one class each can be sharded by class.
 
-    `measures` has what else is shown of a mean loss: name -> function of it, "bits_per_byte" say; the summary
-    then has test_bits_per_byte and validation_bits_per_byte. `corpus` is the SHA-256 (hex) of data that may
-    differ from machine to machine under the same name, else None: runs on different ones are not put together.
+    `objectives` are what a model can be trained for, where there is a choice: name -> function of the classes'
+    shares among the examples as they are drawn, float64 [C], that returns the loss. It may be a module with
+    parameters of its own, which are trained and averaged with the model's. The first is the default, and the run's
+    losses are its; `loss` is not used then.
 
-    Raises UsageError for no model, no examples, targets outside [0, classes), or a measure with a taken name.
+    `metrics` has what is measured of all outputs on a whole set: name -> function of the outputs [N, ...] and the
+    targets [N, ...], a number from 0 to 1, the higher the better; the summary then has test_auc and
+    validation_auc, say. The first is what methods are judged by, in place of the accuracy.
+
+    `measures` has what else is shown of a mean loss: name -> function of it, "bits_per_byte" say; the summary
+    then has test_bits_per_byte and validation_bits_per_byte. `averages` has what else is measured in an
+    evaluation: name -> function of a batch's outputs, which returns a mean over the batch; shown likewise.
+    `corpus` is the SHA-256 (hex) of data that may differ from machine to machine under the same name, else None:
+    runs on different ones are not put together.
+
+    Raises UsageError for no model, no examples, targets outside [0, classes), objectives without classes, or a
+    measure or metric with a taken name.
     """
 
     name: str
@@ -91,18 +105,28 @@ class Workload:
     classes: int | None
     prepare: Callable[[Tensor], Tensor] = as_float
     augment: Callable[[Tensor, Generator], Tensor] | None = None
-    loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy
+    loss: Loss = cross_entropy
     correct: Callable[[Tensor, Tensor], Tensor] | None = right_answers
+    objectives: Mapping[str, Callable[[Tensor], Loss]] = field(default_factory=dict[str, Callable[[Tensor], Loss]])
+    metrics: Mapping[str, Callable[[Tensor, Tensor], float]] = field(
+        default_factory=dict[str, Callable[[Tensor, Tensor], float]]
+    )
     measures: Mapping[str, Callable[[float], float]] = field(default_factory=dict[str, Callable[[float], float]])
+    averages: Mapping[str, Callable[[Tensor], Tensor]] = field(
+        default_factory=dict[str, Callable[[Tensor], Tensor]]
+    )
     corpus: str | None = None
 
     def __post_init__(self) -> None:
         if not self.models:
             raise UsageError(f"workload {self.name!r} has no model; give models={{name: function}}")
-        if taken := {"loss", "accuracy"} & self.measures.keys():
+        names = ["loss", "accuracy", *self.metrics, *self.measures, *self.averages]
+        if taken := {name for name in names if names.count(name) > 1}:
             raise UsageError(
                 f"workload {self.name!r}: measure {min(taken)!r}: the name is taken; give another one"
             )
+        if self.objectives and self.classes is None:
+            raise UsageError(f"workload {self.name!r}: objectives need targets that are classes; give `classes`")
         for part, examples in (("train", self.train), ("test", self.test)):
             if not len(examples):
                 raise UsageError(f"workload {self.name!r} has no {part} examples")

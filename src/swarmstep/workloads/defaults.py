@@ -10,6 +10,7 @@ from swarmstep.errors import UsageError
 
 Optimizer = Literal["sgd", "momentum", "adamw", "muon"]
 Schedule = Literal["constant", "cosine"]
+Sampling = Literal["natural", "balanced"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Defaults:
         warmup: steps in which the learning rate rises linearly from lr / warmup to lr, at least 0.
         clip: the largest norm of a worker's gradient, to which longer ones are shortened; 0: none are.
         eval_every: local steps between two evaluations.
+        sampling: "natural", a worker goes through its examples in random order; "balanced", each batch has equally
+            many of every class.
 
     Raises:
         UsageError: a value is out of its range.
@@ -43,9 +46,11 @@ class Defaults:
     warmup: int = 0
     clip: float = 0.0
     eval_every: int = 250
+    sampling: Sampling = "natural"
 
     def __post_init__(self) -> None:
-        for name, choices in (("optimizer", get_args(Optimizer)), ("schedule", get_args(Schedule))):
+        choices_of = {"optimizer": Optimizer, "schedule": Schedule, "sampling": Sampling}
+        for name, choices in ((name, get_args(kind)) for name, kind in choices_of.items()):
             if getattr(self, name) not in choices:
                 raise UsageError(f"{name} must be one of {', '.join(choices)}, found {getattr(self, name)!r}")
         least = {"batch": 1, "every": 1, "steps": 1, "eval_every": 1, "warmup": 0}
@@ -77,6 +82,9 @@ BUILT_IN: Mapping[str, BuiltIn] = {
     "cifar10": BuiltIn(
         Defaults(lr=0.05, steps=2000, weight_decay=5e-4, schedule="cosine", eval_every=500), ("resnet20", "cnn")
     ),
+    "imbalanced": BuiltIn(
+        Defaults(lr=0.05, every=8, steps=400, eval_every=100, sampling="balanced"), ("mlp", "linear")
+    ),
     "text": BuiltIn(
         Defaults(
             optimizer="adamw",
@@ -91,5 +99,6 @@ BUILT_IN: Mapping[str, BuiltIn] = {
         ),
         ("gpt", "gpt-small", "gpt-large"),
     ),
+    "spiking": BuiltIn(Defaults(optimizer="adamw", lr=1e-3, batch=64, steps=400, eval_every=100), ("leaky",)),
 }
 """The built-in workloads by name; each has a module of that name beside this one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,22 @@ BYTES = 256  # the vocabulary: no tokenizer
 CONTEXT = 64
 HEAD = 32  # width of an attention head
 DEVIATION = 0.02  # of the initial weights
+
+
+class Cache:
+    """What a GPT keeps of a text that it has read: keys and values of each block, [B, heads, length, 32] each."""
+
+    def __init__(self, layers: int) -> None:
+        self.blocks: list[list[Tensor]] = [[] for _ in range(layers)]
+
+    def cut(self, length: int) -> Cache:
+        """Forget what follows the first `length` bytes, and return this."""
+        for kept in self.blocks:
+            kept[:] = [x[:, :, :length] for x in kept]
+        return self
+
+    def __len__(self) -> int:
+        return self.blocks[0][0].shape[2] if self.blocks[0] else 0
 
 
 class GPT(nn.Module):
@@ -37,9 +54,14 @@ class GPT(nn.Module):
                 writes = name.endswith(("out.weight", "down.weight"))
                 nn.init.normal_(parameter, std=DEVIATION / (math.sqrt(2 * layers) if writes else 1.0))
 
-    def forward(self, text: Tensor) -> Tensor:
-        place = torch.arange(text.shape[1], device=text.device)
-        return self.head(self.norm(self.blocks(self.embedding(text) + self.positions(place))))
+    def forward(self, text: Tensor, cache: Cache | None = None) -> Tensor:
+        """Return the logits; with a cache `text` goes on where it ends, and is added to it."""
+        first = 0 if cache is None else len(cache)
+        place = torch.arange(first, first + text.shape[1], device=text.device)
+        x = self.embedding(text) + self.positions(place)
+        for number, block in enumerate(self.blocks):
+            x = block(x, None if cache is None else cache.blocks[number])
+        return self.head(self.norm(x))
 
 
 class _Block(nn.Module):
@@ -53,10 +75,24 @@ class _Block(nn.Module):
         self.up = nn.Linear(width, 4 * width, bias=False)
         self.down = nn.Linear(4 * width, width, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, kept: list[Tensor] | None = None) -> Tensor:
         batch, length, width = x.shape
         shape = (batch, length, 3, width // HEAD, HEAD)
         query, key, value = self.attend(self.norm_1(x)).view(shape).permute(2, 0, 3, 1, 4)
-        mixed = scaled_dot_product_attention(query, key, value, is_causal=True)
+        mask = None
+        if kept is not None:
+            if kept:
+                key, value = torch.cat([kept[0], key], 2), torch.cat([kept[1], value], 2)
+                mask = torch.ones(length, key.shape[2], dtype=torch.bool, device=x.device).tril(
+                    key.shape[2] - length
+                )
+            kept[:] = key, value
+        mixed = scaled_dot_product_attention(query, key, value, mask, is_causal=mask is None)
         x = x + self.out(mixed.transpose(1, 2).reshape(batch, length, width))
         return x + self.down(gelu(self.up(self.norm_2(x))))
+
+
+def with_cache(model: GPT) -> Callable[[Tensor, int], Tensor]:
+    """Return what gives the logits after `known` bytes of a text that are as in the call before, for sampling."""
+    cache = Cache(len(model.blocks))
+    return lambda text, known: model(text[:, known:], cache.cut(known))

@@ -21,8 +21,9 @@ def load(name: str, data: Path | None = None) -> Workload:
     """Return the workload `name`.
 
     Args:
-        name: a key of BUILT_IN, or ``path/to/file.py:attribute``. The attribute is a Workload or a function
-            that returns one; the function takes the data folder, or nothing.
+        name: a key of BUILT_IN, where its module takes one with a variant behind a colon
+            (``imbalanced:digits:0.02``), or ``path/to/file.py:attribute``. The attribute is a Workload or a
+            function that returns one; the function takes the data folder, or nothing.
         data: the folder of the data files; for text a file, the text itself. None: the environment variable
             SWARMSTEP_DATA, else ./data.
 
@@ -30,8 +31,13 @@ def load(name: str, data: Path | None = None) -> Workload:
         UsageError: the name, file or attribute does not exist, or is not a Workload.
         DataError: data files are missing or damaged.
     """
-    if name in BUILT_IN:
-        return importlib.import_module(f"swarmstep.workloads.{name}").load(data)
+    base, colon, variant = name.partition(":")
+    if base in BUILT_IN:
+        loader = importlib.import_module(f"swarmstep.workloads.{base}").load
+        if not colon:
+            return loader(data)
+        if "variant" in inspect.signature(loader).parameters:
+            return loader(data, variant=variant)
     path, _, attribute = name.rpartition(":")
     if not path.endswith(".py") or not attribute:
         valid = f"one of {', '.join(BUILT_IN)}, or path/to/file.py:attribute"

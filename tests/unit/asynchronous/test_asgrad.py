@@ -21,6 +21,7 @@ from swarmstep.asynchronous import (
     Flat,
     Function,
     Gradient,
+    Message,
     Outer,
     Quorum,
     Simulator,
@@ -133,6 +134,64 @@ def test_waiting_with_displacements_is_a_round_of_the_mean() -> None:
     for number in range(2):
         x = x - (work(x, 0, number, 0, {}) + work(x, 1, number, 0, {}) + work(x, 2, number, 0, {})) / 3
     assert torch.equal(simulator.result(), x)
+
+
+def test_ringleader_converges_to_the_common_minimum_itself() -> None:
+    """All count the same in each step, so that there is no fluctuation around 1.5 either."""
+    simulator = Simulator(asgrad(0.05, rule="ringleader"), ZERO, SECONDS, jitter=0.3)
+    simulator.run(events=6000)
+    assert float(simulator.result()) == pytest.approx(1.5, abs=1e-6)
+    assert sum(simulator.computed) > 0.99 * 4 * simulator.now - 10  # nobody waits
+
+
+def test_ringleader_with_one_worker_is_sgd_bit_for_bit() -> None:
+    simulator, x = Simulator(asgrad(0.3, workers=1, rule="ringleader"), ZERO + 7, [1.0]), np.float64(7.0)
+    for _ in range(20):
+        simulator.run(events=3)
+        x = x - 0.3 * x
+        assert float(simulator.result()) == x
+
+
+@given(st.integers(1, 5), st.lists(st.integers(0, 4), min_size=1, max_size=60))
+def test_ringleader_by_its_equations(workers: int, arrivals: list[int]) -> None:
+    """Any order of results, against the rounds written out; no result is used more than 2 W - 2 late."""
+    method, box = asgrad(0.1, workers=workers, rule="ringleader"), Posts()
+    state = method.init(SERVER, ZERO)
+    method.start(state, box)
+    x, version, results, moved = 0.0, 0, {i: list[tuple[float, int]]() for i in range(workers)}, set[int]()
+    later = {i: list[tuple[float, int]]() for i in range(workers)}
+    for worker in (arrival % workers for arrival in arrivals):
+        numbers, at = box.last[worker]
+        d = math.sin(float(at) + worker)
+        method.on_message(state, Message(worker, numbers[:2], ZERO + d), box)
+        if len(moved) == workers:
+            results, later, moved = later, {i: [] for i in range(workers)}, set()
+        (later if worker in moved else results)[worker].append((d, int(numbers[0])))
+        if worker not in moved and all(results.values()):
+            assert max(version - v for of in results.values() for _, v in of) <= 2 * workers - 2
+            x -= 0.1 * np.mean([np.mean([d for d, _ in of]) for of in results.values()])
+            version += 1
+            moved.add(worker)
+        assert (state.version, float(state.x)) == (version, pytest.approx(x, abs=1e-12))
+
+
+class Posts:
+    """A mailbox that keeps the last job of each worker: its numbers and point."""
+
+    def __init__(self) -> None:
+        self.last: dict[int, tuple[tuple[float, ...], Tensor]] = {}
+
+    def post(self, to: int, message: Message) -> None:
+        self.last[to] = message.numbers, message.x
+
+    def poll(self) -> None:
+        raise AssertionError
+
+
+@pytest.mark.parametrize("options", [{"assign": "random"}, {"wait": 2}, {"ignore": 3}])
+def test_ringleader_goes_with_plain_assignment_only(options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="rule ringleader: expected assign pure, wait 1, ignore 0"):
+        asgrad(rule="ringleader", **options)
 
 
 @pytest.mark.parametrize("tau", [0, 1, 2, 4, 8])

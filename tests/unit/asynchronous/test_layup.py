@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 
 import pytest
@@ -134,3 +135,20 @@ def test_wrong_arguments() -> None:
         LayUp(0, network(), loss, lr=0.1)
     with pytest.raises(UsageError, match="found workers 2, lr -1"):
         LayUp(2, network(), loss, lr=-1)
+
+
+def test_who_hands_over_leaves_the_weighted_mean_with_the_other() -> None:
+    """One worker then has sum w x / sum w of all, layer by layer."""
+    model = network()
+    method = LayUp(3, model, loss, lr=0.1, seed=1)
+    simulator = Simulator(method, Flat(model).read(), (1.0, 2.0, 3.0))
+    simulator.run(events=300)
+    states = {node: copy.deepcopy(state) for node, state in simulator.states.items()}
+    expected, posts = method.result(states), list[Message]()
+    for node in (1, 2):
+        method.hand_over(states[node], 0, Box(lambda to, message: posts.append(message)))
+    for message in posts:
+        method.on_message(states[0], message, Box(lambda to, message: None))
+    assert torch.allclose(states[0].x, expected, rtol=0, atol=1e-14)
+    assert [method.is_last(message) for message in posts] == ([False] * 3 + [True]) * 2
+    assert not torch.equal(states[1].x, expected)  # it stays as it was

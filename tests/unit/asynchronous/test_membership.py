@@ -104,6 +104,11 @@ def test_whoever_comes_and_goes_each_job_is_counted_once_and_the_others_go_on(
     )
 
 
+@given(workers=st.integers(1, 4), data=st.data())
+def test_so_it_is_with_ringleader(workers: int, data: st.DataObject) -> None:
+    come_and_go(workers, data, lambda job: AsGrad(workers, job, Outer(0.1), rule="ringleader"))
+
+
 @given(workers=st.integers(1, 4), data=st.data(), rule=st.sampled_from(RULES), ignore=st.integers(0, 3))
 def test_so_it_is_with_a_quorum(workers: int, data: st.DataObject, rule: str, ignore: int) -> None:
     least = data.draw(st.integers(1, workers))

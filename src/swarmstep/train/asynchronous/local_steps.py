@@ -65,7 +65,7 @@ class LocalSteps(Work):
         """Return the loss of a worker's batch of its 0-based step."""
         inputs, targets = self.feed(worker).batch(step + 1)
         model.train()
-        loss = measure_loss(self._workload, model(inputs), targets)
+        loss = measure_loss(model, self._workload, model(inputs), targets)
         self.losses[worker] = float(loss.detach())
         return loss
 

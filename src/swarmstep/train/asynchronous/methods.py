@@ -9,66 +9,72 @@ from swarmstep.asynchronous import AsGrad, Function, LayUp, Method, Outer, Quoru
 from swarmstep.errors import UsageError
 from swarmstep.train.asynchronous.local_steps import LocalSteps
 from swarmstep.train.config import LAYUP, Config
+from swarmstep.train.modifiers import build_modifiers
 from swarmstep.train.set_options import parse_settings
 from swarmstep.train.speed_options import parse_speeds
 
 
 @dataclasses.dataclass(frozen=True)
-class AsGradSettings:
-    """What --set takes for `asgrad`.
+class ServerSettings:
+    """What --set takes for both methods with a server.
 
     Args:
-        assign: who gets a new job: pure, who has delivered; random; shuffled, all in an order drawn anew.
         rule: how much a late result counts: constant, delay-adaptive, staleness or rescaled.
-        wait: how many results the server waits for, 1 to W.
-        ignore: drop results that are so many steps late, or more; 0: none.
-        outer_lr: of the server's step; none: wait / W.
+        ignore: drop results that are so many steps of the server late, or more; 0: none.
+        outer_lr: of the server's step; none: wait / W for asgrad, 1 for quorum.
         outer_momentum: delayed Nesterov's.
-        outer_every: at each how many results the momentum moves.
+        outer_every: at each how many steps of the server the momentum moves.
     """
 
-    assign: str = "pure"
     rule: str = "constant"
-    wait: int = 1
     ignore: int = 0
     outer_lr: float | None = None
     outer_momentum: float = 0.0
     outer_every: int = 1
 
+    def outer(self, lr: float) -> Outer:
+        """Return the server's optimizer, with this learning rate where none is set."""
+        return Outer(lr if self.outer_lr is None else self.outer_lr, self.outer_momentum, self.outer_every)
+
+
+@dataclasses.dataclass(frozen=True)
+class AsGradSettings(ServerSettings):
+    """What --set takes for `asgrad`.
+
+    Args:
+        rule: how much a late result counts: constant, delay-adaptive, staleness or rescaled; or ringleader, each
+            worker's mean result counts the same.
+        assign: who gets a new job: pure, who has delivered; random; shuffled, all in an order drawn anew.
+        wait: how many results the server waits for, 1 to W.
+    """
+
+    assign: str = "pure"
+    wait: int = 1
+
     def build(self, config: Config, work: Work) -> Method[Any]:
         """Return the method."""
-        outer = _outer(self, self.wait / config.workers)
+        outer = self.outer(self.wait / config.workers)
         return AsGrad(
             config.workers, work, outer, self.assign, self.rule, self.wait, self.ignore, seed=config.seed
         )
 
 
 @dataclasses.dataclass(frozen=True)
-class QuorumSettings:
-    """What --set takes for `quorum`.
+class QuorumSettings(ServerSettings):
+    """What --set takes for `quorum`; a round is a step of the server.
 
     Args:
         quorum: a round closes when so many have come, 1 to W; none: W - 1.
         grace: seconds that it stays open after that.
-        rule: how much a late result counts: constant, delay-adaptive, staleness or rescaled.
-        ignore: drop results that are so many rounds late, or more; 0: none.
-        outer_lr: of the server's step; none: 1.
-        outer_momentum: delayed Nesterov's.
-        outer_every: at each how many rounds the momentum moves.
     """
 
     quorum: int | None = None
     grace: float = 0.0
-    rule: str = "constant"
-    ignore: int = 0
-    outer_lr: float | None = None
-    outer_momentum: float = 0.0
-    outer_every: int = 1
 
     def build(self, config: Config, work: Work) -> Method[Any]:
         """Return the method."""
         quorum = max(1, config.workers - 1) if self.quorum is None else self.quorum
-        return Quorum(config.workers, work, _outer(self, 1.0), quorum, self.grace, self.rule, self.ignore)
+        return Quorum(config.workers, work, self.outer(1.0), quorum, self.grace, self.rule, self.ignore)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,11 +101,6 @@ Settings = AsGradSettings | QuorumSettings | LayUpSettings
 SETTINGS: dict[str, type[Settings]] = {"asgrad": AsGradSettings, LAYUP: LayUpSettings, "quorum": QuorumSettings}
 
 
-def _outer(settings: AsGradSettings | QuorumSettings, lr: float) -> Outer:
-    lr = lr if settings.outer_lr is None else settings.outer_lr
-    return Outer(lr, settings.outer_momentum, settings.outer_every)
-
-
 def build_method(config: Config, work: LocalSteps) -> Method[Any]:
     """Return the method of a resolved config."""
     return _settings(config).build(config, work)
@@ -123,19 +124,20 @@ def check(config: Config) -> None:
         "--balance": config.balance != "off",
         "--fault": config.fault,
         "--until-accuracy": config.until_accuracy,
+        "--proximal": config.proximal,
+        "--control-variates": config.control_variates,
     }
     found = [option for option, value in absent.items() if value]
     if found:
         raise UsageError(f"{config.strategy} has no rounds: expected no {found[0]}")
     if config.shards == "dealt":
         raise UsageError(f"{config.strategy}: nobody deals out examples; expected --shards iid, found dealt")
-    if config.strategy == LAYUP and config.backend != "sim":
-        raise UsageError(
-            "layup has no server that could record a run: expected --backend sim, or a program of your own with "
-            "run_peer (docs/asynchronous.md)"
-        )
     if config.backend == "nccl":
         raise UsageError(f"{config.strategy}: expected --backend sim or gloo, found nccl")
+    if acting := [part for part in build_modifiers(config).parts if part.acts_on_steps]:
+        raise UsageError(
+            f"{config.strategy} takes no {acting[0]}, which changes weights between steps; use rounds"
+        )
     parse_speeds(config)
     settings, steps = _settings(config), config.training.steps
     if isinstance(settings, LayUpSettings):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -13,10 +11,12 @@ from torch import Tensor
 from swarmstep.asynchronous import SERVER, Ledger, Links, Method, run_server, run_worker
 from swarmstep.checkpoint.folder import steps_in
 from swarmstep.checkpoint.loader import newest
-from swarmstep.errors import Interrupted, PeerLost
+from swarmstep.errors import Interrupted, PeerLost, UsageError
 from swarmstep.train.asynchronous.local_steps import LocalSteps
 from swarmstep.train.asynchronous.methods import build_method
+from swarmstep.train.asynchronous.peers import as_peer
 from swarmstep.train.asynchronous.record import Record, count_results
+from swarmstep.train.asynchronous.told import PENDING, SAVED, SLICE, Told, tell
 from swarmstep.train.config import Config
 from swarmstep.train.job import Job
 from swarmstep.train.lockstep_coordinator import LOOK_EVERY
@@ -24,13 +24,29 @@ from swarmstep.train.pace import Pace
 from swarmstep.train.work_done import WorkDone
 from swarmstep.workloads import Workload
 
-SAVED = "saved"  # the server has written down how the run has ended; see `Links.mark`
-SLICE = 0.25  # seconds between two questions whether it has
-PENDING = 8  # evaluations, each with a model of its own, at which the server waits for the first
+
+def node_of(slot: int, config: Config, here: int) -> int:
+    """Return which node a process is.
+
+    Args:
+        slot: of the process, among those of all machines: the first machine has the first ones.
+        config: of the run.
+        here: workers on the first machine, after which its server comes.
+
+    Raises:
+        UsageError: the run has no more workers.
+    """
+    servers = config.nodes - config.workers
+    if servers and slot == here:
+        return SERVER
+    node = slot - (servers if slot > here else 0)
+    if node >= config.workers:
+        raise UsageError(f"--workers: the run has {config.workers}, and all have come already; bring fewer")
+    return node
 
 
 def as_node(
-    config: Config, workload: Workload, job: Job, rank: int, silence: float, patience: float
+    config: Config, workload: Workload, job: Job, node: int, silence: float, patience: float
 ) -> dict[str, Any] | None:
     """Be a worker, or the server, which returns the summary.
 
@@ -38,7 +54,7 @@ def as_node(
         config: resolved.
         workload: its data.
         job: how the run is carried out; its folder, if there is one, is held by the supervisor.
-        rank: of this process: the last one is the server.
+        node: which one this process is.
         silence: seconds without a sign of life after which a node is lost.
         patience: seconds to wait for one that is lost to come back.
 
@@ -47,10 +63,11 @@ def as_node(
         UsageError: the run is past the step at which to stop.
         SwarmstepError: as the parts of a run say.
     """
-    server = rank == config.workers
-    work = _Worker(config, workload, None if server else Pace(config, rank, job.pace))
+    if config.nodes == config.workers:
+        return as_peer(config, workload, job, node, silence, patience)
+    work = _Worker(config, workload, None if node == SERVER else Pace(config, node, job.pace))
     method = build_method(config, work)
-    with Links.from_env(method, silence=silence, patience=patience) as box:
+    with Links.from_env(method, node=node, silence=silence, patience=patience) as box:
         if box.node != SERVER:
             work.box = box
             run_worker(method, work.x, box)
@@ -76,11 +93,13 @@ class _Worker(LocalSteps):
     """Local steps that tell the server, through the store, how long they took and how well they went."""
 
     box: Links | None = None
+    jobs = 0  # that this process has done
 
     def end(self, x: Tensor, worker: int, number: int, results: int, memory: dict[str, Any]) -> Tensor:
         found = super().end(x, worker, number, results, memory)
         if self.box:
-            self.box.mark(f"did/{worker}", json.dumps([self.box.entry, self.computed, self.losses[worker]]))
+            self.jobs += 1
+            tell(self.box, self.jobs * self.steps, self.computed, self.losses[worker])
         return found
 
 
@@ -95,9 +114,7 @@ class _Server:
         self._step, self._stopped = 0, False
         self._evaluator = ThreadPoolExecutor(1)
         self._evaluations: list[Future[None]] = []
-        ranks = range(config.workers)
-        self._computed = [0.0] * len(ranks)  # seconds of each worker, of all processes that have been it
-        self._told = [self._did(rank) for rank in ranks]  # by a server before this one, too
+        self._told = Told(box, config.workers, work.losses)
 
     def _step_of(self, taken: int) -> int:
         """Return the run's step, of an equal worker, after so many results."""
@@ -116,8 +133,7 @@ class _Server:
         if self._box.entry == 1:  # else a server before this one may just have stopped there
             job.check_stop_at(self._step, config.training.steps)
         record.logger.rewind(self._step)
-        for row in record.logger.newest("look").get("by_worker", []):
-            self._computed[row["rank"]] = row["compute_seconds"]
+        self._told.go_on(record.logger.newest("look").get("by_worker", []))
         record.logger.begin(config)
         served = run_server(
             self._method,
@@ -162,18 +178,10 @@ class _Server:
             self._evaluations.append(self._evaluator.submit(self._record.evaluate, state.x, step, seconds, rows))
         return self._stopped
 
-    def _did(self, rank: int) -> tuple[int, float, float]:
-        """Return which of a worker's processes has told last, the seconds that it has computed, and its loss."""
-        told = self._box.text_of(f"did/{rank}")
-        return tuple(json.loads(told)) if told else (0, 0.0, math.nan)
-
     def _by_worker(self, state: Ledger, seconds: float) -> list[WorkDone]:
-        rows: list[WorkDone] = []
-        for rank, entered in enumerate(state.entered):
-            before, told = self._told[rank], self._did(rank)
-            self._computed[rank] += told[1] - (before[1] if before[0] == told[0] else 0.0)
-            self._told[rank], self._work.losses[rank] = told, told[2]
-            computed = self._computed[rank]
-            rows.append(WorkDone(rank, entered * self._method.steps, computed, max(0.0, seconds - computed)))
+        rows = [
+            WorkDone(rank, entered * self._method.steps, computed, max(0.0, seconds - computed))
+            for rank, (entered, (_, computed)) in enumerate(zip(state.entered, self._told.all(), strict=True))
+        ]
         count_results(rows, state)
         return rows

@@ -20,6 +20,8 @@ from swarmstep.train.asynchronous.local_steps import LocalSteps
 from swarmstep.train.config import Config
 from swarmstep.train.evaluate import evaluate, named_scores
 from swarmstep.train.job import Job
+from swarmstep.train.local_step import bare
+from swarmstep.train.modifiers import build_modifiers
 from swarmstep.train.progress import Progress
 from swarmstep.train.run_folder import RunFolder, new_folder
 from swarmstep.train.run_logger import RunLogger
@@ -130,9 +132,10 @@ class Record:
             "distrusted": [],
             "parameters": self._flat.layout.parameters,
             "corpus": self._workload.corpus,
+            "metric": next(iter(self._workload.metrics), None),
             "steps_taken": step,
             "by_worker": [dataclasses.asdict(worker) for worker in workers],
             "out": str(self.logger.path) if self.logger.path else None,
         }
-        self.logger.end(self._model, summary)
+        self.logger.end(build_modifiers(self._config).finished(bare(self._model)), summary)
         return summary

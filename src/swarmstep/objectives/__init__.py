@@ -1,0 +1,7 @@
+"""What a model is trained for, where that is more than a function of outputs and targets, and how to get there."""
+
+from swarmstep.objectives.auc import AUCMinMax, auc
+from swarmstep.objectives.control import ControlVariates, MeanGradient
+from swarmstep.objectives.proximal import GROWTH, ProximalStages, stage_of
+
+__all__ = ["GROWTH", "AUCMinMax", "ControlVariates", "MeanGradient", "ProximalStages", "auc", "stage_of"]

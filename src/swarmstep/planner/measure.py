@@ -1,0 +1,84 @@
+"""Measures what a workload costs a worker: a few rounds in this process."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from typing import Any
+
+from swarmstep.comm.metered import Call
+from swarmstep.network.trace import Trace
+from swarmstep.planner.prices import RoundWork, Work
+from swarmstep.train.build import resolve
+from swarmstep.train.config import Config
+from swarmstep.train.in_process import simulated
+from swarmstep.train.job import Job
+from swarmstep.workloads import Workload
+
+ROUNDS, STEPS = 5, 4  # of the trial: rounds, and steps between them
+
+
+def measured(config: Config, workload: Workload, codecs: tuple[str, ...] = ("int8",)) -> Work:
+    """Return what a worker's step and rounds cost, after a few rounds in this process.
+
+    Args:
+        config: workload, model, strategy, workers and so on; its steps and n are not used.
+        workload: its data.
+        codecs: to measure besides no codec.
+
+    Raises:
+        UsageError: as a training with these settings does.
+    """
+    trials = {codec: _trial(config, workload, codec) for codec in ("", *codecs)}
+    parameters = int(trials[""][1]["parameters"])
+    step = statistics.median(seconds for events, _ in trials.values() for seconds in _step_seconds(events))
+    rounds = {codec: _round(events) for codec, (events, _) in trials.items()}
+    return Work(step, parameters, rounds, _bytes_kept(config, parameters))
+
+
+def measured_step(config: Config, workload: Workload) -> float:
+    """Return the seconds of a local step of one worker in this process, alone."""
+    alone = dataclasses.replace(config, workers=1, strategy="local-sgd", settings={})
+    return statistics.median(_step_seconds(_trial(alone, workload, "")[0]))
+
+
+def _trial(config: Config, workload: Workload, codec: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Return the events and the summary of a short run."""
+    steps = ROUNDS * STEPS
+    short = dataclasses.replace(
+        config, steps=steps, every=STEPS, when=None, eval_every=10 * steps, codec=codec or None, backend="sim",
+        warmup=0, delay=0, until_accuracy=None,
+    )  # fmt: skip
+    events: list[dict[str, Any]] = []
+    summary = simulated(resolve(short, workload), workload, Job(quiet=True, keep=False, listen=events.append))
+    return events, summary
+
+
+def _step_seconds(events: list[dict[str, Any]]) -> list[float]:
+    """Return the seconds of a step of each worker in each round but the first, which warms up."""
+    rounds = [event for event in events if event["kind"] == "round"][1:]
+    return [seconds / STEPS for event in rounds for seconds in event["compute_seconds"]]
+
+
+def _round(events: list[dict[str, Any]]) -> RoundWork:
+    """Return a round as it is when the first ones, which are longer, are over."""
+    trace = Trace([event["folded"] for event in events if event["kind"] == "trace"][-1])
+    rounds = [event for event in events if event["kind"] == "round"]
+    plain = [event["seconds"] - event["probe_seconds"] for event in rounds[1:]]
+    tests = [event["probe_seconds"] for event in rounds[1:] if event["probe_seconds"] > 0]
+    calls = min((round_.calls for round_ in trace), key=_bytes)
+    return RoundWork(calls, max(0.0, statistics.median(plain)), statistics.median(tests) if tests else 0.0)
+
+
+def _bytes(calls: tuple[Call, ...]) -> int:
+    return sum(call.bytes for call in calls)
+
+
+def _bytes_kept(config: Config, parameters: int) -> int:
+    """Return the bytes of model, gradient, optimizer state and what the method keeps, from its card."""
+    from swarmstep.cards import CARDS
+
+    states = {"sgd": 0, "momentum": 1, "adam": 2, "adamw": 2, "muon": 1}.get(config.optimizer or "momentum", 2)
+    kept = CARDS[config.strategy].memory
+    numbers = [float(word) for word in kept.replace("+", " ").split() if word.replace(".", "").isdigit()]
+    return int(4 * parameters * (2 + states + (sum(numbers) or 1)))

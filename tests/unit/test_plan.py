@@ -1,0 +1,130 @@
+"""A plan is arithmetic on what was measured: held against the formulas by hand, and against known links."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from examples import few
+from swarmstep.cli import main
+from swarmstep.cli.plan import _described
+from swarmstep.comm.metered import Call
+from swarmstep.errors import UsageError
+from swarmstep.network.collective_costs import seconds_of
+from swarmstep.network.link import Link, parse
+from swarmstep.planner.group import fitted
+from swarmstep.planner.prices import GOAL, Plan, Price, RoundWork, Work, plan
+from swarmstep.planner.settings import PlanSettings
+
+MEAN, CODED = Call("mean", 4_000_000, 4), Call("gather", 250_000, 4)
+WORK = Work(0.02, 1_000_000, {"": RoundWork((MEAN,), 0.01), "int8": RoundWork((CODED,), 0.03, 0.2)}, 0)
+LINK = parse("100mbit,5ms")
+
+
+def price(found: Plan, every: int, codec: str = "", late: bool = False) -> Price:
+    (one,) = [p for p in found.prices[1:] if (p.every, p.codec, p.delay > 0) == (every, codec, late)]
+    return one
+
+
+def test_the_formulas_by_hand() -> None:
+    found = plan(WORK, 4, LINK)
+    sent, coded = seconds_of(MEAN, LINK), seconds_of(CODED, LINK)
+    assert found.prices[0].seconds == pytest.approx(0.02 / 3 + sent)  # longer than the backward pass
+    assert price(found, 1).seconds == pytest.approx(0.02 + sent + 0.01)
+    assert price(found, 32).seconds == pytest.approx(0.02 + (sent + 0.01) / 32)
+    assert price(found, 32, "int8").seconds == pytest.approx(0.02 + (coded + 0.03 + 0.2 * 0.32) / 32)
+    late = price(found, 32, "int8", late=True)
+    assert (late.delay - 1) * 0.02 < coded <= late.delay * 0.02
+    assert late.seconds == pytest.approx(0.02 + (0.03 + 0.2 * 0.32) / 32)
+    assert price(found, 1, "int8", late=True).delay == 1  # no round waits for the one after the next
+    assert price(found, 128, "int8").seconds == pytest.approx(0.02 + (coded + 0.03 + 0.2) / 128)
+    assert all(p.computing == pytest.approx(0.02 / p.seconds) for p in found.prices)
+
+
+def test_ddp_hides_what_fits_into_the_backward_pass() -> None:
+    fast = parse("100gbit")
+    assert plan(WORK, 4, fast).prices[0].seconds == pytest.approx(0.02)
+
+
+@few
+@given(
+    step=st.floats(1e-4, 10),
+    own=st.floats(0, 1),
+    rate=st.floats(1e5, 1e11),
+    delay=st.floats(0, 1),
+    workers=st.integers(2, 64),
+)
+def test_the_smallest_n_is_enough_and_one_less_is_not(
+    step: float, own: float, rate: float, delay: float, workers: int
+) -> None:
+    rounds = {codec: RoundWork((Call("mean", 4_000_000, workers),), own) for codec in ("", "int8")}
+    found = plan(Work(step, 1_000_000, rounds, 0), workers, Link(rate, delay), every=(1,))
+    for name, one in found.smallest.items():
+        if one is None:
+            continue
+        assert one.computing >= GOAL
+        if one.every > 1:
+            codec, late = "int8" if "int8" in name else "", "overlapped" in name
+            less = plan(found.work, workers, found.link, every=(one.every - 1,))
+            assert price(less, one.every - 1, codec, late).computing < GOAL
+    assert found.advised is None or found.advised.every == min(p.every for p in found.smallest.values() if p)
+
+
+@pytest.mark.parametrize("spec", ["20mbit,20ms", "100mbit", "1gbit,5ms", "10gbit,1ms"])
+@pytest.mark.parametrize("workers", [2, 4, 17])
+def test_the_link_is_found_from_two_times(spec: str, workers: int) -> None:
+    link = parse(spec)
+    small, large = (
+        seconds_of(call, link) for call in (Call("gather", 16, workers), Call("mean", 40_000_000, workers))
+    )
+    found = fitted(small, large, 10_000_000, workers)
+    assert found.rate == pytest.approx(link.rate, rel=0.02)
+    assert found.delay == pytest.approx(link.delay, abs=1e-4)
+
+
+def test_a_step_of_nothing_and_a_worker_alone() -> None:
+    with pytest.raises(UsageError, match="expected at least 2 workers, found 1"):
+        plan(WORK, 1, LINK)
+    with pytest.raises(UsageError, match="expected a step of more than 0 s"):
+        plan(replace(WORK, step_seconds=0.0), 4, LINK)
+
+
+def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["plan", "digits", "--link", "100mbit,20ms", "--workers", "3", "--every", "1,16"]
+    assert main([*given, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["work"]["parameters"] == 8970
+    assert {(p["method"], p["every"]) for p in found["prices"]} == {("ddp", 1), ("swarm", 1), ("swarm", 16)}
+
+
+def test_what_the_command_says() -> None:
+    said = _described(plan(WORK, 4, LINK), PlanSettings("digits", link="100mbit,5ms", steps=400))
+    assert "1,000,000 parameters, 20 ms a step, 4 workers, each at 100 Mbit/s, 5 ms" in said
+    advised = plan(WORK, 4, LINK).advised
+    assert advised
+    command = (
+        f"--every {advised.every} --codec int8 --delay {advised.delay} --steps 400 --workers 4 --backend gloo"
+    )
+    assert f"swarmstep train digits --strategy swarm {command}" in said
+    assert f"400 steps have {400 // advised.every} rounds of n = {advised.every}" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "plan: expected --link SPEC, say 100mbit,20ms, or --measure"),
+        (["--link", "100mbit", "--workers", "1"], "--workers: expected 2 to 1024, found 1"),
+        (["--link", "100mbit", "--every", "0"], "--every: expected numbers of steps from 1"),
+        (["--link", "fast"], "link 'fast'"),
+        (["--link", "100mbit", "--strategy", "ddp"], "plan: ddp has no rounds to plan"),
+        (["--link", "100mbit", "--strategy", "asgrad"], "plan: asgrad has no rounds to plan"),
+        (["--link", "100mbit", "--codec", "int9"], "int9"),
+    ],
+)
+def test_wrong_options(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "digits", *options]) == UsageError.exit_code
+    assert message in capsys.readouterr().err
