@@ -71,6 +71,11 @@ class Strategy(Checked, ABC, Generic[State, Message]):
         return False
 
     @property
+    def needs_loss(self) -> bool:
+        """Whether the rounds compare the workers' training losses."""
+        return False
+
+    @property
     def needs_sgd(self) -> bool:
         """Whether the inner optimizer must be linear in the gradient: SGD or momentum SGD, without clipping."""
         return False

@@ -154,6 +154,10 @@ class InformedSwarm(Strategy[InformedSwarmState, InformedSwarmMessage]):
         return self.trust == "leave_one_out"
 
     @property
+    def needs_loss(self) -> bool:
+        return self.trust == "loss"
+
+    @property
     def common(self) -> str:
         return "weights"
 

@@ -132,6 +132,10 @@ class PSOPS(Strategy[PSOPSState, PSOPSMessage]):
     def needs_probe(self) -> bool:
         return self.fitness == "probe"
 
+    @property
+    def needs_loss(self) -> bool:
+        return self.fitness == "training"
+
     def init(self, x: Tensor, layout: Layout, comm: Comm) -> PSOPSState:
         return PSOPSState(
             velocity=torch.zeros_like(x),

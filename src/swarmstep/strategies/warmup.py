@@ -82,6 +82,10 @@ class Warmup(Strategy):
     def needs_probe(self) -> bool:
         return self.first.needs_probe or self.then.needs_probe
 
+    @property
+    def needs_loss(self) -> bool:
+        return self.first.needs_loss or self.then.needs_loss
+
     def at(self, step: int) -> Strategy:
         return self.first.at(step) if step <= self.steps else self.then.at(step)
 

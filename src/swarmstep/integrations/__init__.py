@@ -1,0 +1,1 @@
+"""Training loops of other libraries: their steps are counted, their checkpoints hold the swarm's state."""
