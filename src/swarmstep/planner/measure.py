@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import statistics
+import time
 from typing import Any
 
 from swarmstep.comm.metered import Call
@@ -37,18 +39,19 @@ def measured(config: Config, workload: Workload, codecs: tuple[str, ...] = ("int
     return Work(step, parameters, rounds, _bytes_kept(config, parameters))
 
 
-def measured_step(config: Config, workload: Workload, seconds: float = 0.0) -> float:
-    """Return the seconds of a local step of one worker in this process.
+def measured_step(config: Config, workload: Workload, seconds: float) -> float:
+    """Return the wall-clock seconds of a local step of one worker in this process, while others are at it, too.
 
     Args:
         config: as in `measured`.
         workload: its data.
-        seconds: to measure for, so that other processes are at it at the same time.
+        seconds: to measure for, about.
     """
     alone = dataclasses.replace(config, workers=1, strategy="local-sgd", settings={})
     step = statistics.median(_step_seconds(_trial(alone, workload, "")[0]))
-    rounds = min(MOST, int(seconds / (STEPS * step)))
-    return statistics.median(_step_seconds(_trial(alone, workload, "", rounds)[0])) if rounds > ROUNDS else step
+    rounds = max(ROUNDS, min(MOST, int(seconds / (STEPS * step))))
+    landed = [event["at"] for event in _trial(alone, workload, "", rounds)[0] if event["kind"] == "round"]
+    return statistics.median(after - before for before, after in itertools.pairwise(landed)) / STEPS
 
 
 def _trial(
@@ -61,7 +64,8 @@ def _trial(
         warmup=0, delay=0, until_accuracy=None,
     )  # fmt: skip
     events: list[dict[str, Any]] = []
-    summary = simulated(resolve(short, workload), workload, Job(quiet=True, keep=False, listen=events.append))
+    job = Job(quiet=True, keep=False, listen=lambda row: events.append({**row, "at": time.perf_counter()}))
+    summary = simulated(resolve(short, workload), workload, job)
     return events, summary
 
 
