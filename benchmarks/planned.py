@@ -53,8 +53,9 @@ def trained(workload: str, options: list[str], price: dict[str, Any], workers: i
         words += ["--delay", str(price["delay"])] if price["delay"] else []
         group(words, workers, link)
         rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-        seconds = {row["step"]: row["seconds"] for row in rows if row["kind"] == "evaluation"}
-        return (seconds[steps] - seconds[first]) / first
+        # With a delay the first one waits for a round under way.
+        before, *_, after = [row for row in rows if row["kind"] == "evaluation"]
+        return (after["seconds"] - before["seconds"]) / (after["step"] - before["step"])
 
 
 def main() -> None:
