@@ -78,13 +78,15 @@ class LocalDrop(Modifier):
                 raise UsageError(f"LocalDrop: {name}: expected at least {low}, found {getattr(self, name)}")
 
     def prepare(self, model: nn.Module) -> None:
-        """Give all layers but the first keep rates.
+        """Give all layers but the first keep rates; not convolutions in groups, as each sees a part of the inputs.
 
         Raises:
             UsageError: there is no layer.
         """
         for layer in [*layers_of(model, "LocalDrop").values()][1:]:
             weight = layer.weight
+            if getattr(layer, "groups", 1) > 1:
+                continue
             layer.register_parameter("keep_rates", nn.Parameter(weight.new_full((weight.shape[1],), self.keep)))
             cast(Any, layer).drop_block = self.block
             hooked(layer, _drop)
