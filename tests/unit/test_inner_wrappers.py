@@ -154,3 +154,10 @@ def test_proximal_stages_need_workers_that_take_equally_many_steps(balance: dict
     config = Config("digits", strategy="local-sgd", proximal="1,4", speeds="1,1,1,3", **balance)
     with pytest.raises(UsageError, match="--proximal: its stages are counted in steps"):
         resolve(config, load("digits", None))
+
+
+def test_control_variates_ask_the_strategy_after_a_warm_up() -> None:
+    workload = load("digits", None)
+    resolve(Config("digits", strategy="local-sgd", control_variates=True, when="warmup:8"), workload)
+    with pytest.raises(UsageError, match="--control-variates need rounds"):
+        resolve(Config("digits", strategy="median", control_variates=True, when="warmup:8"), workload)

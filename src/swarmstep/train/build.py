@@ -131,7 +131,8 @@ def _check_control_variates(config: Config, strategy: Strategy) -> None:
         )
     if config.optimizer not in ("sgd", "momentum"):
         raise UsageError(f"--control-variates correct SGD; expected --optimizer sgd, found {config.optimizer}")
-    if strategy.target == "gradients" or not strategy.card.weighted:
+    rounds = strategy.then if isinstance(strategy, Warmup) else strategy
+    if rounds.target == "gradients" or not rounds.card.weighted:
         raise UsageError(
             f"--control-variates need rounds that average the weights of all workers; {config.strategy} has none"
         )
