@@ -196,3 +196,9 @@ def test_the_example(monkeypatch: pytest.MonkeyPatch) -> None:
     found = simulate(lambda comm: example.train(comm, AUCMinMax()), example.WORKERS)
     assert len({*found}) == 1  # one model
     assert found[0] > 0.7
+
+
+def test_an_accuracy_that_nobody_measures_is_not_waited_for() -> None:
+    workload = load("imbalanced", None)
+    with pytest.raises(UsageError, match="has no accuracy to reach"):
+        resolve(Config("imbalanced", until_accuracy=0.5), workload)

@@ -14,8 +14,10 @@ from runs import same_run, train
 from swarmstep import Comm, DiLoCo, Every, LocalSGD, Strategy, Synchronizer, simulate
 from swarmstep.errors import UsageError
 from swarmstep.objectives import ControlVariates, MeanGradient, ProximalStages, stage_of
+from swarmstep.train.build import resolve
 from swarmstep.train.config import Config
 from swarmstep.train.local_step import learning_rate
+from swarmstep.workloads import load
 
 CURVATURES, MINIMA = np.array([1.0, 3.0, 0.5]), np.array([[2.0, -1.0], [0.0, 1.0], [-3.0, 4.0]])  # of each worker
 LR, EVERY = 0.1, 4
@@ -143,3 +145,19 @@ def test_what_does_not_go_together_is_named(given: dict[str, Any], said: str) ->
 def test_wrong_stages_are_named() -> None:
     with pytest.raises(UsageError, match="expected gamma above 0 and first of at least 1, found 0, 4000"):
         ProximalStages(torch.optim.SGD([Point().x]), 0)
+
+
+@pytest.mark.parametrize(
+    "balance", [{"balance": "steps"}, {"balance": "time", "when": "time:10"}], ids=lambda given: given["balance"]
+)
+def test_proximal_stages_need_workers_that_take_equally_many_steps(balance: dict[str, Any]) -> None:
+    config = Config("digits", strategy="local-sgd", proximal="1,4", speeds="1,1,1,3", **balance)
+    with pytest.raises(UsageError, match="--proximal: its stages are counted in steps"):
+        resolve(config, load("digits", None))
+
+
+def test_control_variates_ask_the_strategy_after_a_warm_up() -> None:
+    workload = load("digits", None)
+    resolve(Config("digits", strategy="local-sgd", control_variates=True, when="warmup:8"), workload)
+    with pytest.raises(UsageError, match="--control-variates need rounds"):
+        resolve(Config("digits", strategy="median", control_variates=True, when="warmup:8"), workload)

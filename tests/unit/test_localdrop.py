@@ -231,3 +231,13 @@ def test_a_run_goes_on_bit_for_bit_under_every_method(name: str, tmp_path: Path)
 def test_sparse_layers_with_dropout(tmp_path: Path) -> None:
     assert train({"regularizer": "dropout:0.2", "sparse": "1:2"}, None)["sparsity"] > 0.3
     assert NM(1, 2).acts_on_steps is False
+
+
+def test_a_convolution_in_groups_has_no_keep_rates_and_its_mean_network_is_the_same() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Conv2d(4, 8, 3, groups=2), nn.Flatten(), nn.Linear(8 * 16, 3))
+    drop, inputs = LocalDrop(every=1, head=1), torch.randn(5, 2, 8, 8)
+    drop.prepare(model)
+    model(inputs).sum().backward()
+    drop.after_step(model, 0.1, 1)
+    assert [name for name, _ in model.named_parameters() if "keep_rates" in name] == ["3.keep_rates"]
+    torch.testing.assert_close(drop.finished(model)(inputs), model.eval()(inputs))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 import shutil
@@ -13,9 +14,10 @@ import pytest
 
 from swarmstep.cli import main
 from swarmstep.compare import results
-from swarmstep.compare.single_run import load_run
+from swarmstep.compare.single_run import load_run, method_of
 from swarmstep.errors import DataError, Interrupted, UsageError
 from swarmstep.train import watching
+from swarmstep.train.config import Config
 from swarmstep.train.progress import Progress, sparkline
 from swarmstep.train.run_folder import locked, read_config
 from swarmstep.train.watching import after, newest, watch
@@ -157,3 +159,9 @@ def test_plots_without_matplotlib(
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert main(["report", str(done), "--format", "png"]) == UsageError.exit_code
     assert "plots need matplotlib, which cannot be imported" in capsys.readouterr().err
+
+
+def test_natural_sampling_is_no_part_of_a_method() -> None:
+    config = Config("digits", strategy="local-sgd", sampling="natural", every=8, when="every:8")
+    assert method_of(config) == "local-sgd"
+    assert method_of(dataclasses.replace(config, sampling="balanced")) == "local-sgd+sampling=balanced"

@@ -12,7 +12,18 @@ from swarmstep.spec_help import METHODS
 from swarmstep.strategies import STRATEGIES
 from swarmstep.train.config import ASYNCHRONOUS, BASELINES, Config
 
-OPTIONS = ("codec", "delay", "mix", "fragments", "when", "balance", "objective", "sampling")
+OPTIONS = (
+    "codec",
+    "delay",
+    "mix",
+    "fragments",
+    "when",
+    "balance",
+    "objective",
+    "sampling",
+    "sparse",
+    "regularizer",
+)
 
 # Settings tried besides the defaults, in this order, at the learning rate that was best with the defaults. Methods
 # with fewer settings than trials spend the rest on more learning rates.

@@ -269,7 +269,9 @@ def _read(file: Path) -> Any:
     try:
         content = json.loads(file.read_text())
     except OSError as error:
-        raise DataError(f"{file}: {error.strerror}; expected results of `swarmstep compare`") from None
+        raise DataError(
+            f"{file}: {error.strerror}; expected results of `swarmstep compare`, or a run's folder"
+        ) from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{file} is damaged: {error}; delete it and run the comparison again") from None
     if not isinstance(content, dict):

@@ -34,7 +34,7 @@ def load_run(folder: Path) -> Results:
         events = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         environment = json.loads((folder / "environment.json").read_text())
         command = environment.pop("command")
-        cell = cells.finished(Task("run", _method(config), config, None), events, summary, summary["seconds"])
+        cell = cells.finished(Task("run", method_of(config), config, None), events, summary, summary["seconds"])
         cell = dataclasses.replace(cell, environment={**cell.environment, **environment})  # of the run's machine
     except FileNotFoundError as error:
         done = (folder / "summary.json").exists()
@@ -47,7 +47,7 @@ def load_run(folder: Path) -> Results:
     return Results(about, (cell,))
 
 
-def _method(config: Config) -> str:
+def method_of(config: Config) -> str:
     """Return the specification of a run's method, as `compare --strategies` would have it."""
     usual = {f.name: (f.default, ADDED.get(f.name)) for f in dataclasses.fields(Config)}
     given = {name: getattr(config, name) for name in OPTIONS if getattr(config, name) not in usual[name]}

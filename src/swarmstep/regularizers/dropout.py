@@ -31,7 +31,12 @@ class Dropout(Modifier):
             raise UsageError(f"Dropout: p: expected 0 to below 1, found {self.p}")
 
     def prepare(self, model: nn.Module) -> None:
-        for layer in [*layers_of(model, "Dropout").values()][1:]:
+        first, *layers = layers_of(model, "Dropout").items()
+        if not layers:
+            raise UsageError(
+                f"Dropout: expected a layer after {first[0]!r}, whose inputs are the data; found none"
+            )
+        for _, layer in layers:
             cast(Any, layer).dropped = self.p
             hooked(layer, _drop)
 

@@ -78,13 +78,15 @@ class LocalDrop(Modifier):
                 raise UsageError(f"LocalDrop: {name}: expected at least {low}, found {getattr(self, name)}")
 
     def prepare(self, model: nn.Module) -> None:
-        """Give all layers but the first keep rates.
+        """Give all layers but the first keep rates; not convolutions in groups, as each sees a part of the inputs.
 
         Raises:
             UsageError: there is no layer.
         """
         for layer in [*layers_of(model, "LocalDrop").values()][1:]:
             weight = layer.weight
+            if getattr(layer, "groups", 1) > 1:
+                continue
             layer.register_parameter("keep_rates", nn.Parameter(weight.new_full((weight.shape[1],), self.keep)))
             cast(Any, layer).drop_block = self.block
             hooked(layer, _drop)
@@ -114,7 +116,8 @@ class LocalDrop(Modifier):
             rates = _rates(layer)
             if rates is not None:
                 weight = cast(Tensor, layer.weight).data
-                weight *= rates.detach().view(-1, *[1] * (weight.ndim - 2))
+                kept = rates.detach().clamp(self.least, 1.0)  # a round may have landed after the last step
+                weight *= kept.view(-1, *[1] * (weight.ndim - 2))
                 del layer.keep_rates
         return found
 

@@ -85,6 +85,8 @@ def _check_ranges(config: Config, workload: Workload) -> None:
 
 def _check_objective(config: Config, workload: Workload) -> None:
     """Check what the model is trained for, and how its examples are drawn."""
+    if config.until_accuracy is not None and workload.correct is None:
+        raise UsageError(f"--until-accuracy: {workload.name} has no accuracy to reach; leave it out")
     if config.objective is not None and config.objective not in workload.objectives:
         valid = f"one of {', '.join(workload.objectives)}" if workload.objectives else "none, as it has one loss"
         raise UsageError(f"unknown objective {config.objective!r} of {workload.name}; expected {valid}")
@@ -112,6 +114,11 @@ def _check_optimizer(config: Config, strategy: Strategy) -> None:
         proximal(config)
         if training.schedule != "constant":
             raise UsageError(f"--proximal lowers the learning rate itself; found --schedule {training.schedule}")
+        if config.balance in ("steps", "time"):
+            raise UsageError(
+                f"--proximal: its stages are counted in steps that all workers take; with --balance "
+                f"{config.balance} each takes its own number; expected --balance batch or off"
+            )
     if config.control_variates:
         _check_control_variates(config, strategy)
 
@@ -124,7 +131,8 @@ def _check_control_variates(config: Config, strategy: Strategy) -> None:
         )
     if config.optimizer not in ("sgd", "momentum"):
         raise UsageError(f"--control-variates correct SGD; expected --optimizer sgd, found {config.optimizer}")
-    if strategy.target == "gradients" or not strategy.card.weighted:
+    rounds = strategy.then if isinstance(strategy, Warmup) else strategy
+    if rounds.target == "gradients" or not rounds.card.weighted:
         raise UsageError(
             f"--control-variates need rounds that average the weights of all workers; {config.strategy} has none"
         )
