@@ -67,9 +67,7 @@ class Coded(Comm):
         if like.dtype != torch.float32:
             raise UsageError(f"codecs need a float32 vector, found {like.dtype}")
         if codec.needs_reference and not referenced:
-            raise UsageError(
-                f"{codec} sends differences to a reference, which this method does not have: use bfloat16 or int8"
-            )
+            raise UsageError(f"{codec} needs a reference, which this method does not have; use bfloat16 or int8")
         self._comm = comm
         self._codec = codec
         self.rank = comm.rank
