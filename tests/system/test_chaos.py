@@ -489,6 +489,7 @@ def injection(tmp_path: Path, forked: None) -> Iterator[Any]:
         yield start
 
 
+@pytest.mark.slow
 def test_faults_are_injected_into_real_processes(injection: Any) -> None:
     faults = [ScheduledFault(1.0, "kill", 1, 0.0), ScheduledFault(2.0, "stop", 1, 4.0),
               ScheduledFault(3.0, "kill", 2, 0.0),

@@ -182,7 +182,10 @@ def test_an_unchanged_group_keeps_its_state_bitwise(method: str) -> None:
 
 @pytest.mark.parametrize("codec", [Int8(8), TopK(0.3)], ids=str)
 @every_change
-@pytest.mark.parametrize("method", ["local-sgd", "pso-ps:historical", "swarm", "easgd"])
+@pytest.mark.parametrize(
+    "method",
+    ["swarm", *(pytest.param(m, marks=pytest.mark.slow) for m in ("local-sgd", "pso-ps:historical", "easgd"))],
+)
 def test_a_changed_group_trains_on_with_a_codec(method: str, sources: list[int | None], codec: Codec) -> None:
     found = simulate(lambda comm: after(comm, method, sources, codec), len(sources))
     for mine in found:

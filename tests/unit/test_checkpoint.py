@@ -18,6 +18,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import swarmstep.checkpoint.saver as saver_module
+from examples import few
 from helpers import same
 from jobs import Gate
 from swarmstep import Comm, simulate
@@ -512,6 +513,7 @@ ranks = st.sets(st.integers(0, 2), max_size=2)
 writes = st.tuples(ranks, ranks, st.booleans(), st.sets(st.integers(0, 2)))
 
 
+@few
 @given(history=st.lists(writes, min_size=3, max_size=25))
 @example(history=[(set(), set(), True, {0, 1, 2})] * 2 + [({2}, set(), True, {0, 1})] * 20)
 @example(history=[(set(), set(), True, {0, 1, 2})] * 2 + [(set(), {1}, True, {0, 1, 2})] * 20)

@@ -351,7 +351,7 @@ def interrupted(comm: Comm, codec: Codec, fail: int) -> tuple[list[Any], int]:
     return found, failures
 
 
-@pytest.mark.parametrize("codec", [Int8(block=8), TopK(0.1)], ids=str)
+@pytest.mark.parametrize("codec", [Int8(block=8), pytest.param(TopK(0.1), marks=pytest.mark.slow)], ids=str)
 def test_a_failure_changes_nothing(codec: Codec) -> None:
     expected = simulate(lambda comm: interrupted(comm, codec, 0), 3)
     for fail in range(1, 13):

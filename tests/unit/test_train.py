@@ -209,7 +209,7 @@ def test_the_summary_holds_what_the_issue_asks_for(whole: Path) -> None:
     assert (kinds.count("round"), kinds.count("look"), kinds.count("evaluation")) == (15, 12, 12)
 
 
-@pytest.mark.parametrize("workers", [1, 2, 17])
+@pytest.mark.parametrize("workers", [1, 2, pytest.param(17, marks=pytest.mark.slow)])
 def test_bytes_are_the_formula(workers: int) -> None:
     """P = 6*3 + 3 elements of 4 bytes; every round calls the roll, 7 float64 from each worker."""
     steps, p = 8, 21

@@ -48,6 +48,15 @@ class Config:
     workload: str = field(
         metadata=_about("Data and model", "WORKLOAD", f"{', '.join(BUILT_IN)}, or path/to/file.py:workload")
     )
+    strategy: str = field(default="swarm", metadata=_about("Method", "NAME", "how the workers synchronize"))
+    settings: Mapping[str, str] = field(
+        default_factory=dict[str, str],
+        metadata=_about("Method", "NAME=VALUE", "a setting of the strategy; may be repeated"),
+    )
+    when: str | None = field(
+        default=None, metadata=_about("Method", "SPEC", f"in place of --every: {spec_help.TRIGGERS}")
+    )
+    every: int | None = field(default=None, metadata=_about("Method", "N", "local steps between rounds"))
     method: Method = field(
         default="gradient",
         metadata=_about(
@@ -62,15 +71,6 @@ class Config:
             "Method", "SPEC", f"with --method ssfn: who talks to whom: {spec_help.GRAPHS}; without one all sum"
         ),
     )
-    strategy: str = field(default="swarm", metadata=_about("Method", "NAME", "how the workers synchronize"))
-    settings: Mapping[str, str] = field(
-        default_factory=dict[str, str],
-        metadata=_about("Method", "NAME=VALUE", "a setting of the strategy; may be repeated"),
-    )
-    when: str | None = field(
-        default=None, metadata=_about("Method", "SPEC", f"in place of --every: {spec_help.TRIGGERS}")
-    )
-    every: int | None = field(default=None, metadata=_about("Method", "N", "local steps between rounds"))
     workers: int = field(default=4, metadata=_about("Run", "W", "number of workers"))
     shards: str = field(
         default="iid",
