@@ -5,16 +5,16 @@ from __future__ import annotations
 import time
 import warnings
 from collections import Counter
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
 
 from swarmstep.asynchronous import LayUp, LayUpState, Links, Message, run_peer
 from swarmstep.errors import Interrupted, PeerLost, UsageError
+from swarmstep.train.asynchronous.evaluations import Evaluations
 from swarmstep.train.asynchronous.local_steps import LocalSteps
 from swarmstep.train.asynchronous.record import Record
-from swarmstep.train.asynchronous.told import PENDING, SAVED, SLICE, Told, tell
+from swarmstep.train.asynchronous.told import SAVED, SLICE, Told, tell
 from swarmstep.train.config import Config
 from swarmstep.train.job import Job
 from swarmstep.train.lockstep_coordinator import LOOK_EVERY
@@ -137,8 +137,7 @@ class _Recorder(_Peer):
     def __init__(self, config: Config, method: LayUp, work: _Worker, box: Links, record: Record) -> None:
         super().__init__(config, method, work, box)
         self._record, self._told = record, Told(box, config.workers, work.losses)
-        self._evaluator = ThreadPoolExecutor(1)
-        self._evaluations: list[Future[None]] = []
+        self._evaluations = Evaluations(record)
         self._seen = self._step  # a process before this one may have looked
         if not box.text_of(BEGAN):
             box.mark(BEGAN, repr(time.time()))
@@ -160,9 +159,7 @@ class _Recorder(_Peer):
         state = self._train()
         seconds = self._seconds
         self._collect(state)
-        self._evaluator.shutdown()
-        for evaluation in self._evaluations:
-            evaluation.result()
+        self._evaluations.finish()
         if box.marked(STOPPED):
             box.mark(SAVED)
             raise Interrupted(
@@ -184,10 +181,8 @@ class _Recorder(_Peer):
             self._record.look(step, 0, rows)
         every = config.training.eval_every
         if step // every > before // every and not last:
-            if len(self._evaluations) == PENDING:
-                self._evaluations.pop(0).result()
-            x = state.x.clone()
-            self._evaluations.append(self._evaluator.submit(self._record.evaluate, x, step, seconds, rows))
+            self._evaluations.settle()
+            self._evaluations.start(state.x.clone(), step, seconds, rows)
 
     def _collect(self, state: LayUpState) -> None:
         """Take in what the others hand over, as far as they live."""

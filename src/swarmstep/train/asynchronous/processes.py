@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from torch import Tensor
@@ -12,11 +11,12 @@ from swarmstep.asynchronous import SERVER, Ledger, Links, Method, run_server, ru
 from swarmstep.checkpoint.folder import steps_in
 from swarmstep.checkpoint.loader import newest
 from swarmstep.errors import Interrupted, PeerLost, UsageError
+from swarmstep.train.asynchronous.evaluations import Evaluations
 from swarmstep.train.asynchronous.local_steps import LocalSteps
 from swarmstep.train.asynchronous.methods import build_method
 from swarmstep.train.asynchronous.peers import as_peer
 from swarmstep.train.asynchronous.record import Record, count_results
-from swarmstep.train.asynchronous.told import PENDING, SAVED, SLICE, Told, tell
+from swarmstep.train.asynchronous.told import SAVED, SLICE, Told, tell
 from swarmstep.train.config import Config
 from swarmstep.train.job import Job
 from swarmstep.train.lockstep_coordinator import LOOK_EVERY
@@ -112,8 +112,7 @@ class _Server:
         self._config, self._job, self._record, self._box = config, job, record, box
         self._method, self._work = method, work
         self._step, self._stopped = 0, False
-        self._evaluator = ThreadPoolExecutor(1)
-        self._evaluations: list[Future[None]] = []
+        self._evaluations = Evaluations(record)
         self._told = Told(box, config.workers, work.losses)
 
     def _step_of(self, taken: int) -> int:
@@ -144,9 +143,7 @@ class _Server:
             every=self._results(config.checkpoint_every),
             listen=self._took,
         )
-        self._evaluator.shutdown()
-        for evaluation in self._evaluations:
-            evaluation.result()
+        self._evaluations.finish()
         if self._stopped:
             self._box.mark(SAVED)
             hint = record.resume_hint()
@@ -171,11 +168,9 @@ class _Server:
             self._record.look(step, state.version, self._by_worker(state, seconds))
         if last:
             return False
-        while self._evaluations and (self._evaluations[0].done() or len(self._evaluations) == PENDING):
-            self._evaluations.pop(0).result()
+        self._evaluations.settle()
         if due(config.training.eval_every):
-            rows = self._by_worker(state, seconds)
-            self._evaluations.append(self._evaluator.submit(self._record.evaluate, state.x, step, seconds, rows))
+            self._evaluations.start(state.x, step, seconds, self._by_worker(state, seconds))
         return self._stopped
 
     def _by_worker(self, state: Ledger, seconds: float) -> list[WorkDone]:

@@ -11,7 +11,6 @@ from swarmstep.asynchronous import Links
 
 SAVED = "saved"  # it is written down how the run has ended; see `Links.mark`
 SLICE = 0.25  # seconds between two questions whether it is
-PENDING = 8  # evaluations, each with a model of its own, at which the next one waits for the first
 
 
 def tell(box: Links, steps: int, computed: float, loss: float) -> None:
