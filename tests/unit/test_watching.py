@@ -153,6 +153,12 @@ def test_plots_of_a_run(form: str, done: Path, capsys: pytest.CaptureFixture[str
     assert all(Path(file).read_bytes().startswith(start) for file in said["files"])
 
 
+def test_plots_need_a_folder(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(done), "-o", "plot.png"]) == UsageError.exit_code
+    assert "--output plot.png: plots are several files; give --format png and a folder" in capsys.readouterr().err
+    assert not Path("plot.png").exists()
+
+
 def test_plots_without_matplotlib(
     done: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

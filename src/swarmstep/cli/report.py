@@ -10,11 +10,13 @@ import typer
 from swarmstep.cli.json_output import Json, print_json
 from swarmstep.cli.options import one_of, path
 from swarmstep.cli.text import examples
+from swarmstep.errors import UsageError
 
 if TYPE_CHECKING:
     from swarmstep.compare.results import Results
 
 Form = Literal["html", "md", "csv", "json", "png", "svg"]
+PLOTS = ("png", "svg")
 
 app = typer.Typer(add_completion=False)
 
@@ -67,11 +69,13 @@ def report(
     """
     from swarmstep.train.run_folder import replace_file
 
-    if form in ("png", "svg"):
+    if form in PLOTS:
         return _draw([Path(source) for source in sources], form, Path(output or "plots"), as_json)
     file = Path(output) if output else None
     suffix = file.suffix.lstrip(".") if file else ""
     chosen: str = form or (suffix if suffix in get_args(Form) else "html")
+    if chosen in PLOTS:
+        raise UsageError(f"--output {output}: plots are several files; give --format {chosen} and a folder")
     text = _written([Path(source) for source in sources], chosen, title)
     if chosen == "html" and file is None:
         file = Path("report.html")
