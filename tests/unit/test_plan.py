@@ -102,7 +102,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_what_the_command_says() -> None:
-    said = _described(plan(WORK, 4, LINK), PlanSettings("digits", link="100mbit,5ms", steps=400))
+    said = _described(plan(WORK, 4, LINK), PlanSettings("digits", link="100mbit,5ms", steps=400), 400)
     assert "1,000,000 parameters, 20 ms a step, 4 workers, each at 100 Mbit/s, 5 ms" in said
     advised = plan(WORK, 4, LINK).advised
     assert advised

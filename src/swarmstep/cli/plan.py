@@ -17,7 +17,6 @@ from swarmstep.console import plain
 from swarmstep.planner.settings import PlanSettings
 
 if TYPE_CHECKING:
-    from swarmstep.network.link import Link
     from swarmstep.planner.prices import Plan, Price
 
 app = typer.Typer(add_completion=False)
@@ -53,16 +52,18 @@ def plan(
     if settings.measure and not in_group:
         return launch(context.obj, settings.workers)
     with reserved_stdout(as_json):
-        found = _planned(settings, in_group=in_group)
-    if found is not None and out:
+        planned = _planned(settings, in_group=in_group)
+    if planned is None:
+        return 0
+    found, steps = planned
+    if out:
         replace_file(Path(out), lambda partial: partial.write_text(json.dumps(plain(_as_json(found))) + "\n"))
-    if found is not None:
-        print_json(_as_json(found)) if as_json else print(_described(found, settings))
+    print_json(_as_json(found)) if as_json else print(_described(found, settings, steps))
     return 0
 
 
-def _planned(settings: PlanSettings, *, in_group: bool) -> Plan | None:
-    """Return the plan; None on the other ranks of a group."""
+def _planned(settings: PlanSettings, *, in_group: bool) -> tuple[Plan, int] | None:
+    """Return the plan, and the steps of a run; None on the other ranks of a group."""
     import torch
 
     from swarmstep.comm.dist import DistComm
@@ -88,7 +89,7 @@ def _planned(settings: PlanSettings, *, in_group: bool) -> Plan | None:
         if work is None:
             return None
         assert link is not None
-        return planned(work, config.workers, link, config.strategy, settings.everies)
+        return planned(work, config.workers, link, config.strategy, settings.everies), config.training.steps
     finally:
         if comm:
             comm.close()
@@ -99,14 +100,15 @@ def _as_json(found: Plan) -> dict[str, Any]:
     return {**dataclasses.asdict(found), "advised": dataclasses.asdict(advised) if advised else None}
 
 
-def _described(found: Plan, settings: PlanSettings) -> str:
+def _described(found: Plan, settings: PlanSettings, steps: int) -> str:
+    from swarmstep.network.link import in_words
     from swarmstep.planner.prices import GOAL
     from swarmstep.train.progress import in_bytes
 
     work = found.work
     lines = [
         f"{work.parameters:,} parameters, {1000 * work.step_seconds:.3g} ms a step, {found.workers} workers, "
-        f"each at {_link(found.link)}",
+        f"each at {', '.join(in_words(found.link, 3))}",
         f"memory of a worker without activations: {in_bytes(work.bytes_kept)}",
         "",
         *aligned([("method", "n", "codec", "overlap", "ms a step", "computing"), *map(_row, found.prices)]),
@@ -117,7 +119,14 @@ def _described(found: Plan, settings: PlanSettings) -> str:
     if (advised := found.advised) is None:
         return "\n".join([*lines, "", "No n reaches that: a round's own work is too much. Use a larger batch."])
     return "\n".join(
-        [*lines, "", "start it with", f"  {_command(advised, settings)}", "", *_against(advised, settings)]
+        [
+            *lines,
+            "",
+            "start it with",
+            f"  {_command(advised, settings, found.workers)}",
+            "",
+            *_against(advised, steps),
+        ]
     )
 
 
@@ -134,30 +143,18 @@ def _row(price: Price) -> tuple[str, ...]:
     )
 
 
-def _link(link: Link) -> str:
-    rate = next(f"{link.rate / size:.3g} {unit}bit/s" for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k"))
-                if link.rate >= size)  # fmt: skip
-    delay = f", {1000 * link.delay:.3g} ms" if link.delay else ""
-    return f"{rate}{delay}" + (f", {100 * link.loss:g} % loss" if link.loss else "")
-
-
-def _command(advised: Price, settings: PlanSettings) -> str:
+def _command(advised: Price, settings: PlanSettings, workers: int) -> str:
     words = ["swarmstep", "train", settings.workload, "--strategy", advised.method, "--every", str(advised.every)]
     words += ["--codec", advised.codec] if advised.codec else []
     words += ["--delay", str(advised.delay)] if advised.delay else []
     for name in ("model", "batch", "steps", "optimizer", "data"):
         value = getattr(settings, name)
         words += [f"--{name}", str(value)] if value is not None else []
-    return shlex.join([*words, "--workers", str(settings.workers), "--backend", "gloo"])
+    return shlex.join([*words, "--workers", str(workers), "--backend", "gloo"])
 
 
-def _against(advised: Price, settings: PlanSettings) -> list[str]:
-    """Return what speaks against a large n."""
-    from swarmstep.train.build import resolve
-    from swarmstep.workloads import load
-
-    config = settings.config
-    steps = resolve(config, load(config.workload, Path(config.data) if config.data else None)).steps or 0
+def _against(advised: Price, steps: int) -> list[str]:
+    """Return what speaks against a large n in a run of so many steps."""
     rounds = steps // advised.every
     few = "; fewer than 20 are too few for the swarm to find its reach" if rounds < 20 else ""
     return [

@@ -10,8 +10,6 @@ from swarmstep.compare.results import Cell, Results
 from swarmstep.compare.series import TRAINING, differing
 from swarmstep.network import link as links
 
-_UNITS = ((1e9, "Gbit/s"), (1e6, "Mbit/s"), (1e3, "kbit/s"))
-
 
 def title(cell: Cell) -> str:
     """Return the cell's condition, such as "mnist lenet5, 4 workers, sign:1, in real processes"."""
@@ -34,11 +32,7 @@ def _name(workload: str) -> str:
 
 
 def _link(spec: str) -> str:
-    link = links.parse(spec)
-    size, unit = next(((size, unit) for size, unit in _UNITS if link.rate >= size), _UNITS[-1])
-    parts = [f"{link.rate / size:g} {unit}"]
-    parts += [f"{link.delay * 1e3:g} ms"] * bool(link.delay)
-    parts += [f"{link.loss * 100:g} % loss"] * bool(link.loss)
+    parts = links.in_words(links.parse(spec))
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 

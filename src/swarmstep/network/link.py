@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from swarmstep.errors import UsageError
 from swarmstep.spec_help import LINK
 
+_UNITS = ((1e9, "Gbit/s"), (1e6, "Mbit/s"), (1e3, "kbit/s"))
 _RATES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
 _TIMES = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 
@@ -51,3 +52,17 @@ def parse(spec: str) -> Link:
             f"link {spec!r}: the delay must be at most 10 s and the loss at most 50 %; expected {LINK}"
         )
     return link
+
+
+def in_words(link: Link, digits: int = 6) -> list[str]:
+    """Return what a link has, for people: "100 Mbit/s", and where there are any "5 ms" and "0.1 % loss".
+
+    Args:
+        link: to describe.
+        digits: significant ones of each number.
+    """
+    size, unit = next(((size, unit) for size, unit in _UNITS if link.rate >= size), _UNITS[-1])
+    parts = [f"{link.rate / size:.{digits}g} {unit}"]
+    parts += [f"{link.delay * 1e3:.{digits}g} ms"] * bool(link.delay)
+    parts += [f"{link.loss * 100:.{digits}g} % loss"] * bool(link.loss)
+    return parts

@@ -93,7 +93,6 @@ def _bytes_kept(config: Config, parameters: int) -> int:
     """Return the bytes of model, gradient, optimizer state and what the method keeps, from its card."""
     from swarmstep.cards import CARDS
 
-    states = {"sgd": 0, "momentum": 1, "adam": 2, "adamw": 2, "muon": 1}.get(config.optimizer or "momentum", 2)
-    kept = CARDS[config.strategy].memory
-    numbers = [float(word) for word in kept.replace("+", " ").split() if word.replace(".", "").isdigit()]
-    return int(4 * parameters * (2 + states + (sum(numbers) or 1)))
+    states = {"sgd": 0, "momentum": 1, "muon": 1}.get(config.optimizer or "momentum", 2)
+    kept = max(1.0, float(CARDS[config.strategy].memory))  # at least the copy that a round works on
+    return int(4 * parameters * (2 + states + kept))

@@ -42,7 +42,6 @@ class RunLogger:
         self._folder, self._title, self._job = folder, title, job
         self._view = View()
         self._sinks = dict[str, Sink]()
-        self._config = dict[str, Any]()
         self._rewound = 0
         self._leads = False
         self._waiting = list[dict[str, Any]]()  # rows for which there was no room
@@ -56,21 +55,16 @@ class RunLogger:
 
     def begin(self, config: Config) -> None:
         """Write down what the run is."""
-        self._config = dataclasses.asdict(config)
         if self._leads and self._folder:
             self._folder.write_settings(config)
-            self._open_sinks(self._folder)
+            for name in self._job.track:
+                self._sinks[name] = SINKS[name](self._folder.path, dataclasses.asdict(config), self._rewound)
 
     def rewind(self, step: int) -> None:
         """Remove what was recorded after `step`."""
         self._rewound = step
         if self._leads and self._folder:
             self._folder.rewind(step)
-
-    def _open_sinks(self, folder: RunFolder) -> None:
-        for name in self._job.track:
-            if name not in self._sinks:
-                self._sinks[name] = SINKS[name](folder.path, self._config, self._rewound)
 
     def newest(self, kind: str) -> dict[str, Any]:
         """Return the last row of a kind that was recorded; an empty one if none was, or no files are written."""

@@ -74,7 +74,7 @@ def after(progress: Progress, row: dict[str, Any], config: Config) -> Progress:
     """Return how far a run is after a row of its metrics.jsonl."""
     step = min(row.get("landed", row["step"]), config.training.steps)
     if row["kind"] == "look":
-        losses = [float("nan") if loss is None else loss for loss in row["losses"]]
+        losses = _numbers(row["losses"])
         workers = [WorkDone(**worker) for worker in row.get("by_worker", ())]
         return replace(progress, step=step, losses=losses, by_worker=workers)
     if row["kind"] == "evaluation":
@@ -82,12 +82,17 @@ def after(progress: Progress, row: dict[str, Any], config: Config) -> Progress:
         return replace(progress, scores=scores)
     if row["kind"] == "round":
         left_out = [describe_distrust(worker) for worker in row["distrusted"]]
-        losses = progress.losses or [float("nan") if loss is None else loss for loss in row["losses"]]
+        losses = progress.losses or _numbers(row["losses"])
         sent = progress.bytes_sent + row["bytes_sent"]
         return replace(
             progress, step=step, rounds=row["number"], losses=losses, bytes_sent=sent, distrusted=left_out
         )
     return progress
+
+
+def _numbers(losses: list[float | None]) -> list[float]:
+    """Return losses as they were before they became JSON, which has no NaN."""
+    return [math.nan if loss is None else loss for loss in losses]
 
 
 class _Rows:
