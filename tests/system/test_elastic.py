@@ -327,7 +327,10 @@ def test_work_is_balanced_while_workers_are_lost_and_come(balance: str, start: C
     assert run.end(signal.SIGINT) == 130, run.said()
     lines = (run.folder / "metrics.jsonl").read_text().splitlines()
     rounds = [row for row in map(json.loads, lines) if row["kind"] == "round"]
-    assert [row["step"] for row in rounds] == [8 * number for number in range(1, len(rounds) + 1)]
+    steps = [row["step"] for row in rounds]
+    # In order and none twice; who writes them may be killed between a round and its line.
+    assert steps == sorted(set(steps)) and all(step % 8 == 0 for step in steps)
+    assert len(steps) >= steps[-1] // 8 - 2
     whole = [row for row in rounds if sum(row["weights"]) == 8 * 16 * len(row["members"])]
     assert len(whole) > len(rounds) - 6  # but where a worker was lost in it
     for members in (["0.0", "1.0", "2.0"], ["1.0", "2.0", "0.1"], ["2.0", "0.1", "1.1"]):
