@@ -11,7 +11,7 @@ from swarmstep.errors import Interrupted
 from swarmstep.train.job import Job
 from swarmstep.train.layerwise.run import run
 
-SETTINGS = {"layers": "3", "width": "10", "deeper": "0", "iterations": "40"}
+SETTINGS = {"layers": "3", "width": "10", "deeper": "0", "iterations": "40", "tolerance": "0"}
 
 
 def layers(comm: Comm, fields: dict[str, Any], out: str, job: dict[str, Any]) -> dict[str, Any]:

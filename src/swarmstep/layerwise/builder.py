@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -159,6 +160,13 @@ class Builder:
             traffic.received,
         )
         self.layers.append(layer)
+        tolerance = self.settings.tolerance
+        if self._graph and 0 < tolerance < layer.residual and self._comm.rank == 0:
+            warnings.warn(
+                f"layer {layer.layer}: ADMM ended after its {self.settings.iterations} iterations with a residual of "
+                f"{layer.residual:.1e}, above its tolerance of {tolerance:g}; set more iterations, or a larger tolerance",
+                stacklevel=2,
+            )
         return layer
 
     def _grown(self, solutions: list[Solution]) -> _Trial:

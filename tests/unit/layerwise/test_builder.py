@@ -140,10 +140,17 @@ def test_what_is_sent_is_what_the_formulas_say() -> None:
     assert ringed.layers[1].bytes_sent == 20 * mixings * 2 * q * n * 8 + controls
 
 
+def test_who_runs_out_of_iterations_is_told() -> None:
+    with pytest.warns(UserWarning) as said:
+        grown(4, dataclasses.replace(SETTINGS, iterations=20), ring(4, 2))
+    words = "layer {}: ADMM ended after its 20 iterations with a residual of "
+    assert all(str(one.message).startswith(words.format(i)) for i, one in zip(range(4), said, strict=True))
+
+
 @pytest.mark.parametrize("graph", [None, ring(4, 2)], ids=["gram", "ring"])
 def test_a_resumed_network_has_the_same_bits(graph: Graph | None) -> None:
     x, t = data()
-    settings = dataclasses.replace(SETTINGS, iterations=30, grow=5)
+    settings = dataclasses.replace(SETTINGS, iterations=30, tolerance=0.0, grow=5)
 
     def work(comm: Any, stop: int) -> Builder:
         own = slice(CUTS[comm.rank], CUTS[comm.rank + 1])

@@ -31,7 +31,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_bits(fields: dict[str, Any
 
 
 def test_the_file_is_a_module_with_the_accuracy_of_the_summary(tmp_path: Path) -> None:
-    summary = grow({"graph": "ring:2", "settings": {"iterations": "400"}}, tmp_path / "run")
+    summary = grow({"graph": "ring:2", "settings": {"iterations": "400", "tolerance": "0"}}, tmp_path / "run")
     network, test = SSFN(6, 3, summary["nodes"]), classes().test
     network.load_state_dict(load_file(tmp_path / "run" / "model.safetensors"))
     right = (network(test.inputs).argmax(1) == test.targets).double().mean().item()
@@ -76,7 +76,7 @@ def test_what_does_not_go_with_it_is_named(line: str, said: str, capsys: pytest.
 
 
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = "digits --method ssfn --graph ring:2 --workers 4 --set width=20 --set iterations=50 --set layers=2"
+    words = "digits --method ssfn --graph ring:2 --set layers=2 --set width=20 --set iterations=50 --set tolerance=0"
     assert main(["train", *words.split(), "--json", "--out", str(tmp_path / "run")]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert (summary["method"], summary["graph"], len(summary["layers"])) == ("ssfn", "ring:2", 3)
