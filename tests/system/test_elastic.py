@@ -329,7 +329,8 @@ def test_work_is_balanced_while_workers_are_lost_and_come(balance: str, start: C
     rounds = [row for row in map(json.loads, lines) if row["kind"] == "round"]
     steps = [row["step"] for row in rounds]
     # In order and none twice; who writes them may be killed between a round and its line.
-    assert steps == sorted(set(steps)) and all(step % 8 == 0 for step in steps)
+    assert steps == sorted(set(steps))
+    assert all(step % 8 == 0 for step in steps)
     assert len(steps) >= steps[-1] // 8 - 2
     whole = [row for row in rounds if sum(row["weights"]) == 8 * 16 * len(row["members"])]
     assert len(whole) > len(rounds) - 6  # but where a worker was lost in it

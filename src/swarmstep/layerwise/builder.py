@@ -163,8 +163,8 @@ class Builder:
         tolerance = self.settings.tolerance
         if self._graph and 0 < tolerance < layer.residual and self._comm.rank == 0:
             warnings.warn(
-                f"layer {layer.layer}: ADMM ended after its {self.settings.iterations} iterations with a residual of "
-                f"{layer.residual:.1e}, above its tolerance of {tolerance:g}; set more iterations, or a larger tolerance",
+                f"layer {layer.layer}: ADMM ended after its {self.settings.iterations} iterations with a residual "
+                f"of {layer.residual:.1e}, above its tolerance of {tolerance:g}; raise one of them",
                 stacklevel=2,
             )
         return layer

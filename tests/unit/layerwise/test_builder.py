@@ -141,10 +141,9 @@ def test_what_is_sent_is_what_the_formulas_say() -> None:
 
 
 def test_who_runs_out_of_iterations_is_told() -> None:
-    with pytest.warns(UserWarning) as said:
+    with pytest.warns(UserWarning, match="ADMM ended after its 20 iterations") as said:
         grown(4, dataclasses.replace(SETTINGS, iterations=20), ring(4, 2))
-    words = "layer {}: ADMM ended after its 20 iterations with a residual of "
-    assert all(str(one.message).startswith(words.format(i)) for i, one in zip(range(4), said, strict=True))
+    assert [str(one.message)[:8] for one in said] == ["layer 0:", "layer 1:", "layer 2:", "layer 3:"]
 
 
 @pytest.mark.parametrize("graph", [None, ring(4, 2)], ids=["gram", "ring"])

@@ -76,7 +76,7 @@ def test_what_does_not_go_with_it_is_named(line: str, said: str, capsys: pytest.
 
 
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = "digits --method ssfn --graph ring:2 --set layers=2 --set width=20 --set iterations=50 --set tolerance=0"
+    words = "digits --method ssfn --graph ring:2 --set layers=2 --set width=9 --set iterations=9 --set tolerance=0"
     assert main(["train", *words.split(), "--json", "--out", str(tmp_path / "run")]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert (summary["method"], summary["graph"], len(summary["layers"])) == ("ssfn", "ring:2", 3)
