@@ -393,9 +393,10 @@ def muon() -> str:
 
 def unequal_machines() -> str:
     file = "unequal.json"
-    about = f"""Four real processes, the last three times as slow, n = 32 ({made(file)}): how much of the sum of
-        their speeds does useful work, and the time to a test loss, as a multiple of plain local SGD's over paired
-        seeds (95 % intervals):"""
+    about = f"""Four real processes, the last three times as slow, n = 32 if nothing is said ({made(file)}): how
+        much of the sum of their speeds does useful work (also of the speeds that they had while they computed: a
+        paced step takes some hundredths longer than its pace), and the time to a test loss, as a multiple of plain
+        local SGD's over paired seeds (95 % intervals):"""
     return f"{paragraph(about)}\n\n{table(*unequal.table(read(file)['rows']))}"
 
 
