@@ -269,10 +269,10 @@ class Supervisor:
         return Outcome(Interrupted.exit_code, STOPPED_ELSEWHERE if self._options.trouble else message)
 
     def _is_set(self, key: str) -> bool:
-        with contextlib.suppress(
-            RuntimeError
-        ):  # the store is another machine's and gone, which `trouble` will tell
-            return self._store.add(key, 0) > 0
+        # `add` alone would make the key, and workers look for it. A store on another machine may be gone, which
+        # `trouble` will tell.
+        with contextlib.suppress(RuntimeError):
+            return self._store.check([key]) and self._store.add(key, 0) > 0
         return False
 
     def _error_of(self, worker: str, code: int) -> str:
