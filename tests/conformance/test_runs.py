@@ -23,6 +23,7 @@ def test_resumed_equals_uninterrupted_bitwise(variant: str, timing: str, resume:
         assert same(mine[:4], whole[:4])  # all but the traffic, which counts each new start
 
 
+@pytest.mark.slow  # to resume says as much
 @every_variant
 def test_the_same_again(variant: str) -> None:
     timing = "every-3" if VARIANTS[variant].target == "gradients" else "warm-up"

@@ -115,7 +115,7 @@ def datagrams(network: Network, rank: int) -> socket.socket:
 
 
 @needs_network
-@pytest.mark.parametrize("link", [LINK, FAR])
+@pytest.mark.parametrize("link", [pytest.param(LINK, marks=pytest.mark.slow), FAR])
 def test_counters_count_packets_with_their_headers(link: Link) -> None:
     with Network(2, link) as network, datagrams(network, 0) as out, datagrams(network, 1) as into:
         for number in range(50):

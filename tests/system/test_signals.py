@@ -50,7 +50,6 @@ WAYS = {
 }  # fmt: skip
 NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGKILL)
 FAST = {
-    (signal.SIGTERM, "gloo", True, 1),
     (signal.SIGTERM, "gloo", True, 2),
     (signal.SIGHUP, "elastic", True, 2),
     (signal.SIGINT, "sim", False, 2),

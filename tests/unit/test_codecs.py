@@ -80,7 +80,7 @@ def test_bytes_and_values_are_those_of_the_formula(codec: Codec, x: Floats, shif
 
 
 @pytest.mark.parametrize("codec", [c for c in CODECS if c not in (Int8(1), Int4(1), NMCodec(1, 16))], ids=str)
-@pytest.mark.parametrize("n", [PIECE, PIECE + 1, 2 * PIECE + 777])
+@pytest.mark.parametrize("n", [pytest.param(PIECE, marks=pytest.mark.slow), PIECE + 1])
 def test_pieces_leave_no_seam(codec: Codec, n: int) -> None:
     x = vector(n, n, 0.0, 0.3)
     check(codec, x, shift=1)

@@ -40,8 +40,10 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("options", "first"),
     [
-        (("--checkpoint-every", "10", "--strategy", "pso-ps"), "30"),  # due at the last step, too
-        (("--strategy", "local-sgd"), "30"),  # without a checkpoint
+        pytest.param(  # due at the last step, too
+            ("--checkpoint-every", "10", "--strategy", "pso-ps"), "30", marks=pytest.mark.slow
+        ),
+        pytest.param(("--strategy", "local-sgd"), "30", marks=pytest.mark.slow),  # without a checkpoint
         (("--checkpoint-every", "7", "--delay", "3", "--codec", "int8", "--strategy", "diloco"), "25"),
         (("--checkpoint-every", "16", "--shards", "dealt", "--optimizer", "adamw"), "17"),
         pytest.param(("--checkpoint-every", "16", "--strategy", "synchronous"), "30", marks=pytest.mark.slow),

@@ -71,7 +71,9 @@ def test_a_layer_sees_what_the_equation_says() -> None:
 
 
 @pytest.mark.parametrize(
-    ("graph", "within"), [(None, 1e-10), (complete(4), 1e-7), (ring(4, 2), 1e-7)], ids=["gram", "complete", "ring"]
+    ("graph", "within"),
+    [(None, 1e-10), pytest.param(complete(4), 1e-7, marks=pytest.mark.slow), (ring(4, 2), 1e-7)],
+    ids=["gram", "complete", "ring"],
 )
 def test_it_does_not_matter_where_the_examples_are(graph: Graph | None, within: float) -> None:
     """Claim of the paper: the result is that of central training; shards of 7, 0, 33 and 50 examples."""

@@ -39,8 +39,8 @@ def oracle(g: Game, local: int, k: int) -> Array:
 @pytest.mark.parametrize(
     ("workers", "local"), [(1, 1), (4, 1), (4, 2), (4, 4), (6, 2), (6, 3), (8, 4), (3, None), (5, None)]
 )
-@pytest.mark.parametrize("k", [1, 2, 3, 100])
-@pytest.mark.parametrize("size", [2, 7, 12])  # fewer elements than workers, odd, and no padding
+@pytest.mark.parametrize("k", [1, 2, 3])
+@pytest.mark.parametrize("size", [2, 7])  # fewer elements than workers, and odd
 def test_oracle(workers: int, local: int | None, k: int, size: int) -> None:
     g = game(workers, size=size)
     expected = oracle(g, local or workers, k)

@@ -192,13 +192,13 @@ def test_workers_differ_by_their_own_part_of_one_step() -> None:
 @pytest.mark.parametrize(("rate", "stable"), [(0.9, True), (1.1, False)])
 def test_it_bears_half_of_the_rate_of_synchronous_training(rate: float, stable: bool) -> None:
     """The spread is multiplied by -lr a: curvature 1, so that synchronous training bears a rate below 2."""
-    p = problem(steps=50)
-    p = p._replace(a=np.ones_like(p.a), b=np.repeat(p.b[:1], 50, axis=0), rates=np.full(50, rate))
+    p = problem(steps=30)
+    p = p._replace(a=np.ones_like(p.a), b=np.repeat(p.b[:1], 30, axis=0), rates=np.full(30, rate))
     x = descend(p, OSP(1.0)).x
     spread = x - x.mean(1, keepdims=True)
     changes = np.abs(np.diff(spread, axis=0)).max((1, 2))
-    assert (changes[-1] < 0.1 * changes[10]) == stable
-    assert stable or changes[-1] > 10 * changes[10]
+    assert (changes[-1] < 0.3 * changes[10]) == stable
+    assert stable or changes[-1] > 3 * changes[10]
     assert np.isfinite(descend(p, Synchronous()).x).all()
 
 
