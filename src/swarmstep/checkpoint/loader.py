@@ -52,6 +52,31 @@ def load(folder: Path, comm: Comm) -> dict[str, Any]:
     return read(path_of(folder, step, comm.rank), step, comm.rank, comm.size)
 
 
+def load_own_or_all(folder: Path, comm: Comm) -> dict[int, dict[str, Any]]:
+    """Return, by rank, this rank's state of the newest checkpoint that all ranks have intact. Collective.
+
+    Where the newest complete one is of another number of workers, those of all its ranks.
+
+    Raises:
+        CheckpointError: as `load`.
+    """
+    try:
+        return {comm.rank: load(folder, comm)}
+    except CheckpointError:
+        states = load_any(folder)[1]
+        if len(states) == comm.size:
+            raise
+        return dict(enumerate(states))
+
+
+def check_same_step(folder: Path, step: int, comm: Comm) -> None:
+    """Raise CheckpointError, on all ranks, unless all have found a checkpoint of the same step. Collective."""
+    if len({*comm.gather(torch.tensor(step)).tolist()}) > 1:
+        raise CheckpointError(
+            f"{folder}: the workers see different checkpoints; put it where all of them see the same files"
+        )
+
+
 def newest(folder: Path) -> int:
     """Return the step of the newest complete checkpoint in `folder`, of any number of ranks.
 

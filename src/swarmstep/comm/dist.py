@@ -21,7 +21,7 @@ from swarmstep.arguments import check_type
 from swarmstep.comm.background import BackgroundTask, T, TaskQueue, TaskRegistry
 from swarmstep.comm.buffer_pool import BufferPool
 from swarmstep.comm.collectives import Collectives
-from swarmstep.comm.epoch import Epoch
+from swarmstep.comm.epoch import Epoch, Members
 from swarmstep.comm.group import KEPT, Decision, Group, not_elastic
 from swarmstep.comm.heartbeat import Heartbeat
 from swarmstep.comm.peer_watch import PeerWatch
@@ -134,6 +134,11 @@ class DistComm(Collectives, Group):
     @property
     def sources(self) -> tuple[int | None, ...]:
         return self._epoch.sources if self._epoch else ()
+
+    @property
+    def membership(self) -> Members | None:
+        """What forms the groups of an elastic run; None in any other."""
+        return self._epoch.membership if self._epoch else None
 
     def decide(self) -> Decision:
         if self._vote is None:

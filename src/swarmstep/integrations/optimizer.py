@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -105,13 +104,7 @@ class OptimizerHook:
         if self._depth:
             return
         losses, self._losses = self._losses, []
-        strategy = self.sync.strategy
-        if strategy.needs_loss and not losses:
-            raise UsageError(
-                f"step {self.sync.steps + 1}: {type(strategy).__name__} compares the workers' losses, and none "
-                "was told; call OptimizerHook.add_loss(loss) before optimizer.step()"
-            )
-        event = self.sync.step(sum(losses) if losses else math.inf, lr=self._optimizers)
+        event = self.sync.step(sum(losses) if losses else None, lr=self._optimizers)
         self._tell([event, *self.sync.events()] if event else [])
 
     def _save(self, _: Optimizer, state: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import signal
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -71,6 +72,7 @@ def start_group(
 def work(job: Mapping[str, Any]) -> None:
     """Be a worker: measure, and leave the report where `start_group` looks for it."""
     torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", "a Synchronizer ended without finish")  # what is measured has no result
     comm = DistComm.from_env("gloo", patience=job["patience"])
     try:
         report = BENCHMARKS[job["benchmark"]].load().work(comm, job["settings"])

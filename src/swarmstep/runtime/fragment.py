@@ -43,6 +43,7 @@ class Fragment:
         norm: of the parameters after the last round.
         pending: the round under way (None: there is none).
         follow_up: what the last round still sends.
+        last_seconds: that the last round spent in the roll call, and in the exchange.
     """
 
     def __init__(self, context: RoundContext, index: int, x: Tensor) -> None:
@@ -73,7 +74,7 @@ class Fragment:
         self.window = Window(x.device)
         self.norm = self._norm(x)
         self.pending: PendingRound | None = None
-        self._last_seconds = 0.0, 0.0  # that the last round spent in the roll call, and in the exchange
+        self.last_seconds = 0.0, 0.0
         self._copies: dict[str, Tensor] = {}
         fault_points.reach(fault_points.STARTED, target=strategy.target, fragment=index, x=x)
 
@@ -117,7 +118,7 @@ class Fragment:
             loss=loss,
             grown=grown,
             weight=weight,
-            seconds=(window.seconds, *self._last_seconds),
+            seconds=(window.seconds, *self.last_seconds),
             fragment=self.index,
             reports=reports,
         )
@@ -203,7 +204,7 @@ class Fragment:
         self.rounds += 1
         if not self.context.options.delay:
             self.window = self.window.fresh()
-        self._last_seconds = result.wait_seconds, result.send_seconds
+        self.last_seconds = result.wait_seconds, result.send_seconds
         left_out = {worker.rank for worker in distrusted}
         roll, comm = result.roll, self.context.comm
         compute, wait, send = (tuple(column) for column in roll.seconds.T.tolist())

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from swarmstep.checkpoint import fields
+from swarmstep.comm.background import Done
 from swarmstep.comm.metered import Traffic
 from swarmstep.errors import CheckpointError, SwarmstepError
 from swarmstep.ownership import carry
@@ -18,6 +20,8 @@ from swarmstep.runtime.pending_round import PendingRound
 from swarmstep.runtime.window import Window
 from swarmstep.strategies.base import Strategy
 from swarmstep.when import NoState
+
+_LANDING = ("window", "rounds", "norm", "phase", "strategy", "state", "pending", "last_seconds")  # changes these
 
 
 class Loading(NamedTuple):
@@ -96,6 +100,35 @@ def load(fragment: Fragment, checked: Loading) -> None:
         tensor.copy_(value)
     if fragment.coded:
         fragment.coded.stage(checked.staged)
+
+
+@contextlib.contextmanager
+def preserved(fragment: Fragment) -> Generator[None]:
+    """Let a fragment be what it is again at the end of the context, whatever lands meanwhile; but for the weights.
+
+    Waits for the round under way, which then is as it was, too. Communicates with nobody.
+    """
+    result, pending, coded = fragment.settle(), fragment.pending, fragment.coded
+    staged, traffic = coded.staged() if coded and pending else {}, fragment.follow_up.traffic
+    attributes = {name: getattr(fragment, name) for name in _LANDING}
+    tensors = [*fragment.state, *(coded.state if coded else ())]
+    values = [tensor.clone() for tensor in tensors]
+    if pending and result:
+        message = result.message._replace(**fields.tensors(result.message))
+        spare = result._replace(message=message, buffers=result.buffers.clone())
+        attributes["pending"] = replace(pending, pending=Done(lambda: spare))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(SwarmstepError):
+            fragment.settle()
+        fragment.follow_up.load(traffic)
+        for name, value in attributes.items():
+            setattr(fragment, name, value)
+        for tensor, value in zip(tensors, values, strict=True):
+            tensor.copy_(value)
+        if coded:
+            coded.stage(staged)
 
 
 def carry_over(fragment: Fragment, saved: Mapping[str, Any], sources: Sequence[int | None]) -> None:

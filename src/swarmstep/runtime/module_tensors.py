@@ -64,6 +64,11 @@ def local_shard(x: Tensor) -> Tensor:
     return sharded.to_local() if module and isinstance(x, module.DTensor) else x
 
 
+def is_expanded(tensor: Tensor) -> bool:
+    """Return whether elements of a tensor share memory, so that nothing can be written into it."""
+    return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
+
+
 def is_statistic(buffer: Tensor) -> bool:
     """Return whether a buffer takes part in rounds: finite floating-point numbers, at least one.
 
@@ -92,7 +97,7 @@ def _obstacle(tensor: Tensor, *, trained: bool) -> str:
         return f"is trained as {tensor.dtype}; expected a type that optimizers work in: float32, bfloat16"
     if tensor.layout != torch.strided or (trained and not tensor.is_floating_point()):
         return f"is {tensor.dtype}, {tensor.layout}; expected dense real floating point"
-    if any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
+    if is_expanded(tensor):
         return "is expanded: several of its elements share memory; register tensor.clone() instead"
     return ""
 

@@ -32,12 +32,14 @@ class Rounds:
         counts: how far this worker is.
         group: the present group, with this worker's part in it.
         events: those that the caller has not been told of yet.
+        over: a round has decided that the run stops, or is as if all steps had been taken.
     """
 
     def __init__(self, replica: Replica, comm: Group) -> None:
         self._replica = replica
         self.counts = Counts()
         self.events: list[Event] = []
+        self.over = False
         options = replica.options
         trained = replica.strategy.target == "weights" and options.fragments == 1 and not options.delay
         self._suspicions = Suspicions(replica.flat if trained else None)
@@ -112,6 +114,7 @@ class Rounds:
         counts, decision, target = self.counts, landed.decision, self._replica.strategy.target
         counts.rounds += 1
         counts.committed = max(counts.committed, landed.step)
+        self.over |= decision.stop or decision.finish
         self.group.newcomers_wait |= decision.renew and not (decision.stop or decision.finish)
         landed, fragment = dataclasses.replace(landed, number=counts.rounds), self.group.fragments[landed.fragment]
         self.events.append(landed)

@@ -3,35 +3,37 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import TypeVar
 
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from swarmstep.arguments import check_type
 from swarmstep.comm.group import Group
 from swarmstep.errors import CommError, UsageError
-from swarmstep.runtime import synchronizer_state
-from swarmstep.runtime.first_step import FirstStep
 from swarmstep.runtime.learning_rate import LearningRate, Rate, learning_rate
 from swarmstep.runtime.number import scalar_loss
-from swarmstep.runtime.options import Options, Stateful
+from swarmstep.runtime.options import Options
 from swarmstep.runtime.replica import Replica
-from swarmstep.runtime.rounds import Rounds
+from swarmstep.runtime.saved_synchronizer import SavedSynchronizer
 from swarmstep.runtime.startup_checks import check_elastic
 from swarmstep.signal import Event
 from swarmstep.strategies.base import Strategy
-from swarmstep.when import Never
+
+T = TypeVar("T")
 
 
-class Synchronizer:
+class Synchronizer(SavedSynchronizer):
     """Synchronizes a model with those of the other workers, seldom.
 
     Call `step(loss)` after each `optimizer.step()` and before `zero_grad()`, and `finish()` at the end; with a
-    strategy for gradients (`Synchronous`), also `reduce()` between `backward()` and `optimizer.step()`. Made at
-    the same point on all ranks: they compare their configuration and take rank 0's weights and buffers. Load
-    pretrained weights before that. To go on from a checkpoint, load the model's state dict, before or after, and
-    then call `load_state_dict`.
+    strategy for gradients (`Synchronous`), also `reduce()` between `backward()` and `optimizer.step()`. As a
+    context manager it calls `finish` at the end of the block, unless an error ends it, when it communicates no
+    more. Made at the same point on all ranks: they compare their configuration and take rank 0's weights and
+    buffers. Load pretrained weights before that. To go on from a checkpoint, call `load`, or with files of your
+    own the model's `load_state_dict` and then this one's. If the program ends, or this is collected, after steps
+    that neither `finish` nor a checkpoint has, there is a warning.
 
     In an elastic group a worker may change groups in any call; it then finds a `MembershipChange` among the
     events. One that joins others may find some right after it was made: call `events()`.
@@ -51,73 +53,39 @@ class Synchronizer:
         _check_arguments(model, strategy, comm, options)
         if comm.elastic:
             check_elastic(strategy)
-        self.strategy = strategy
-        self.options = options or Options()
+        super().__init__(Replica(model, strategy, options or Options()), comm)
         self._finished = False
-        self._result_loaded = False  # into the model
-        self._reduced: float | None = None  # the weight that the last call of `reduce` gave to the coming step
-        self._replica = Replica(model, strategy, self.options)
-        self._rounds = Rounds(self._replica, comm)
-        self._first: FirstStep | None = FirstStep(model, wrapped=isinstance(strategy.when, Never))
         self._returned = self._clock()  # when the last call of `step` or `reduce` ended
 
-    @property
-    def steps(self) -> int:
-        """How many local steps this worker has taken; with `Balanced`, those of an equal worker."""
-        return self._rounds.counts.steps
+    def __enter__(self) -> Self:
+        return self
 
-    @property
-    def rounds(self) -> int:
-        """How many rounds of the run have landed."""
-        return self._rounds.counts.rounds
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._unfinished.steps = 0
+        if kind is None:
+            self._finish()
 
-    @property
-    def committed(self) -> int:
-        """The step at which the last round that counts started."""
-        return self._rounds.counts.committed
+    def until(self, steps: int) -> Iterator[int]:
+        """Yield how many local steps have been taken, before each step until there are so many.
 
-    @property
-    def comm(self) -> Group:
-        """The group that this worker is in; in an elastic run it changes between rounds."""
-        return self._rounds.group.comm.bare
-
-    @property
-    def newcomer(self) -> bool:
-        """Whether this worker joined others in the present group."""
-        return self._rounds.group.newcomer
-
-    @property
-    def states(self) -> tuple[NamedTuple, ...]:
-        """The strategy's state for each fragment of the model; to be looked at only."""
-        return tuple(fragment.state for fragment in self._rounds.group.fragments)
-
-    @property
-    def triggers(self) -> tuple[NamedTuple, ...]:
-        """The trigger's state for each fragment of the model."""
-        return tuple(fragment.trigger for fragment in self._rounds.group.fragments)
-
-    @property
-    def bytes_sent(self) -> int:
-        """Payload this worker has sent in bytes, including the start and the end."""
-        return sum(traffic.sent for traffic in self._rounds.group.traffic)
-
-    @property
-    def bytes_received(self) -> int:
-        """Payload this worker has received in bytes, including the start and the end."""
-        return sum(traffic.received for traffic in self._rounds.group.traffic)
-
-    @property
-    def under_way(self) -> bool:
-        """Whether a round is under way in the background; the same on all ranks."""
-        return any(fragment.pending for fragment in self._rounds.group.fragments)
+        Starts where a checkpoint, or in an elastic group the others are, and ends early where a round has decided
+        that the run stops (`Decision`). The body of the loop calls `step`.
+        """
+        while self.steps < steps and not self._rounds.over:
+            yield self.steps
 
     def step(
-        self, loss: Tensor | float, lr: Rate | None = None, weight: float = 1.0, seconds: float | None = None
+        self,
+        loss: Tensor | float | None = None,
+        lr: Rate | None = None,
+        weight: float = 1.0,
+        seconds: float | None = None,
     ) -> Event | None:
         """Count a local step; land the round that is due to land, and start the one that is due to start.
 
         Args:
-            loss: this step's training loss, a scalar; its graph is not kept.
+            loss: this step's training loss, a scalar; its graph is not kept. None: it counts as +inf, and a
+                strategy that compares losses refuses it.
             lr: the inner optimizer's learning rate, for methods that scale with it; or the optimizer itself, whose
                 parameter groups may have different rates, or a list of all the optimizers.
             weight: of this step, at least 0, in a unit that all workers share: the examples or tokens of its
@@ -133,11 +101,11 @@ class Synchronizer:
         Raises:
             NotFinite: a worker's weights are not finite and the strategy cannot contain it (on all ranks).
             CommError: the group cannot go on; the weights are those before the round.
-            UsageError: `finish` was called before, an argument is out of its range, or at the first step: weights
-                were loaded since this was made, or the model was wrapped.
+            UsageError: `finish` was called before, an argument is out of its range, the strategy needs a loss, or
+                at the first step: weights were loaded since this was made, or the model was wrapped.
         """
         self._check_call("step", weight)
-        loss = scalar_loss(loss)
+        loss = self._scalar(loss)
         gradients = self.strategy.target == "gradients"
         if gradients and self._reduced != weight:
             raise UsageError(
@@ -147,13 +115,13 @@ class Synchronizer:
         self._begin()
         rate = learning_rate(lr, self._replica.model, "Synchronizer.step")
         spent, self._reduced = self._clock() - self._returned if seconds is None else seconds, None
-        rounds = self._rounds
+        rounds, self._unfinished.steps = self._rounds, 0  # if it fails, there is an error instead of a warning
         rounds.counts.steps += self.strategy.when.count(self.triggers[0])
         for fragment in rounds.group.fragments:
             fragment.window.add(loss, 0.0 if gradients else weight, spent)
         if not gradients:
             self._run(rate)
-        self._returned = self._clock()
+        self._returned, self._unfinished.steps = self._clock(), self.steps
         return rounds.events.pop(0) if rounds.events else None
 
     def reduce(self, lr: Rate | None = None, weight: float = 1.0) -> None:
@@ -184,6 +152,15 @@ class Synchronizer:
         self._run(learning_rate(lr, self._replica.model, "Synchronizer.reduce"), ahead=1)
         self._reduced = weight
         self._returned = self._clock()
+
+    def _scalar(self, loss: object) -> Tensor | float:
+        """Return a loss that was told; raise UsageError where the strategy needs one, and none was."""
+        if loss is None and self.strategy.needs_loss:
+            raise UsageError(
+                f"step {self.steps + 1}: {type(self.strategy).__name__} compares the workers' losses, and none "
+                "was told; call step(loss), or behind an OptimizerHook its add_loss(loss) before optimizer.step()"
+            )
+        return math.inf if loss is None else scalar_loss(loss)
 
     def _begin(self) -> None:
         """Raise UsageError if something has happened to the model before the first step."""
@@ -230,10 +207,14 @@ class Synchronizer:
             NotFinite: as in `step`.
             CommError: as in `step`.
         """
+        self._finish()
+        return self.events()
+
+    def _finish(self) -> None:
         if self._result_loaded:
-            return []
+            return
         self._begin()
-        self._finished = True
+        self._finished, self._unfinished.steps = True, 0
         try:
             result = self._rounds.finish()
         except CommError as error:
@@ -241,45 +222,6 @@ class Synchronizer:
         self._replica.flat.write(result)
         self._replica.flat.release()
         self._result_loaded = True
-        return self.events()
-
-    def attach(self, name: str, thing: Stateful) -> None:
-        """Let newcomers of an elastic group take over one thing more; see `Options.stateful`.
-
-        A worker that joined others takes its state now: call this before any other method.
-        """
-        self._replica.attach(name, thing)
-
-    def result(self) -> Tensor:
-        """Return the model as `finish` would leave it now, as a flat vector: all parameters, then all buffers.
-
-        Collective; changes nothing. What is under way is not in it.
-        """
-        return self._replica.flat.in_plain_order(self._rounds.result())
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return numbers, strings and tensors: what this rank needs, besides model and optimizer, to go on.
-
-        Waits for the round under way, which still lands at its step.
-        """
-        if self._reduced is not None:
-            raise UsageError("Synchronizer.state_dict: called between reduce() and step(); call it after step()")
-        return synchronizer_state.save(self._replica, self._rounds.group, self._rounds.counts)
-
-    def load_state_dict(self, saved: Mapping[str, Any], sources: Sequence[int | None] = ()) -> None:
-        """Go on from a `state_dict`; load the model's own state dict first.
-
-        Args:
-            saved: this rank's, or with `sources`, that of any rank of the group that was saved.
-            sources: for each rank, its rank in the group that was saved, None for a newcomer. Empty: the group
-                is as it was.
-
-        Raises:
-            CheckpointError: names the field that differs; nothing was loaded then.
-        """
-        synchronizer_state.load(saved, sources, self._replica, self._rounds.group, self._rounds.counts)
-        if self._first:
-            self._first.loaded()
 
 
 def _check_arguments(model: object, strategy: object, comm: object, options: object) -> None:

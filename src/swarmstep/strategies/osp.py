@@ -97,6 +97,10 @@ class OSP(Strategy[OSPState, OSPMessage]):
         return ("local",)
 
     @property
+    def needs_loss(self) -> bool:
+        return self.auto
+
+    @property
     def needs_sgd(self) -> bool:
         return self.follows_up and self.local
 

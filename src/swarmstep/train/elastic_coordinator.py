@@ -6,7 +6,6 @@ import contextlib
 import time
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from swarmstep.checkpoint import loader, saver
@@ -118,10 +117,7 @@ class Elastic(Coordinator):
         except CheckpointError:  # the run ended, or all workers were lost, before the first one; they start anew
             if self.job.resume and (folder.is_dir() or not (folder.parent / "summary.json").exists()):
                 raise
-        if len({*self.comm.gather(torch.tensor(step)).tolist()}) > 1:
-            raise CheckpointError(
-                f"{folder}: the workers see different checkpoints; put it where all of them see the same files"
-            )
+        loader.check_same_step(folder, step, self.comm)
         if states:
             restore(self.trainer, dict(enumerate(states)), folder)
             self._before = self.trainer.sync.committed

@@ -106,7 +106,7 @@ class Lockstep(Coordinator):
         if not saved and (done or self.trainer.config.elastic):
             self.logger.rewind(0)  # the run ended, or was lost, before its first checkpoint
             return
-        state = restore(self.trainer, self._saved_states(folder), folder)["lockstep"]
+        state = restore(self.trainer, loader.load_own_or_all(folder, self.comm), folder)["lockstep"]
         self._window.copy_(state["window"])
         self._looked, self._evaluated = state["looked"], state["evaluated"]
         self.logger.rewind(self.trainer.taken)
@@ -115,16 +115,6 @@ class Lockstep(Coordinator):
     def _checkpoints(self) -> Path:
         assert self.logger.path
         return self.logger.path / "checkpoints"
-
-    def _saved_states(self, folder: Path) -> dict[int, dict[str, Any]]:
-        """Return this worker's state, or those of all if the newest checkpoint is of another number of workers."""
-        try:
-            return {self.comm.rank: loader.load(folder, self.comm)}
-        except CheckpointError:
-            states = loader.load_any(folder)[1]
-            if len(states) == self.comm.size:
-                raise
-            return dict(enumerate(states))
 
     def wants_step(self) -> bool:
         """Return whether the accuracy at which to end has not been reached; the same on all ranks."""

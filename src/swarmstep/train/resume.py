@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from swarmstep.errors import CheckpointError, UsageError
-from swarmstep.runtime.flat import Flat
+from swarmstep.runtime.own_checkpoint import load_model, sources_of
 from swarmstep.signal import MembershipChange
 from swarmstep.train.config import FREE, Config
 from swarmstep.train.run_folder import steps_taken
@@ -82,11 +82,9 @@ def _restore(trainer: Trainer, states: Mapping[int, dict[str, Any]]) -> dict[str
             f"checkpoint: corpus: expected SHA-256 {trainer.workload.corpus}, found {state['corpus']}: the run "
             "was trained on another text; go on with the Python, or the --data, that it began with"
         )
-    model.load_state_dict(state["model"])
-    if rank >= before:
-        _load_mean(trainer, [state["model"] for state in states.values()])
+    load_model(model, {rank: state["model"] for rank, state in states.items()}, rank)
     trainer.optimizer.load_state_dict(state["optimizer"])
-    sources = tuple(r if r < before else None for r in range(size)) if before != size else ()
+    sources = sources_of(before, size)
     sync.load_state_dict(state["sync"], sources)
     trainer.feed.load_state_dict(state["feed"])
     trainer.share.load_state_dict(state.get("share", {}))
@@ -119,15 +117,3 @@ def _check_config(config: Config, saved: Mapping[str, Any]) -> None:
             raise CheckpointError(
                 f"checkpoint: {name}: expected {expected!r}, found {found!r}; it belongs to another run"
             )
-
-
-def _load_mean(trainer: Trainer, saved: list[dict[str, Any]]) -> None:
-    """Load the mean of several workers' models; what the flat vector does not hold stays that of the first."""
-    model = trainer.model
-    flat = Flat(model)
-    total = flat.read().zero_()
-    for state in saved:
-        model.load_state_dict(state)
-        total += flat.read()
-    model.load_state_dict(saved[0])
-    flat.write(total / len(saved))

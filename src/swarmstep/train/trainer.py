@@ -132,16 +132,17 @@ class Trainer:
             Interrupted: somebody asked to stop.
             SwarmstepError: as the parts of a run say.
         """
-        coordinator.begin()
-        self._note(self._events(None), coordinator)
-        while self.taken < self.steps and coordinator.wants_step():
+        with self.sync:  # whatever ends it has an error of its own
+            coordinator.begin()
+            self._note(self._events(None), coordinator)
+            while self.taken < self.steps and coordinator.wants_step():
+                with self.timed():
+                    loss, events = self._take_step(self.tally.steps + 1)
+                coordinator.after_step(loss, self._note(events, coordinator))
             with self.timed():
-                loss, events = self._take_step(self.tally.steps + 1)
-            coordinator.after_step(loss, self._note(events, coordinator))
-        with self.timed():
-            events = self.sync.finish()
-            if self._ddp:
-                self._ddp.finish()
+                events = self.sync.finish()
+                if self._ddp:
+                    self._ddp.finish()
         self._note(events, coordinator)
         return coordinator.conclude()
 
