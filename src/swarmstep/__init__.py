@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from swarmstep.comm.metered import Metered
     from swarmstep.comm.nm_codec import NMCodec
     from swarmstep.comm.sim import SimComm, simulate
+    from swarmstep.comm.sparseloco import SparseLoCo
     from swarmstep.elastic.membership import Membership
     from swarmstep.runtime.balance import Balance
     from swarmstep.runtime.gradients import average_gradients
@@ -101,6 +102,7 @@ __all__ = [
     "Round",
     "SimComm",
     "SlowMo",
+    "SparseLoCo",
     "Strategy",
     "Synchronizer",
     "Synchronous",
@@ -152,6 +154,7 @@ _MODULES = {
     "Round": "swarmstep.signal",
     "SimComm": "swarmstep.comm.sim",
     "SlowMo": "swarmstep.strategies.slowmo",
+    "SparseLoCo": "swarmstep.comm.sparseloco",
     "Synchronous": "swarmstep.strategies.synchronous",
     "Strategy": "swarmstep.strategies.base",
     "Synchronizer": "swarmstep.runtime.synchronizer",

@@ -3,7 +3,10 @@
 The parsers stand beside the code that they build; these texts stand apart, so that the help does not import torch.
 """
 
-CODECS = "bfloat16, int8, int4, topk:FRACTION, nm:N:M, rank:R (such as topk:0.02, nm:2:4, rank:4)"
+CODECS = (
+    "bfloat16, int8, int4, topk:FRACTION, nm:N:M, rank:R (such as topk:0.02, nm:2:4, rank:4), or "
+    "sparseloco[:KEPT][:clip] with KEPT of each 4096 (64)"
+)
 DISTURB = (
     "WORKER:FROM-TO:FACTOR,..., such as 0:60-120:4, or random:RATE:SECONDS:FACTOR with RATE an hour and worker; "
     "the seconds are the run's, and with FACTOR inf the worker stands still"
