@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from swarmstep.comm.metered import Metered
     from swarmstep.comm.nm_codec import NMCodec
     from swarmstep.comm.sim import SimComm, simulate
+    from swarmstep.comm.solo import SoloComm
     from swarmstep.comm.sparseloco import SparseLoCo
     from swarmstep.elastic.membership import Membership
     from swarmstep.runtime.balance import Balance
@@ -102,6 +103,7 @@ __all__ = [
     "Round",
     "SimComm",
     "SlowMo",
+    "SoloComm",
     "SparseLoCo",
     "Strategy",
     "Synchronizer",
@@ -154,6 +156,7 @@ _MODULES = {
     "Round": "swarmstep.signal",
     "SimComm": "swarmstep.comm.sim",
     "SlowMo": "swarmstep.strategies.slowmo",
+    "SoloComm": "swarmstep.comm.solo",
     "SparseLoCo": "swarmstep.comm.sparseloco",
     "Synchronous": "swarmstep.strategies.synchronous",
     "Strategy": "swarmstep.strategies.base",

@@ -19,6 +19,10 @@ METHODS = (
     "NAME, or NAME+SETTING=VALUE+..., with a strategy's settings or codec, delay, mix, fragments, when, balance, "
     "objective, sampling, sparse and regularizer"
 )
+OPTIMIZER_STATES = (
+    "local, each worker keeps its own; mean, each round averages them; or NAME=K,..., those in each K-th round, "
+    "such as exp_avg=3,exp_avg_sq=6"
+)
 REGULARIZERS = "dropout:P, or localdrop[:NAME=VALUE,...] such as localdrop:lam=1e-3,head=10"
 SPARSE = "N:M[,DECAY], such as 2:4 or 2:4,0 (STE)"
 SHARDS = "iid, contiguous, dealt, classes:K, dirichlet:ALPHA, bad-labels:K, seldp, or one of them +bad-labels:K"

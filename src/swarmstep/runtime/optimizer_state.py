@@ -129,12 +129,12 @@ class OptimizerStates:
         return found
 
 
-def check(rule: Rule, optimizers: Sequence[Keeper], others: Mapping[str, object]) -> None:
+def check(rule: Rule, optimizers: Sequence[Keeper] | None, others: Mapping[str, object]) -> None:
     """Raise UsageError unless this is a rule, with the optimizers that it needs, and goes with the other options.
 
     Args:
         rule: of the states.
-        optimizers: that were given.
+        optimizers: that were given (None: they will be).
         others: options that it does not go with, by name.
     """
     if isinstance(rule, str):
@@ -144,7 +144,7 @@ def check(rule: Rule, optimizers: Sequence[Keeper], others: Mapping[str, object]
             return
     elif not rule or any(k < 1 for k in rule.values()):
         raise UsageError(f"optimizer_state: expected names with a number of rounds, 1 or more, found {dict(rule)}")
-    if not optimizers:
+    if optimizers is not None and not optimizers:
         raise UsageError(f"optimizer_state={rule!r}: give the optimizers, as Options(optimizers=[...])")
     if given := [name for name, value in others.items() if value]:
         raise UsageError(

@@ -61,7 +61,7 @@ class Replica:
                 f"{given[0]}: {name} synchronizes gradients, which the optimizer waits for in one piece; expected "
                 "none of delay, mix, fragments and island"
             )
-        if options.optimizer_state != LOCAL and not _averages(strategy):
+        if options.optimizer_state != LOCAL and not averages(strategy):
             raise UsageError(
                 f"optimizer_state: {name} does not average the workers' weights, so a mean of their optimizers' "
                 "states belongs to nobody's; take 'local'"
@@ -176,8 +176,8 @@ class Replica:
         return [Fragment(context, i, self.flat.read(i)) for i in range(options.fragments)]
 
 
-def _averages(strategy: Strategy) -> bool:
+def averages(strategy: Strategy) -> bool:
     """Return whether rounds follow the mean of all workers' weights."""
     if isinstance(strategy, Warmup):
-        return _averages(strategy.first) and _averages(strategy.then)
+        return averages(strategy.first) and averages(strategy.then)
     return strategy.target == "weights" and strategy.common != "none" and strategy.card.weighted
