@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from swarmstep.comm.metered import Metered
     from swarmstep.comm.nm_codec import NMCodec
     from swarmstep.comm.sim import SimComm, simulate
+    from swarmstep.comm.solo import SoloComm
+    from swarmstep.comm.sparseloco import SparseLoCo
     from swarmstep.elastic.membership import Membership
     from swarmstep.runtime.balance import Balance
     from swarmstep.runtime.gradients import average_gradients
@@ -101,6 +103,8 @@ __all__ = [
     "Round",
     "SimComm",
     "SlowMo",
+    "SoloComm",
+    "SparseLoCo",
     "Strategy",
     "Synchronizer",
     "Synchronous",
@@ -152,6 +156,8 @@ _MODULES = {
     "Round": "swarmstep.signal",
     "SimComm": "swarmstep.comm.sim",
     "SlowMo": "swarmstep.strategies.slowmo",
+    "SoloComm": "swarmstep.comm.solo",
+    "SparseLoCo": "swarmstep.comm.sparseloco",
     "Synchronous": "swarmstep.strategies.synchronous",
     "Strategy": "swarmstep.strategies.base",
     "Synchronizer": "swarmstep.runtime.synchronizer",

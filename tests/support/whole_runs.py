@@ -13,12 +13,12 @@ import pytest
 
 from helpers import FOR_WEIGHTS, TIMINGS, TRIGGERS, VARIANTS, Run, run, timed
 from swarmstep import simulate
-from swarmstep.comm.codecs import Bfloat16, Codec, Int4, Int8, LowRank, NMCodec, TopK
+from swarmstep.comm.codecs import Bfloat16, Codec, Int4, Int8, LowRank, NMCodec, SparseLoCo, TopK
 
 WORKERS = 3  # odd, so that no vector splits evenly
 STEPS = 7
 CODECS: dict[str, Codec] = {"bfloat16": Bfloat16(), "int8": Int8(64), "int4": Int4(16), "topk": TopK(0.3)}
-CODECS |= {"nm": NMCodec(2, 4), "rank": LowRank(2)}
+CODECS |= {"nm": NMCodec(2, 4), "rank": LowRank(2), "sparseloco": SparseLoCo(kept=3, chunk=16, clip=True)}
 # One of each kind: a mean, a broadcast, a probe, an outer optimizer, neighbours, hosts.
 KINDS = ("local-sgd", "pso-ps", "swarm", "diloco", "gossip-ring", "hierarchical")
 EVERY_TIMING = "pso-ps"
@@ -54,7 +54,8 @@ DELAYED += [fast_if(n == EVERY_TIMING, n, t) for n in KINDS for t in ("vote", "w
 # Rounds that travel, with coded vectors.
 CODED = [fast_if(name in KINDS, name, "int8") for name in FOR_WEIGHTS]
 CODED += [fast_if(name == "pso-ps", name, "topk") for name in ("local-sgd", "pso-ps", "swarm")]
-CODED += [fast_if(name == "local-sgd", name, codec) for name in ("local-sgd", "swarm") for codec in ("nm", "rank")]
+OWN_MEANS = ("nm", "rank", "sparseloco")
+CODED += [fast_if(name == "local-sgd", name, codec) for name in ("local-sgd", "swarm") for codec in OWN_MEANS]
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from helpers import same
 from swarmstep import Comm, Metered, simulate
 from swarmstep.comm.codecs import LowRank
 from swarmstep.comm.coded import Coded
-from swarmstep.comm.low_rank import _orthogonal, _sum
+from swarmstep.comm.low_rank import _orthogonal, ordered_sum
 from swarmstep.errors import CommError, UsageError
 
 SHAPES = [(12, 9), (9,), (4, 3, 5), (2, 3)]  # the last is too small for rank 2
@@ -175,7 +175,7 @@ def test_the_columns_are_orthonormal_or_zero() -> None:
     q = _orthogonal(torch.cat([x, x[:, :1] * 2], 1))
     assert torch.allclose(q.t() @ q, torch.diag(torch.tensor([1.0, 1.0, 1.0, 0.0])), atol=1e-5)
     for n in (1, 2, 3, 7, 100):
-        assert float(_sum(torch.ones(n))) == n
+        assert float(ordered_sum(torch.ones(n))) == n
 
 
 def refused(comm: Comm) -> None:

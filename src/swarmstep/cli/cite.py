@@ -30,7 +30,8 @@ def cite(
     """Print the BibTeX entry of a method's paper.
 
     Not only the methods can be cited: so can coda (--objective auc, --proximal), codasca (--control-variates),
-    muloco (DiLoCo with --optimizer muon), sparseloco, powersgd (codecs), streaming-diloco (fragments, delay), nm
+    muloco (DiLoCo with --optimizer muon), snoo (DiLoCo with one worker), des-loc (--optimizer-state), mt-dao
+    (--optimizer), gpa (PrimalAveraging), sparseloco, powersgd (codecs), streaming-diloco (fragments, delay), nm
     (--sparse), localdrop (--regularizer), jacobi (`swarmstep sample`) and spiking (the workload).
     """
     if name not in CITATIONS:

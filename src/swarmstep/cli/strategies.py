@@ -14,18 +14,20 @@ from swarmstep.cli.json_output import Json, print_json
 from swarmstep.cli.options import completion
 from swarmstep.cli.text import aligned, examples
 from swarmstep.errors import UsageError
+from swarmstep.recipes import RECIPES, Recipe
 from swarmstep.train.config import ASYNCHRONOUS as NAMES
 
 app = typer.Typer(add_completion=False)
 
 EPILOG = examples("swarmstep strategies", "swarmstep strategies pso-ps", "swarmstep strategies --json")
 TRAINED = {**CARDS, **{name: ASYNCHRONOUS[name] for name in NAMES}}  # by `swarmstep train`
-SHOWN = {**TRAINED, **LAYERWISE}
+SHOWN = {**TRAINED, **LAYERWISE, **{name: recipe.card for name, recipe in RECIPES.items()}}
 NOTE = """\
 traffic: what a worker sends in a round, mean over the W workers; memory: what it keeps between rounds; both in
 units of P, the number of elements of the vector. The last three have no rounds:
 theirs is of a job. `swarmstep strategies NAME` shows a method with its settings, also one without
-gradients, for --method: ssfn."""
+gradients, for --method: ssfn; or a strategy with certain options, and what speaks against it:
+des-loc, gpa, mt-dao, muloco, snoo, sparseloco."""
 
 
 @app.command("strategies", epilog=EPILOG)
@@ -48,8 +50,11 @@ def strategies(
     from swarmstep.train.method_settings import method_settings  # which imports torch
 
     card, settings = SHOWN[name], [setting._asdict() for setting in method_settings(name)]
+    recipe = RECIPES.get(name)
     row = {**_row(card), "bibtex": card.bibtex or None, "settings": settings}
-    print_json(row) if as_json else print(_described(card, settings))
+    if recipe:
+        row |= {"command": recipe.command, "measured": recipe.measured, "against": list(recipe.against)}
+    print_json(row) if as_json else print(_described(card, settings, recipe))
     return 0
 
 
@@ -64,7 +69,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join([*aligned([head, *cells]), "", NOTE])
 
 
-def _described(card: Card, settings: Sequence[dict[str, Any]]) -> str:
+def _described(card: Card, settings: Sequence[dict[str, Any]], recipe: Recipe | None) -> str:
     """Return all there is to say of a method."""
     weighted = "by the examples or tokens of each worker" if card.weighted else "all workers count the same"
     about = [
@@ -73,6 +78,10 @@ def _described(card: Card, settings: Sequence[dict[str, Any]]) -> str:
         ("weights", weighted),
         ("paper", f"{card.paper}" + (f" (swarmstep cite {card.name})" if card.bibtex else "")),
     ]
+    if recipe:
+        about += [("as", recipe.command), ("measured by", recipe.measured)]
+        about += [("against it" if not i else "", text) for i, text in enumerate(recipe.against)]
+        return "\n".join([f"{card.name}: {card.title}", "", *aligned(about)])
     lines = [f"{card.name}: {card.title}", "", *aligned(about), ""]
     if not settings:
         return "\n".join([*lines, "It has no settings for --set."])

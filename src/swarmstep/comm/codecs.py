@@ -17,6 +17,7 @@ from swarmstep.comm.codec import Codec
 from swarmstep.comm.elementwise import PIECE, Elementwise
 from swarmstep.comm.low_rank import LowRank
 from swarmstep.comm.nm_codec import NMCodec
+from swarmstep.comm.sparseloco import SparseLoCo
 from swarmstep.errors import UsageError
 
 SCALE = 4  # bytes of a float32 scale
@@ -215,6 +216,10 @@ def parse(spec: str) -> Codec:
         if kind == "nm":
             n, _, m = number.partition(":")
             return NMCodec(int(n), int(m))
+        if kind == "sparseloco":
+            kept, _, clip = number.partition(":")
+            if clip in ("", "clip"):
+                return SparseLoCo(int(kept or 64), clip=bool(clip))
     except (ValueError, UsageError):
         pass
     raise UsageError(f"unknown codec {spec!r}; expected one of {spec_help.CODECS}, with 0 < FRACTION <= 1")

@@ -224,16 +224,16 @@ def _orthogonal(x: Tensor) -> Tensor:
     """
     columns: list[Tensor] = []
     for column in x.unbind(1):
-        size = _sum(column * column).sqrt()
+        size = ordered_sum(column * column).sqrt()
         for _ in range(2):  # the second pass takes what rounding has left
             for other in columns:
-                column = column - other * _sum(other * column)
-        norm = _sum(column * column).sqrt()
+                column = column - other * ordered_sum(other * column)
+        norm = ordered_sum(column * column).sqrt()
         columns.append(torch.where(norm > 1e-5 * size, column / norm, 0.0))
     return torch.stack(columns, 1)
 
 
-def _sum(x: Tensor) -> Tensor:
+def ordered_sum(x: Tensor) -> Tensor:
     """Return the sum of a vector, by halves: its order is the same on any machine."""
     while len(x) > 1:
         half = (len(x) + 1) // 2

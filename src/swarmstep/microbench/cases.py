@@ -54,9 +54,13 @@ class CaseMaker:
 
     def module(self) -> nn.Module:
         """Return a module of P parameters in T tensors."""
+        return nn.ParameterList([nn.Parameter(piece.clone()) for piece in self.vector().split(self.sizes)])
+
+    @property
+    def sizes(self) -> list[int]:
+        """The elements of each tensor."""
         size, remainder = divmod(self.parameters, self.tensors)
-        sizes = [size + (i < remainder) for i in range(self.tensors)]
-        return nn.ParameterList([nn.Parameter(piece.clone()) for piece in self.vector().split(sizes)])
+        return [size + (i < remainder) for i in range(self.tensors)]
 
     def changed(self, module: nn.Module) -> Callable[[], None]:
         """Return a stand-in for local steps: it changes all weights in place, differently on each rank."""

@@ -13,6 +13,7 @@ from swarmstep.comm.elementwise import Elementwise
 from swarmstep.comm.error_feedback import WEIGHT
 from swarmstep.comm.group import Group
 from swarmstep.comm.p2p import PIECE, Route
+from swarmstep.comm.sparseloco import SparseLoCo
 from swarmstep.comm.vector_codec import chunk_length
 from swarmstep.microbench.cases import CaseMaker
 from swarmstep.microbench.checks import check_memory, checked
@@ -28,7 +29,7 @@ from swarmstep.when import Every
 
 VECTORS = 40
 PLAIN = "local-sgd"
-CODECS = ("bfloat16", "int8", "int4", "topk:0.02")
+CODECS = ("bfloat16", "int8", "int4", "topk:0.02", "sparseloco")
 ROLL_CALL = 8 * HEAD  # bytes of a worker's row in the roll call
 
 
@@ -66,7 +67,7 @@ def work(comm: Group, settings: Mapping[str, Any]) -> Report:
         report.rows.append(Measurement(name, size, P, medians[name], "ideal" if limit else None, limit, ratio))
     report.rows += rows_of(medians, {name: None if name == PLAIN else PLAIN for name in rounds}, size, P)
     for name, case in rounds.items():
-        report.sent.append(_sent(name, case, comm, P, bool(rate)))
+        report.sent.append(_sent(name, case, make, bool(rate)))
     return report
 
 
@@ -87,20 +88,24 @@ def _ideals(size: int, P: int, rate: float) -> dict[str, float]:
     }
 
 
-def expected_bytes(name: str, size: int, P: int) -> float:
+def expected_bytes(name: str, size: int, make: CaseMaker) -> float:
     """Return the bytes that a worker sends in a round by the formula, mean over the workers."""
+    P = make.parameters
     roll_call = (size - 1) * ROLL_CALL
     if name == PLAIN:
         return roll_call + 2 * (size - 1) * (P + 1) * 4 / size
     if name == "pso-ps":
         return roll_call + (size - 1) * P * 4 / size
     codec = parse(name.partition(", ")[2])
+    if isinstance(codec, SparseLoCo):
+        return roll_call + (size - 1) * (WEIGHT + codec.packet(make.sizes))
     assert isinstance(codec, Elementwise)
     return roll_call + (size - 1) * (WEIGHT + 2 * codec.size(chunk_length(codec, P, size)))
 
 
-def _sent(name: str, case: Case, comm: Group, P: int, counted: bool) -> Sent:
+def _sent(name: str, case: Case, make: CaseMaker, counted: bool) -> Sent:
     """Run one more round and return the bytes sent: as metered, by the formula, and on the interface."""
+    comm = make.comm
     case.change()
     barrier(comm)
     before = interface_counters() if counted else None
@@ -108,4 +113,11 @@ def _sent(name: str, case: Case, comm: Group, P: int, counted: bool) -> Sent:
     barrier(comm)
     payload = interface_counters().payload_since(before) if before else 0
     means = comm.gather(torch.tensor([report.bytes_sent, payload], dtype=torch.float64)).mean(0).tolist()
-    return Sent(name, comm.size, P, means[0], expected_bytes(name, comm.size, P), means[1] if counted else None)
+    return Sent(
+        name,
+        comm.size,
+        make.parameters,
+        means[0],
+        expected_bytes(name, comm.size, make),
+        means[1] if counted else None,
+    )

@@ -2,6 +2,18 @@
 
 from swarmstep.objectives.auc import AUCMinMax, auc
 from swarmstep.objectives.control import ControlVariates, MeanGradient
+from swarmstep.objectives.gpa import PrimalAveraging
 from swarmstep.objectives.proximal import GROWTH, ProximalStages, stage_of
+from swarmstep.objectives.slow_momentum import SlowMomentumAdam
 
-__all__ = ["GROWTH", "AUCMinMax", "ControlVariates", "MeanGradient", "ProximalStages", "auc", "stage_of"]
+__all__ = [
+    "GROWTH",
+    "AUCMinMax",
+    "ControlVariates",
+    "MeanGradient",
+    "PrimalAveraging",
+    "ProximalStages",
+    "SlowMomentumAdam",
+    "auc",
+    "stage_of",
+]

@@ -163,14 +163,15 @@ class Fragment:
             signal = dataclasses.replace(signal, rates=rates)
         with self._metered.counting() as traffic:
             averaged = self.layout.averaged
+            distrusted = [worker.rank for worker in self.strategy.distrusted(self.state)]
+            weight = 0.0 if context.comm.rank in distrusted else roll.weight(context.comm.rank)
             if averaged:
-                distrusted = [worker.rank for worker in self.strategy.distrusted(self.state)]
-                weight = 0.0 if context.comm.rank in distrusted else roll.weight(context.comm.rank)
                 x = with_means(x, self.layout, weight, self._metered)
             rest = x[self.layout.parameters :].clone()  # what is averaged only, then the buffers
             message = self.strategy.exchange(self._seen(x), self.state, signal, roll, self.comm)
             if context.buffers == "first" and len(rest) > averaged:
                 rest[averaged:] = self._metered.broadcast(rest[averaged:], int(roll.present.int().argmax()))
+            inner = context.inner.exchange(self.rounds + 1, self.layout, weight, self._metered)
         fault_points.reach(fault_points.EXCHANGED)
         decision = context.comm.decide()
         fault_points.reach(fault_points.DECIDED)
@@ -183,6 +184,7 @@ class Fragment:
             wait_seconds=called.seconds,
             send_seconds=context.comm.clock() - began,
             decision=decision,
+            inner=inner,
         )
 
     def settle(self) -> RoundResult | None:
@@ -242,6 +244,7 @@ class Fragment:
         if self.context.buffers == "mean":
             rest[averaged:] = agreed[n + averaged :]
         strategy.apply(seen, self.state, result.message, self.layout)
+        self.context.inner.apply(result.inner, self.layout)
         common = agreed if strategy.common == "consensus" else seen
         if self.coded:
             self.coded.commit(common)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -12,6 +12,8 @@ from swarmstep.arguments import Checked
 from swarmstep.comm.base import Comm
 from swarmstep.comm.codec import Codec
 from swarmstep.errors import UsageError
+from swarmstep.runtime import optimizer_state
+from swarmstep.runtime.optimizer_state import Keeper, Rule
 
 
 class Stateful(Protocol):
@@ -59,6 +61,11 @@ class Options(Checked):
             `comm` is then the group of those who hold the same shard, one in each island.
         stateful: in an elastic group, what a newcomer takes from a healthy member besides weights and swarm state:
             by name, the optimizer say. Numbers, strings and tensors.
+        optimizer_state: what rounds do with the states of the `optimizers` (moments, momenta): "local", each
+            worker keeps its own; "mean", each round averages all of them; a mapping such as {"exp_avg": 3,
+            "exp_avg_sq": 6}, those that it names in each 3rd and 6th round (DES-LOC). For strategies that average
+            the weights, without delay and island.
+        optimizers: all that train the model; needed for `optimizer_state`.
     """
 
     seed: int = 0
@@ -73,6 +80,8 @@ class Options(Checked):
     offload: str | None = None
     island: Comm | None = None
     stateful: Mapping[str, Stateful] = dataclasses.field(default_factory=dict[str, Stateful])
+    optimizer_state: Rule = optimizer_state.LOCAL
+    optimizers: Sequence[Keeper] = ()
 
     def __post_init__(self) -> None:
         if self.delay < 0:
@@ -83,3 +92,5 @@ class Options(Checked):
             raise UsageError(f"offload: expected None or 'cpu', found {self.offload!r}")
         if self.island is not None and self.probe is not None:
             raise UsageError("probe: does not go with an island, since a worker's model is in shards")
+        others = {"delay": self.delay, "island": self.island}
+        optimizer_state.check(self.optimizer_state, self.optimizers, others)

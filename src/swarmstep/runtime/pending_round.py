@@ -13,6 +13,7 @@ from swarmstep.checkpoint import fields
 from swarmstep.comm.background import Done, Pending
 from swarmstep.comm.group import KEPT, Decision
 from swarmstep.comm.metered import Call, Traffic
+from swarmstep.runtime.optimizer_state import NO_MEANS, Means
 from swarmstep.signal import Roll
 from swarmstep.strategies.base import Strategy
 
@@ -30,6 +31,7 @@ class RoundResult(NamedTuple):
     wait_seconds: float  # in the roll call
     send_seconds: float  # in the exchange and the decision
     decision: Decision = KEPT
+    inner: Means = NO_MEANS  # of optimizers' states; never of a round that lands late
 
 
 @dataclasses.dataclass

@@ -13,12 +13,14 @@ from swarmstep.runtime.flat import Flat
 from swarmstep.runtime.fragment import Fragment
 from swarmstep.runtime.gradients import Gradients
 from swarmstep.runtime.module_tensors import check_wrappers, module_tensors, sharded
+from swarmstep.runtime.optimizer_state import LOCAL, OptimizerStates
 from swarmstep.runtime.options import Options, Stateful
 from swarmstep.runtime.probe import Probe
 from swarmstep.runtime.round_context import RoundContext
 from swarmstep.runtime.startup_checks import agree, agree_on_loss, start_alike
 from swarmstep.runtime.state_transfer import is_finite, take_over, tensors_of
 from swarmstep.strategies.base import Strategy, check_choice
+from swarmstep.strategies.warmup import Warmup
 
 
 class Replica:
@@ -59,6 +61,11 @@ class Replica:
                 f"{given[0]}: {name} synchronizes gradients, which the optimizer waits for in one piece; expected "
                 "none of delay, mix, fragments and island"
             )
+        if options.optimizer_state != LOCAL and not averages(strategy):
+            raise UsageError(
+                f"optimizer_state: {name} does not average the workers' weights, so a mean of their optimizers' "
+                "states belongs to nobody's; take 'local'"
+            )
         if strategy.needs_probe and options.probe is None:
             raise UsageError(f"{name} needs a probe: give Options(probe=...)")
         if options.fragments > 1 and strategy.needs_probe:
@@ -84,6 +91,8 @@ class Replica:
             "mix": str(options.mix),
             "fragments": str(options.fragments),
             "codec": repr(options.codec),
+            # Checkpoints of before there was a choice do not say.
+            **({} if options.optimizer_state == LOCAL else {"optimizer state": repr(options.optimizer_state)}),
         }
 
     def agree(self, comm: Metered) -> None:
@@ -162,5 +171,13 @@ class Replica:
             island=island if votes else shards,
             shards=shards,
             probe=self._probe,
+            inner=OptimizerStates(options.optimizer_state, options.optimizers, self.model, self.flat.dtype),
         )
         return [Fragment(context, i, self.flat.read(i)) for i in range(options.fragments)]
+
+
+def averages(strategy: Strategy) -> bool:
+    """Return whether rounds follow the mean of all workers' weights."""
+    if isinstance(strategy, Warmup):
+        return averages(strategy.first) and averages(strategy.then)
+    return strategy.target == "weights" and strategy.common != "none" and strategy.card.weighted

@@ -13,6 +13,7 @@ from swarmstep.comm.base import Comm
 from swarmstep.comm.metered import Metered
 from swarmstep.runtime.flat import Flat
 from swarmstep.runtime.gradients import Gradients
+from swarmstep.runtime.optimizer_state import OptimizerStates
 from swarmstep.runtime.options import Options
 from swarmstep.runtime.probe import Probe
 from swarmstep.runtime.window import Window
@@ -27,6 +28,7 @@ class RoundContext:
     `vector` is what the rounds change: x itself, or the gradients. `comm` carries the rounds, over connections of
     its own if they run in the background. The roll is called there, and within the `island`; on `roll_comm`
     instead, if there is one, where it is called at every step. `shards` is the island as the rounds use it.
+    `inner` averages the optimizers' states.
     """
 
     strategy: Strategy
@@ -39,6 +41,7 @@ class RoundContext:
     island: Comm | None
     shards: Comm | None
     probe: Probe | None
+    inner: OptimizerStates
 
     def total(self, part: Tensor) -> Tensor:
         """Return the sum of `part` over the ranks that hold shards of this worker's model. Collective there."""

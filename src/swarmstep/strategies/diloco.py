@@ -14,6 +14,7 @@ from swarmstep.ownership import Shared
 from swarmstep.signal import Layout, Roll, Signal
 from swarmstep.strategies.base import Strategy, check_choice, check_range
 from swarmstep.strategies.parts.blocks import squared_distance
+from swarmstep.strategies.parts.outer_settings import outer_settings
 from swarmstep.strategies.parts.outer_step import KINDS, OuterStep
 from swarmstep.when import Every, When
 
@@ -32,6 +33,8 @@ class DiLoCoMessage(NamedTuple):
     mean: Tensor  # of the workers' vectors, [P]
     share: Tensor  # t, float64 []
     radius: Tensor
+    lr: Tensor  # s, float64 []
+    momentum: Tensor  # w, float64 []
 
 
 @final
@@ -50,8 +53,9 @@ class DiLoCo(Strategy[DiLoCoState, DiLoCoMessage]):
     momentum. The model at the end is x, without the local steps after the last round.
 
     Args:
-        lr: s, of the outer optimizer, 0 to 10.
-        momentum: w, of the outer optimizer, 0 to 0.9999.
+        lr: s, of the outer optimizer, 0 to 10; None: by the number of workers, 0.7 for 1, 0.9 for 2, 1 from 16 on,
+            and in between by the logarithm, which is ours (`outer_settings`).
+        momentum: w, of the outer optimizer, 0 to 0.9999; None: likewise, 0.6 for 1, 0.8 for 2, 0.9 from 16 on.
         reach: "fixed", as in the paper; "measured", the step is shortened to what the workers have just gone
             themselves (`outer_step.py`, ours), which costs 8 bytes more a worker in the roll call.
         when: the trigger; by default every 500th step.
@@ -68,14 +72,16 @@ class DiLoCo(Strategy[DiLoCoState, DiLoCoMessage]):
 
     card: ClassVar[Card] = CARDS["diloco"]
 
-    lr: float = 0.7
-    momentum: float = 0.9
+    lr: float | None = 0.7
+    momentum: float | None = 0.9
     reach: str = "fixed"
     when: When = dataclasses.field(default=Every(500), kw_only=True)
 
     def __post_init__(self) -> None:
-        check_range("lr", self.lr, 0.0, 10.0)
-        check_range("momentum", self.momentum, 0.0, 0.9999)
+        if self.lr is not None:
+            check_range("lr", self.lr, 0.0, 10.0)
+        if self.momentum is not None:
+            check_range("momentum", self.momentum, 0.0, 0.9999)
         check_choice("reach", self.reach, KINDS)
 
     @property
@@ -90,17 +96,22 @@ class DiLoCo(Strategy[DiLoCoState, DiLoCoMessage]):
         n = layout.parameters
         return (squared_distance(x[:n], state.anchor[:n]),) if self.reach == "measured" else ()
 
-    @property
-    def _step(self) -> OuterStep:
-        return OuterStep(self.lr, self.momentum)
+    def step_of(self, workers: int) -> OuterStep:
+        """Return the outer step among so many workers."""
+        found = outer_settings(workers)
+        lr, momentum = self.lr, self.momentum
+        return OuterStep(found.lr if lr is None else lr, found.momentum if momentum is None else momentum)
 
     def exchange(self, x: Tensor, state: DiLoCoState, signal: Signal, roll: Roll, comm: Comm) -> DiLoCoMessage:
         mean, _ = comm.mean(x, roll.weight(comm.rank))
-        reach = self._step.reach(self.reach, state, mean, roll.weight, roll, signal)
-        return DiLoCoMessage(mean, *(torch.tensor(value, dtype=torch.float64) for value in reach))
+        step = self.step_of(comm.size)
+        reach = step.reach(self.reach, state, mean, roll.weight, roll, signal)
+        values = (*reach, step.social, step.inertia)
+        return DiLoCoMessage(mean, *(torch.tensor(value, dtype=torch.float64) for value in values))
 
     def apply(self, x: Tensor, state: DiLoCoState, message: DiLoCoMessage, layout: Layout) -> None:
-        self._step.apply(x, state, message.mean, message.share, layout)
+        step = OuterStep(float(message.lr), float(message.momentum))
+        step.apply(x, state, message.mean, message.share, layout)
         state.radius.copy_(message.radius)
 
     def consensus(self, x: Tensor, message: DiLoCoMessage) -> Tensor:

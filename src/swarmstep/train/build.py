@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 
+from swarmstep import spec_help
 from swarmstep.comm import codecs
 from swarmstep.data import sharding
 from swarmstep.data.sharding import hold_out
 from swarmstep.errors import UsageError
+from swarmstep.runtime import optimizer_state
+from swarmstep.runtime.optimizer_state import Rule
 from swarmstep.runtime.options import Options
+from swarmstep.runtime.replica import averages
 from swarmstep.strategies import STRATEGIES, Strategy
 from swarmstep.strategies.base import check_choice
+from swarmstep.strategies.diloco import DiLoCo
+from swarmstep.strategies.parts.outer_settings import outer_settings
 from swarmstep.strategies.warmup import Warmup
 from swarmstep.train import faults
 from swarmstep.train.asynchronous import methods
@@ -19,6 +25,7 @@ from swarmstep.train.config import ASYNCHRONOUS, BACKENDS, BASELINES, DDP, ELAST
 from swarmstep.train.layerwise import options as layerwise
 from swarmstep.train.local_step import proximal
 from swarmstep.train.modifiers import build_modifiers
+from swarmstep.train.optimizer import STATES
 from swarmstep.train.set_options import parse_settings
 from swarmstep.train.trigger_options import trigger_of
 from swarmstep.workloads import Workload
@@ -52,7 +59,9 @@ def resolve(config: Config, workload: Workload) -> Config:
         return config
     build_options(config)
     check_balance(config)
-    _check_optimizer(config, build_strategy(config))
+    strategy = build_strategy(config)
+    _check_optimizer(config, strategy)
+    _check_states(config, strategy)
     _check_ddp(config)
     _check_elastic(config)
     return config
@@ -180,6 +189,48 @@ def build_options(config: Config) -> Options:
         none = "--delay, --mix, --fragments" + (" and --codec" if config.strategy == DDP else "")
         raise UsageError(f"{config.strategy} takes none of {none}: the optimizer waits for the gradients")
     return options
+
+
+def title_of(config: Config) -> str:
+    """Return what a run is, in a line, with settings that follow from the number of workers."""
+    strategy = build_strategy(config)
+    strategy = strategy.then if isinstance(strategy, Warmup) else strategy
+    if not isinstance(strategy, DiLoCo) or None not in (strategy.lr, strategy.momentum):
+        return config.title
+    return f"{config.title}; outer step for {config.workers}: {outer_settings(config.workers)}"
+
+
+def optimizer_rule(config: Config) -> Rule:
+    """Return what rounds do with the optimizers' states.
+
+    Raises:
+        UsageError: --optimizer-state is no rule.
+    """
+    text = config.optimizer_state
+    if "=" not in text:
+        return text
+    pairs = [part.partition("=") for part in text.split(",")]
+    try:
+        return {name.strip(): int(k) for name, _, k in pairs}
+    except ValueError:
+        raise UsageError(f"--optimizer-state {text}: expected {spec_help.OPTIMIZER_STATES}") from None
+
+
+def _check_states(config: Config, strategy: Strategy) -> None:
+    """Check --optimizer-state: the rule, and that there are such states and means of them."""
+    rule = optimizer_rule(config)
+    optimizer_state.check(rule, None, {"--delay": config.delay})
+    if rule == optimizer_state.LOCAL:
+        return
+    known = STATES[config.training.optimizer]
+    unknown = sorted({*rule} - {*known}) if not isinstance(rule, str) else []
+    if unknown or not known:
+        raise UsageError(
+            f"--optimizer-state {config.optimizer_state}: --optimizer {config.training.optimizer} remembers "
+            f"{', '.join(known) or 'nothing'}; expected local" + (", mean or those names" if known else "")
+        )
+    if not averages(strategy):
+        raise UsageError(f"--optimizer-state: {config.strategy} does not average the workers' weights; take local")
 
 
 def build_strategy(config: Config) -> Strategy:

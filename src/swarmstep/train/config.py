@@ -235,6 +235,12 @@ class Config:
             "data folder (default: SWARMSTEP_DATA, or ./data); for text and imbalanced a file of your own",
         ),
     )
+    optimizer_state: str = field(
+        default="local",
+        metadata=_about(
+            "Training", "SPEC", f"what rounds do with the local optimizers' states: {spec_help.OPTIMIZER_STATES}"
+        ),
+    )
 
     @property
     def by_gradients(self) -> bool:

@@ -16,6 +16,7 @@ from swarmstep.errors import CheckpointError, Interrupted
 from swarmstep.runtime.flat import Flat
 from swarmstep.signal import MembershipChange, Round
 from swarmstep.train import faults
+from swarmstep.train.build import title_of
 from swarmstep.train.config import Config
 from swarmstep.train.coordinator import Coordinator
 from swarmstep.train.evaluate import evaluate_together
@@ -76,7 +77,7 @@ def open_logger(config: Config, comm: Group, job: Job) -> RunLogger:
         for folder in folders:
             folder.close()
         raise
-    logger = RunLogger(path, folders[0] if folders else None, config.title, job)
+    logger = RunLogger(path, folders[0] if folders else None, title_of(config), job)
     logger.lead(comm.rank == 0)
     return logger
 

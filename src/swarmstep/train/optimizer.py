@@ -11,10 +11,20 @@ from torch import nn
 from swarmstep.errors import UsageError
 from swarmstep.objectives import ControlVariates, ProximalStages
 from swarmstep.objectives.inner import Inner
+from swarmstep.objectives.slow_momentum import SlowMomentumAdam
 from swarmstep.runtime.module_tensors import average_only
 from swarmstep.train.config import Config
 from swarmstep.train.local_step import Trained, proximal
 from swarmstep.workloads.defaults import Defaults
+
+# What the parts of each optimizer remember of a parameter.
+STATES: Mapping[str, tuple[str, ...]] = {
+    "sgd": (),
+    "momentum": ("momentum_buffer",),
+    "adamw": ("exp_avg", "exp_avg_sq"),
+    "muon": ("exp_avg", "exp_avg_sq", "momentum_buffer"),
+    "mt-dao": ("exp_avg_sq", "slow_avg"),
+}
 
 
 class LocalOptimizer:
@@ -61,11 +71,12 @@ class LocalOptimizer:
 
 
 def build_optimizer(model: nn.Module, config: Config) -> LocalOptimizer:
-    """Return the inner optimizer: sgd, momentum (SGD with momentum 0.9), adamw, or muon.
+    """Return the inner optimizer: sgd, momentum (SGD with momentum 0.9), adamw, mt-dao, or muon.
 
     "muon" is Muon (Jordan et al. 2024, torch.optim.Muon) for the `hidden_matrices` and AdamW for the rest. Muon's
     steps have the size of AdamW's (Liu et al., arXiv 2502.16982), so that one learning rate and one weight decay
-    serve both. The weight decay of AdamW is for tensors of two and more dimensions: not for biases and norms.
+    serve both. "mt-dao" is `SlowMomentumAdam`. Weight decay, but of SGD, is for tensors of two and more
+    dimensions: not for biases and norms.
 
     Raises:
         UsageError: the model has nothing to train, or for muon no hidden matrix, or this torch has no Muon.
@@ -77,6 +88,8 @@ def build_optimizer(model: nn.Module, config: Config) -> LocalOptimizer:
     parts: list[Inner]
     if settings.optimizer == "adamw":
         parts = [_adamw(parameters, settings)]
+    elif settings.optimizer == "mt-dao":
+        parts = [SlowMomentumAdam(_decayed(parameters, settings), lr=settings.lr)]
     elif settings.optimizer == "muon":
         parts = [*_muon(model, parameters, config)]
     else:
@@ -103,10 +116,15 @@ def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
 
 
 def _adamw(parameters: Sequence[nn.Parameter], settings: Defaults) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(_decayed(parameters, settings), lr=settings.lr)
+
+
+def _decayed(parameters: Sequence[nn.Parameter], settings: Defaults) -> list[dict[str, Any]]:
+    """Return groups of parameters: those of two and more dimensions with weight decay, the others without."""
     decayed = [p for p in parameters if p.ndim >= 2]
     others = [p for p in parameters if p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=settings.lr)
+    return [group for group in groups if group["params"]]
 
 
 def _muon(model: nn.Module, parameters: Sequence[nn.Parameter], config: Config) -> list[torch.optim.Optimizer]:

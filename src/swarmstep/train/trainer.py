@@ -19,7 +19,7 @@ from swarmstep.runtime.options import Options
 from swarmstep.runtime.synchronizer import Synchronizer
 from swarmstep.seeding import mix, seed_torch
 from swarmstep.signal import Event, MembershipChange, Round
-from swarmstep.train.build import build_options, build_strategy
+from swarmstep.train.build import build_options, build_strategy, optimizer_rule
 from swarmstep.train.config import DDP, Config
 from swarmstep.train.coordinator import Coordinator
 from swarmstep.train.ddp import DataParallel
@@ -95,6 +95,8 @@ class Trainer:
             build_options(self.config),
             probe=self.feed.probe,
             probe_cost=self.feed.probe_cost,
+            optimizer_state=optimizer_rule(self.config),
+            optimizers=self.optimizer.parts,
             stateful={"optimizer": self.optimizer, "feed": self.feed, "trainer": self},
         )
 

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, get_args
 
 from swarmstep.errors import UsageError
 
-Optimizer = Literal["sgd", "momentum", "adamw", "muon"]
+Optimizer = Literal["sgd", "momentum", "adamw", "muon", "mt-dao"]
 Schedule = Literal["constant", "cosine"]
 Sampling = Literal["natural", "balanced"]
 
@@ -19,12 +19,12 @@ class Defaults:
 
     Args:
         optimizer: of the local steps; "momentum" is SGD with momentum 0.9, "muon" is Muon for hidden matrices
-            and AdamW for the rest.
+            and AdamW for the rest, "mt-dao" is Adam with a slow momentum.
         lr: learning rate, above 0.
         batch: examples per step and worker.
         every: local steps between two rounds.
         steps: local steps of each worker in the whole run.
-        weight_decay: of the optimizer, at least 0; AdamW and Muon leave tensors of one dimension alone.
+        weight_decay: of the optimizer, at least 0; all but SGD leave tensors of one dimension alone.
         schedule: of the learning rate, after its warm-up.
         warmup: steps in which the learning rate rises linearly from lr / warmup to lr, at least 0.
         clip: the largest norm of a worker's gradient, to which longer ones are shortened; 0: none are.

@@ -7,6 +7,7 @@ from typing import Any
 
 from swarmstep.asynchronous import AsGrad, Function, LayUp, Method, Outer, Quorum, Work
 from swarmstep.errors import UsageError
+from swarmstep.runtime.optimizer_state import LOCAL
 from swarmstep.train.asynchronous.local_steps import LocalSteps
 from swarmstep.train.config import LAYUP, Config
 from swarmstep.train.modifiers import build_modifiers
@@ -126,6 +127,7 @@ def check(config: Config) -> None:
         "--until-accuracy": config.until_accuracy,
         "--proximal": config.proximal,
         "--control-variates": config.control_variates,
+        "--optimizer-state": config.optimizer_state != LOCAL,
     }
     found = [option for option, value in absent.items() if value]
     if found:
