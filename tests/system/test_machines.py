@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 
 from rights import needs_network
+from swarmstep.comm.interfaces import interface_towards
 from swarmstep.comm.process_groups import LOOPBACK, serve_store
 from swarmstep.errors import UsageError
 from swarmstep.launch.enter_namespace import inside
 from swarmstep.launch.processes import Outcome, Place, run_group
 from swarmstep.network.link import Link
 from swarmstep.network.namespaces import Network
-from swarmstep.train.join import interface_towards
 
 pytestmark = pytest.mark.usefixtures("forked")
 
