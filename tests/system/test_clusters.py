@@ -234,8 +234,9 @@ def answers(network: Network, machine: int) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_ray_loses_a_node(setting: Path) -> None:
+def test_ray_loses_a_node(setting: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray", reason="ray[train] is not installed")
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")  # on a busy machine
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
