@@ -3,7 +3,8 @@
 pip install "swarmstep[ray]"
 python examples/clusters/ray_train.py FOLDER [STEPS]     # on the cluster of RAY_ADDRESS, or a new local one
 
-FOLDER is storage that all machines see. The secret of SWARMSTEP_SECRET is passed on to the workers.
+FOLDER is storage that all machines see. SWARMSTEP_SECRET is passed on to the workers, and so is
+GLOO_SOCKET_IFNAME.
 """
 
 import os
@@ -47,8 +48,9 @@ def worker(config: dict[str, Any]) -> None:
 
 
 def main(folder: Path, steps: int = 480) -> None:
-    secret = {name: value for name, value in os.environ.items() if name in ("SWARMSTEP_SECRET", "PACE")}
-    ray.init(runtime_env={"env_vars": secret, "working_dir": str(Path(__file__).parent)})
+    passed = ("SWARMSTEP_SECRET", "SWARMSTEP_SECRET_FILE", "GLOO_SOCKET_IFNAME", "PACE")
+    given = {name: value for name, value in os.environ.items() if name in passed}
+    ray.init(runtime_env={"env_vars": given, "working_dir": str(Path(__file__).parent)})
     TorchTrainer(
         worker,
         train_loop_config={"folder": str(folder), "steps": steps},

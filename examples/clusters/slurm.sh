@@ -3,7 +3,7 @@
 #
 #   sbatch examples/clusters/slurm.sh FOLDER [STEPS]
 #
-# FOLDER and the secret's file are on a disk that all nodes see.
+# From the folder that holds examples/. FOLDER and the secret's file are on a disk that all nodes see.
 #SBATCH --job-name=rings
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -19,7 +19,7 @@ export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
 # shellcheck disable=SC2016  # the variables are those of each task
 srun bash -c \
     'RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID exec "${PYTHON:-python}" "$@"' - \
-    "${PROGRAM:-examples/clusters/program.py}" "$@"
+    examples/clusters/program.py "$@"
 code=$?
 echo "restart ${SLURM_RESTART_COUNT:-0}: ended with $code"
 # Asked to stop (130), or a worker was lost: queued again, which an error of the program's own must not be for ever.

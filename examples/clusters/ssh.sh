@@ -9,16 +9,19 @@ set -u
 IFS=, read -r -a hosts <<<"$1"
 shift
 secret=${SWARMSTEP_SECRET_FILE:-\$HOME/.swarmstep-secret}
-agent="env SWARMSTEP_SECRET_FILE=$secret PYTHON=${PYTHON:-python}"
-agent+=" $(cd "$(dirname "$0")" && pwd)/torchrun.sh ${hosts[0]} 1:${#hosts[@]} $*"
+here=$(cd "$(dirname "$0")" && pwd)
+command="env SWARMSTEP_SECRET_FILE=$secret PYTHON=${PYTHON:-python}"
+command+=" $(printf '%q ' "$here/torchrun.sh" "${hosts[0]}" "1:${#hosts[@]}" "$@")"
 
+agents=()
 for host in "${hosts[@]}"; do
     # shellcheck disable=SC2086  # options are words
-    ssh -tt ${SSH_OPTIONS:-} "$host" "$agent" </dev/null & # -tt: what runs there ends with the connection
+    ssh -tt ${SSH_OPTIONS:-} "$host" "$command" </dev/null & # -tt: what runs there ends with the connection
+    agents+=($!)
 done
-trap 'kill $(jobs -p)' INT TERM
+trap 'kill "${agents[@]}"' INT TERM
 failed=0
-for job in $(jobs -p); do
-    wait "$job" || failed=1
+for agent in "${agents[@]}"; do
+    wait "$agent" || failed=1
 done
 exit $failed
