@@ -15,7 +15,8 @@ from swarmstep.integrations.alone import alone, check_alone, check_folders
 
 
 def test_the_other_workers_are_hidden_and_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    there = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "TORCHELASTIC_RUN_ID": "7", "OMP_NUM_THREADS": "1"}
+    there = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "TORCHELASTIC_RUN_ID": "7"}
+    there |= {"SLURM_NTASKS": "4", "OMP_NUM_THREADS": "1"}
     for name, value in there.items():
         monkeypatch.setenv(name, value)
     with contextlib.suppress(ZeroDivisionError), alone():

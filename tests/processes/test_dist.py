@@ -204,14 +204,43 @@ def test_a_group_that_nobody_serves_is_named() -> None:
         assert world.hears(1).startswith("rank 1: the group at 127.0.0.1:1 could not be formed: ")
 
 
-def join_again(comm: Comm) -> str:
-    with pytest.raises(UsageError) as caught:
-        DistComm.from_env("gloo")
+def join_another(comm: Comm) -> str:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RANK", str(comm.rank + 1))
+        with pytest.raises(UsageError) as caught:
+            DistComm.from_env("gloo")
     return str(caught.value)
 
 
-def test_a_second_world_is_refused(pool: Pool) -> None:
-    assert all("a process group exists already; use DistComm(group)" in s for s in pool.run(join_again))
+def test_a_group_that_the_environment_does_not_describe_is_refused(pool: Pool) -> None:
+    for rank, said in enumerate(pool.run(join_another)):
+        assert f"exists already has rank {rank} of 4 here" in said
+        assert f"RANK={rank + 1} and WORLD_SIZE=4; use DistComm(group)" in said
+
+
+def join_what_exists(end: Any, secrets: tuple[str, str]) -> None:
+    dist.init_process_group("gloo")  # as Ray Train does
+    os.environ["SWARMSTEP_SECRET"] = secrets[dist.get_rank()]
+    try:
+        comm = DistComm.from_env(silence=2.0)
+        end.send(comm.gather(torch.tensor([comm.rank])).flatten().tolist())
+        if comm.rank == 1:
+            signal.pause()
+        comm.gather(torch.zeros(1))
+    except CommError as error:
+        end.send(f"{type(error).__name__}: {error}")
+
+
+def test_a_group_that_exists_is_watched() -> None:
+    with Launched(join_what_exists, 2, ("a secret of both",) * 2) as world:
+        assert [world.hears(rank) for rank in (0, 1)] == [[0, 1], [0, 1]]
+        world.signals(1, signal.SIGSTOP)
+        assert world.hears(0).startswith("PeerLost: rank 0: no heartbeat for 2 s from rank 1 ")
+
+
+def test_a_group_that_exists_proves_the_secret() -> None:
+    with Launched(join_what_exists, 2, ("a secret of rank 0", "a secret of rank 1")) as world:
+        assert all("did not prove to know the secret" in world.hears(rank) for rank in (0, 1))
 
 
 def on_two_groups(comm: Comm) -> list[float]:

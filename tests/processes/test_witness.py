@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from swarmstep.comm.witness import Witness, own_address, vouched
+from swarmstep.comm.interfaces import own_address
+from swarmstep.comm.witness import Witness, vouched
 
 SOON = 60.0  # seconds; a hang, not a measurement
 WATCHED = """

@@ -16,13 +16,14 @@ from typing import Any
 import pytest
 
 from rights import needs_network
+from swarmstep.comm import rendezvous
+from swarmstep.comm.interfaces import interface_towards
 from swarmstep.comm.process_groups import LOOPBACK, serve_store
 from swarmstep.errors import UsageError
 from swarmstep.launch.enter_namespace import inside
 from swarmstep.launch.processes import Outcome, Place, run_group
 from swarmstep.network.link import Link
 from swarmstep.network.namespaces import Network
-from swarmstep.train.join import interface_towards
 
 pytestmark = pytest.mark.usefixtures("forked")
 
@@ -254,6 +255,19 @@ def test_the_interface_towards_another_machine(network: Network) -> None:
     subprocess.run(network.command(1, ["ip", "address", "add", "10.9.0.1/24", "dev", "eth0"]), check=True)
     with pytest.raises(UsageError, match=r"has the address 10\.9\.0\.1: set GLOO_SOCKET_IFNAME"):
         inside(network.namespace(1), lambda: interface_towards("10.9.0.2"))
+
+
+@needs_network
+@pytest.mark.parametrize(("given", "taken"), [(None, "eth0"), ("lo", "lo")])
+def test_gloo_takes_the_interface_towards_the_meeting_place(
+    given: str | None, taken: str, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"MASTER_ADDR": network.address(0), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    if given:
+        monkeypatch.setenv("GLOO_SOCKET_IFNAME", given)
+    met = inside(network.namespace(1), lambda: rendezvous._meeting_place(SECRET.encode()))
+    assert (met, os.environ.pop("GLOO_SOCKET_IFNAME")) == (network.address(0), taken)
 
 
 def test_workers_on_one_machine_stay_on_loopback_whatever_is_inherited(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,9 +8,10 @@ import pytest
 
 from swarmstep.cli import main
 from swarmstep.comm.dist import DistComm
+from swarmstep.comm.interfaces import interface_towards
 from swarmstep.comm.process_groups import LOOPBACK
 from swarmstep.errors import UsageError
-from swarmstep.train.join import address, interface_towards
+from swarmstep.train.join import address
 
 SECRET = "correct horse battery staple"
 

@@ -15,11 +15,11 @@ from typing_extensions import Self
 from swarmstep.asynchronous.board import Board, name_of
 from swarmstep.asynchronous.contract import SERVER, Message, Method
 from swarmstep.asynchronous.link import Link, check_message
+from swarmstep.comm.interfaces import own_address
 from swarmstep.comm.pair import Pair, prove_to
 from swarmstep.comm.process_groups import FORM_TIMEOUT, brief
 from swarmstep.comm.secure.auth import secret_of
 from swarmstep.comm.torch_private import TCPStore
-from swarmstep.comm.witness import own_address
 from swarmstep.elastic.keys import candidates_key
 from swarmstep.errors import CommError, UsageError
 

@@ -91,15 +91,19 @@ class DistComm(Collectives, Group):
     ) -> DistComm:
         """Join the group that torchrun (or `swarmstep train`) describes in the environment.
 
+        If a process group of torch exists already, as under Ray Train, it is that group, to which the watch over
+        lost peers and the proof of the secret are added.
+
         Args:
-            backend: "gloo" or "nccl" (default: nccl where CUDA is available, else gloo).
+            backend: "gloo" or "nccl" (default: nccl where CUDA is available, else gloo); of no effect if a group
+                exists.
             exact: as in the class.
             silence: as in the class.
             patience: as in the class; also the time limit for the group to form.
 
         Raises:
-            UsageError: RANK, WORLD_SIZE, MASTER_ADDR or MASTER_PORT is not set, or a group exists already, or
-                the ranks are on several machines and there is no secret (docs/security.md).
+            UsageError: RANK, WORLD_SIZE, MASTER_ADDR or MASTER_PORT is not set, or they do not describe the
+                group that exists, or the ranks are on several machines and there is no secret (docs/security.md).
             CommError: the group could not be formed, or a member does not know the secret.
         """
         joined = find(backend, patience)

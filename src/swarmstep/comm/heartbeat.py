@@ -13,7 +13,8 @@ import time
 from collections.abc import Sequence
 from typing import Protocol
 
-from swarmstep.comm.witness import Witness, own_address, vouched
+from swarmstep.comm.interfaces import own_address
+from swarmstep.comm.witness import Witness, vouched
 
 PERIOD = 0.5  # seconds between two heartbeats
 

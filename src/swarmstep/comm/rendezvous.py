@@ -15,8 +15,9 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from swarmstep.comm.heartbeat import Heartbeat
-from swarmstep.comm.process_groups import LOOPBACK, brief
-from swarmstep.comm.secure.auth import check_address, secret_of
+from swarmstep.comm.interfaces import interface_towards
+from swarmstep.comm.process_groups import LOOPBACK, brief, connect
+from swarmstep.comm.secure.auth import check_address, is_loopback, secret_of
 from swarmstep.comm.torch_private import PrefixStore, TCPStore
 from swarmstep.errors import CommError, UsageError
 
@@ -38,15 +39,15 @@ class Rendezvous(NamedTuple):
 
 
 def find(backend: str | None, patience: float) -> Rendezvous:
-    """Form the default process group that the environment describes.
+    """Form the default process group that the environment describes, or join in the one that exists.
 
     Args:
-        backend: "gloo" or "nccl" (default: nccl where CUDA is available, else gloo).
+        backend: "gloo" or "nccl" (default: nccl where CUDA is available, else gloo), unless a group exists.
         patience: seconds for the group to form, and for each operation.
 
     Raises:
-        UsageError: a variable of VARIABLES is not set, or a group exists already, or the workers are on several
-            machines and there is no secret.
+        UsageError: a variable of VARIABLES is not set, or a group exists that it does not describe, or the workers
+            are on several machines and there is no secret.
         CommError: the group could not be formed.
     """
     missing = [name for name in VARIABLES if name not in os.environ]
@@ -55,32 +56,60 @@ def find(backend: str | None, patience: float) -> Rendezvous:
             f"DistComm.from_env: {', '.join(missing)} not set in the environment; start the program with "
             "torchrun, or use simulate(train, workers)"
         )
-    if dist.is_initialized():
-        raise UsageError("DistComm.from_env: a process group exists already; use DistComm(group)")
     secret = secret_of(os.environ)
-    if _all_are_here():  # whatever address this machine's name stands for
-        os.environ["MASTER_ADDR"] = "127.0.0.1"
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK)
-    host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
-    check_address(host, secret)
-    backend = backend or ("nccl" if torch.cuda.is_available() else "gloo")
+    host, port = _meeting_place(secret), os.environ["MASTER_PORT"]
     limit = timedelta(seconds=patience + 60)  # our own limit ends first, with the better message
     try:
-        store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=patience)))
-        if backend == "nccl":
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        prefix = _unused_prefix(store, rank, size, patience)
-        dist.init_process_group(
-            backend, store=PrefixStore(prefix, store), rank=rank, world_size=size, timeout=limit
-        )
+        prefix = _joined(host, int(port), patience) if dist.is_initialized() else _form(backend, patience, limit)
         own_store = PrefixStore(prefix, TCPStore(host, int(port), is_master=False))
-        heartbeat = Heartbeat(own_store, str(rank), [*map(str, range(size))], host=host)
-        control: Any = dist.new_group(backend="gloo", timeout=limit) if backend != "gloo" else None
+        names = [*map(str, range(dist.get_world_size()))]
+        heartbeat = Heartbeat(own_store, str(dist.get_rank()), names, host=host)
+        control: Any = dist.new_group(backend="gloo", timeout=limit) if dist.get_backend() != "gloo" else None
     except (RuntimeError, ValueError) as error:
         raise CommError(
             f"rank {os.environ['RANK']}: the group at {host}:{port} could not be formed: {brief(error)}"
         ) from error
     return Rendezvous(secret, control, heartbeat)
+
+
+def _meeting_place(secret: bytes | None) -> str:
+    """Return the host where the ranks meet, and let gloo take the network interface towards it."""
+    if _all_are_here():  # whatever address this machine's name stands for
+        os.environ["MASTER_ADDR"] = "127.0.0.1"
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK)
+    host = os.environ["MASTER_ADDR"]
+    check_address(host, secret)
+    if not is_loopback(host):  # gloo would take the address of this machine's name, which often is loopback
+        with contextlib.suppress(UsageError):  # then gloo may know better
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface_towards(host))
+    return host
+
+
+def _form(backend: str | None, patience: float, limit: timedelta) -> str:
+    """Form the group; return the prefix of its keys in the store."""
+    backend = backend or ("nccl" if torch.cuda.is_available() else "gloo")
+    store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=patience)))
+    if backend == "nccl":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    prefix = _unused_prefix(store, rank, size, patience)
+    dist.init_process_group(backend, store=PrefixStore(prefix, store), rank=rank, world_size=size, timeout=limit)
+    return prefix
+
+
+def _joined(host: str, port: int, patience: float) -> str:
+    """Return an unused prefix in the store of a group that others have formed, as Ray Train does.
+
+    Raises:
+        UsageError: the environment does not describe that group.
+    """
+    rank, size = dist.get_rank(), dist.get_world_size()
+    if (os.environ["RANK"], os.environ["WORLD_SIZE"]) != (str(rank), str(size)):
+        raise UsageError(
+            f"DistComm.from_env: the process group that exists already has rank {rank} of {size} here, the "
+            f"environment describes RANK={os.environ['RANK']} and WORLD_SIZE={os.environ['WORLD_SIZE']}; use "
+            "DistComm(group)"
+        )
+    return _unused_prefix(connect(host, port, patience), rank, size, patience)
 
 
 def _all_are_here() -> bool:

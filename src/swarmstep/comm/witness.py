@@ -7,12 +7,10 @@ outside of its interpreter can tell it from one that is stopped. See docs/decisi
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import selectors
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import time
@@ -20,7 +18,6 @@ from collections.abc import Iterable
 
 ALIVE = b"1"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # which are for the process, not for it
-SIOCGIFADDR = 0x8915  # the request for an interface's address
 # Answers each connection with one byte, as long as its parent is there; torch would take seconds and 200 MB.
 PROGRAM = """
 import os, select, socket, sys
@@ -95,31 +92,3 @@ def vouched(addresses: Iterable[str], seconds: float) -> set[str]:
                     if os.read(key.fd, 1) == ALIVE:
                         found.add(key.data)
     return found
-
-
-def own_address(host: str) -> str:
-    """Return the address by which peers reach this process.
-
-    It is that of the interface GLOO_SOCKET_IFNAME, if it is set and known, else that from which this process sends
-    to `host`.
-
-    Raises:
-        OSError: there is no way to `host`.
-    """
-    interface = os.environ.get("GLOO_SOCKET_IFNAME", "").partition(",")[0]
-    if interface and (address := address_of(interface)):
-        return address
-    family, kind, _, _, target = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
-    with socket.socket(family, kind) as probe:
-        probe.connect(target)  # sends nothing
-        return probe.getsockname()[0]
-
-
-def address_of(interface: str) -> str | None:
-    """Return the first IPv4 address of a network interface; None without, and where Linux is not there to ask."""
-    if not sys.platform.startswith("linux"):
-        return None
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking, contextlib.suppress(OSError):
-        answer = fcntl.ioctl(asking, SIOCGIFADDR, struct.pack("256s", interface.encode()[:15]))
-        return socket.inet_ntoa(answer[20:24])
-    return None

@@ -13,7 +13,7 @@ import torch
 from swarmstep.comm.base import Comm
 from swarmstep.errors import UsageError
 
-# What torchrun and MPI tell a process of the others, and Accelerate and Lightning read.
+# What torchrun, MPI and SLURM tell a process of the others, and Accelerate and Lightning read.
 VARIABLES = (
     "RANK",
     "WORLD_SIZE",
@@ -26,6 +26,7 @@ VARIABLES = (
     "PMI_SIZE",
     "OMPI_COMM_WORLD_SIZE",
     "MV2_COMM_WORLD_SIZE",
+    "SLURM_NTASKS",
 )
 
 

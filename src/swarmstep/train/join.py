@@ -7,17 +7,16 @@ import dataclasses
 import json
 import os
 import shlex
-import socket
 import time
 from collections.abc import Callable, Generator, Mapping
 from typing import Any, NamedTuple
 
 from swarmstep.comm import process_groups
 from swarmstep.comm.heartbeat import Heartbeat, dead_key
-from swarmstep.comm.secure.auth import LEAST, is_loopback, secret_of
+from swarmstep.comm.interfaces import interface_towards
+from swarmstep.comm.secure.auth import LEAST, secret_of
 from swarmstep.comm.secure.proxy import Proxy
 from swarmstep.comm.secure.tunnel import open_tunnel
-from swarmstep.comm.witness import address_of
 from swarmstep.console import say
 from swarmstep.elastic.formation import begun
 from swarmstep.elastic.supervisor import LAST_WAIT
@@ -199,33 +198,6 @@ def _marks(workload: Workload) -> dict[str, Any]:
     """Return what tells workloads apart."""
     sizes = {"training examples": len(workload.train), "test examples": len(workload.test)}
     return {"name": workload.name, **sizes, "models": [*workload.models], "corpus": workload.corpus}
-
-
-def interface_towards(host: str) -> str:
-    """Return the name of the network interface through which this machine, or another, has to reach `host`.
-
-    GLOO_SOCKET_IFNAME counts, where it is set; else it is the interface with the address from which this machine
-    sends to `host`.
-
-    Raises:
-        UsageError: there is no way to `host`, or no such interface is found, or GLOO_SOCKET_IFNAME is loopback.
-    """
-    given = os.environ.get("GLOO_SOCKET_IFNAME")
-    if given == process_groups.LOOPBACK and not is_loopback(host):
-        raise UsageError(f"GLOO_SOCKET_IFNAME={given}: no other machine gets there; unset it, or name another one")
-    if given:
-        return given
-    try:
-        family, kind, _, _, target = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, kind) as probe:
-            probe.connect(target)  # sends nothing
-            own = probe.getsockname()[0]
-    except OSError as error:
-        raise UsageError(f"{host}: {error.strerror}; expected an address that this machine can reach") from None
-    found = next((name for _, name in socket.if_nameindex() if address_of(name) == own), None)
-    if not found:
-        raise UsageError(f"no network interface has the address {own}: set GLOO_SOCKET_IFNAME to the name of one")
-    return found
 
 
 def needed_secret(option: str) -> bytes:
