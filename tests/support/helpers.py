@@ -22,6 +22,7 @@ LR = 0.1
 
 # Besides each strategy's defaults, the options that change what a round does.
 OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "gasloc": {"factored": {"graph": "ring", "overlapped": "exponential"}, "complete": {"graph": "complete"}},
     "hierarchical": {"across": {"local_size": 1, "outer_every": 1}},  # for any W
     "pso-ps": {
         "historical": {"best": "historical"},

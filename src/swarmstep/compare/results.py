@@ -39,6 +39,7 @@ ADDED: Mapping[str, Any] = {
     "sampling": "natural",
     "proximal": None,
     "control_variates": False,
+    "eager": False,
 }
 
 

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from swarmstep import fault_points
+from swarmstep.checkpoint import fields
 from swarmstep.comm.background import Done, Pending
 from swarmstep.comm.base import Comm
 from swarmstep.comm.coded import Coded
+from swarmstep.errors import CommError
 from swarmstep.runtime.averaged import with_means
 from swarmstep.runtime.follow_up import FollowUp
 from swarmstep.runtime.learning_rate import of_elements
@@ -145,7 +147,19 @@ class Fragment:
             x, self.window = self._copied(x, "start"), window.fresh()
         task = functools.partial(self._exchange, x, now, window, called)
         pending: Pending[RoundResult] = self._metered.start(task) if delay else Done(task)
-        self.pending = PendingRound(now.step + delay, x, pending, clock() - began)
+        ahead = self._go_ahead(x) if delay and self.context.options.eager else None
+        self.pending = PendingRound(now.step + delay, x, pending, clock() - began, ahead)
+
+    def _go_ahead(self, x: Tensor) -> Tensor | None:
+        """Let this worker go on from its own part of the outer step from x, and return from where; None: from x."""
+        message = self.strategy.alone(x, self.state, 1.0 / self.context.comm.size)
+        if message is None:
+            return None
+        flat, n, ahead = self.context.flat, self.layout.parameters, self._copied(x, "ahead")
+        self.strategy.apply(ahead, self.state._replace(**fields.tensors(self.state)), message, self.layout)
+        ahead[n:] = x[n:]  # what is averaged only, and buffers
+        flat.close(ahead, self.index)
+        return ahead if flat.exact else ahead.copy_(flat.read(self.index))
 
     def _exchange(self, x: Tensor, now: StepContext, window: Window, called: RollCall | None) -> RoundResult:
         """Do all of the round's collectives, which change nothing."""
@@ -195,7 +209,12 @@ class Fragment:
         if pending is None:
             return None
         self.pending = None
-        result = pending.pending.result()
+        try:
+            result = pending.pending.result()
+        except CommError:
+            if pending.ahead is not None:  # the round has not been: back to this worker's own steps
+                self._merge(pending.ahead, pending.x.clone(), left_out=False)
+            raise
         strategy = self.strategy
         distrusted, followed = self._apply(pending, result), self.follow_up.reported()
         if self.strategy.follows_up:
@@ -253,7 +272,7 @@ class Fragment:
             # One that was left out takes the others' weights, and keeps nothing of its own.
             rank = self.context.comm.rank
             left_out = bool(result.roll.losses[rank].isnan()) or rank in [worker.rank for worker in distrusted]
-            self._merge(pending.x, y, left_out)
+            self._merge(pending.left, y, left_out)
         # Reading the weights again costs a pass over memory; it differs from y only where writing has rounded.
         self.norm = self._norm(y if assigned and self.context.flat.exact else vector.open(self.index))
         return distrusted

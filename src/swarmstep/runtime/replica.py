@@ -59,6 +59,8 @@ class Replica:
                 f"{given[0]}: {name} synchronizes gradients, which the optimizer waits for in one piece; expected "
                 "none of delay, mix, fragments and island"
             )
+        if options.eager and type(strategy).alone is Strategy.alone:
+            raise UsageError(f"eager: {name} has no step that a worker could take before the others'; take DiLoCo")
         if strategy.needs_probe and options.probe is None:
             raise UsageError(f"{name} needs a probe: give Options(probe=...)")
         if options.fragments > 1 and strategy.needs_probe:
@@ -82,6 +84,7 @@ class Replica:
             "probe": "given" if options.probe else "none",
             "delay": str(options.delay),
             "mix": str(options.mix),
+            "eager": str(options.eager),
             "fragments": str(options.fragments),
             "codec": repr(options.codec),
         }

@@ -14,7 +14,7 @@ from swarmstep.ownership import Shared
 from swarmstep.signal import Layout, Roll, Signal
 from swarmstep.strategies.base import Strategy, check_choice, check_range
 from swarmstep.strategies.parts.blocks import squared_distance
-from swarmstep.strategies.parts.outer_step import KINDS, OuterStep
+from swarmstep.strategies.parts.outer_step import FIXED, KINDS, OuterStep
 from swarmstep.when import Every, When
 
 
@@ -98,6 +98,9 @@ class DiLoCo(Strategy[DiLoCoState, DiLoCoMessage]):
         mean, _ = comm.mean(x, roll.weight(comm.rank))
         reach = self._step.reach(self.reach, state, mean, roll.weight, roll, signal)
         return DiLoCoMessage(mean, *(torch.tensor(value, dtype=torch.float64) for value in reach))
+
+    def alone(self, x: Tensor, state: DiLoCoState, share: float) -> DiLoCoMessage:
+        return DiLoCoMessage(state.anchor.lerp(x, share), torch.tensor(FIXED.share), state.radius)
 
     def apply(self, x: Tensor, state: DiLoCoState, message: DiLoCoMessage, layout: Layout) -> None:
         self._step.apply(x, state, message.mean, message.share, layout)

@@ -344,6 +344,14 @@ class Invocation:
             "Run", "NAME,...", "show the numbers elsewhere, too: tensorboard, wandb or mlflow (docs/watching.md)"
         ),
     )
+    eager: bool = field(
+        default=False,
+        metadata=_about(
+            "Communication",
+            None,
+            "with --delay: while a round is in progress go on from one's own part of the outer step (diloco)",
+        ),
+    )
 
     def __post_init__(self) -> None:
         for name, low in (("silence", 2.0), ("patience", 1.0), ("pace", 0.0)):  # a heartbeat comes every 0.5 s

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from swarmstep import spec_help
 from swarmstep.arguments import Checked
 from swarmstep.comm.base import Comm
 from swarmstep.errors import UsageError
+from swarmstep.seeding import generator
 from swarmstep.strategies.base import check_choice
 
 MIXINGS = ("finite", "repeated")
@@ -22,7 +23,7 @@ EXACT = 1e-13  # the largest share of one worker's value by which another may st
 
 @dataclasses.dataclass(frozen=True)
 class Graph(Checked):
-    """An undirected graph of W workers, in which each can be reached from each.
+    """An undirected graph of W workers.
 
     ::
 
@@ -35,6 +36,7 @@ class Graph(Checked):
     Args:
         size: W, at least 1.
         edges: pairs of neighbours, each once, in either order.
+        connected: whether each must be reached from each; a graph that is another one in each round need not be.
 
     Raises:
         UsageError: an edge is none of two different workers, comes twice, or some worker cannot be reached.
@@ -42,6 +44,7 @@ class Graph(Checked):
 
     size: int
     edges: tuple[tuple[int, int], ...]
+    connected: bool = True
 
     def __post_init__(self) -> None:
         pairs = {frozenset(edge) for edge in self.edges}
@@ -54,7 +57,7 @@ class Graph(Checked):
         while new:
             new = {end for edge in self.edges if reached & {*edge} for end in edge} - reached
             reached |= new
-        if missing := {*range(self.size)} - reached:
+        if self.connected and (missing := {*range(self.size)} - reached):
             raise UsageError(f"graph: worker {min(missing)} cannot be reached from worker 0; add edges")
 
     @property
@@ -84,23 +87,49 @@ class Graph(Checked):
             free[i], free[j] = j, i
         return tuple(map(tuple, routes))
 
-    def mix(self, x: Tensor, comm: Comm) -> Tensor:
-        """Return sum_j h_ij x_j on rank i; x is float64, of any shape. Collective."""
-        row = self.weights[comm.rank].tolist()
-        mixed = row[comm.rank] * x
+    def row(self, rank: int, present: Sequence[bool]) -> list[float]:
+        """Return how much each worker counts on this rank, [W], where not all take part; the sum is 1.
+
+        The share of one that does not take part goes to the worker itself, so that the mean of the others stays.
+        One that does not take part has the weighted mean of its neighbours that do, and itself if there is none.
+        """
+        row = [h if here else 0.0 for h, here in zip(self.weights[rank].tolist(), present, strict=True)]
+        if present[rank]:
+            row[rank] += 1.0 - sum(row)
+        elif total := sum(row):
+            row = [h / total for h in row]
+        else:
+            row[rank] = 1.0
+        return row
+
+    def mix(self, x: Tensor, comm: Comm, present: Sequence[bool] = ()) -> Tensor:
+        """Return sum_j h_ij x_j on rank i; x is of any shape. Collective.
+
+        In a complete graph it is one `mean`, of those that take part.
+
+        Args:
+            x: this rank's; what those that do not take part give does not count.
+            comm: of the graph's workers.
+            present: which take part, [W]; empty: all.
+        """
+        present = present or [True] * self.size
+        if self.complete:
+            return comm.mean(x, float(present[comm.rank]))[0]
+        row = self.row(comm.rank, present)
+        mixed = row[comm.rank] * x if row[comm.rank] else torch.zeros_like(x)
         for route in self.routes:
             received, source = comm.permute(x, route), route[comm.rank]
-            if source != comm.rank:
+            if source != comm.rank and row[source]:
                 mixed.add_(received, alpha=row[source])
         return mixed
 
     def average(self, x: Tensor, comm: Comm, mixing: str = "finite") -> Tensor:
         """Return the mean of all ranks' x, float64, to about 1e-13. Collective.
 
-        In a complete graph this is one `mean`. Elsewhere each of `shifts(mixing)` is a mixing.
+        In a complete graph this is one mixing. Elsewhere each of `shifts(mixing)` is one.
         """
         if self.complete:
-            return comm.mean(x)[0]
+            return self.mix(x, comm)
         for shift in self.shifts(mixing):
             mixed = self.mix(x, comm)
             x = mixed.sub_(x, alpha=shift).div_(1 - shift) if shift else mixed
@@ -179,15 +208,102 @@ def complete(size: int) -> Graph:
     return Graph(size, tuple((i, j) for i in range(size) for j in range(i + 1, size)))
 
 
+def _by_distance(size: int, distances: Sequence[int]) -> Graph:
+    """Return the graph in which workers so far from each other on a ring are neighbours."""
+    ends = ((i, (i + distance) % size) for i in range(size) for distance in distances)
+    return Graph(size, tuple(sorted({(min(i, j), max(i, j)) for i, j in ends if i != j})))
+
+
+def exponential(size: int) -> Graph:
+    """Return the graph in which workers 1, 2, 4, ... ranks apart are neighbours, at most 2 ceil(log2 W) each."""
+    return _by_distance(size, [2**k for k in range((size - 1).bit_length())])
+
+
+def hypercube(size: int) -> Graph:
+    """Return the graph in which ranks that differ in one binary digit are neighbours, at most log2 W each."""
+    digits = [2**k for k in range((size - 1).bit_length())]
+    return Graph(size, tuple((i, i ^ d) for i in range(size) for d in digits if i < i ^ d < size))
+
+
+def torus(size: int) -> Graph:
+    """Return the grid of R x C = W workers, R <= C as near as can be, whose ends are joined; at most 4 neighbours.
+
+    With a prime number of workers it is a ring.
+    """
+    rows = max(r for r in range(1, math.isqrt(size) + 1) if size % r == 0)
+    columns = size // rows
+    ends = (
+        (r * columns + c, other)
+        for r in range(rows)
+        for c in range(columns)
+        for other in (r * columns + (c + 1) % columns, (r + 1) % rows * columns + c)
+    )
+    return Graph(size, tuple(sorted({(min(i, j), max(i, j)) for i, j in ends if i != j})))
+
+
+_NAMED: Mapping[str, Callable[[int], Graph]] = {
+    "ring": lambda size: _by_distance(size, [1]),
+    "exponential": exponential,
+    "hypercube": hypercube,
+    "torus": torus,
+    "complete": complete,
+}
+PAIRS = "pairs"
+
+
 def parse(spec: str, size: int) -> Graph:
-    """Return the graph that `spec` names: ring:DEGREE or complete.
+    """Return the graph that `spec` names: of `spec_help.GRAPHS`.
 
     Raises:
         UsageError: another text, or a degree that does not go with `size` workers.
     """
     name, colon, degree = spec.partition(":")
-    if spec == "complete":
-        return complete(size)
+    if spec in _NAMED:
+        return _NAMED[spec](size)
     if name == "ring" and colon and degree.isdecimal():
         return ring(size, int(degree))
     raise UsageError(f"unknown graph {spec!r}; expected one of {spec_help.GRAPHS}")
+
+
+@functools.lru_cache(maxsize=16)
+def _parsed(spec: str, size: int) -> Graph:
+    return parse(spec, size)
+
+
+def check_spec(name: str, spec: str, *, changing: bool = False) -> None:
+    """Raise UsageError unless `spec` names a graph for some number of workers.
+
+    Args:
+        name: of the argument.
+        spec: its value.
+        changing: whether ``pairs`` is one, too.
+    """
+    ring_of, colon, degree = spec.partition(":")
+    if spec in _NAMED or (changing and spec == PAIRS) or (ring_of == "ring" and colon and degree.isdecimal()):
+        return
+    more = f"{PAIRS}, " if changing else ""
+    raise UsageError(f"{name}: expected one of {more}{spec_help.GRAPHS}, found {spec!r}")
+
+
+def graph_of_round(spec: str, size: int, seed: int, step: int) -> Graph:
+    """Return the graph in which the workers mix in the round of this step.
+
+    Args:
+        spec: as of `parse`, or ``pairs``: other random pairs in each round; with an odd size one is left alone.
+        size: of the group.
+        seed: of the run.
+        step: of the round.
+    """
+    if spec != PAIRS:
+        return _parsed(spec, size)
+    partners = pairs(seed, step, size)
+    return Graph(size, tuple((i, j) for i, j in enumerate(partners) if i < j), connected=False)
+
+
+def pairs(seed: int, step: int, size: int) -> list[int]:
+    """Return each rank's partner in the round of this step; with an odd size one rank is its own."""
+    order = torch.randperm(size, generator=generator(seed, step, "noloco")).tolist()
+    partners = list(range(size))
+    for one, other in zip(order[0::2], order[1::2], strict=False):
+        partners[one], partners[other] = other, one
+    return partners
