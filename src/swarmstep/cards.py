@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from swarmstep.advice import ADVICE, Advice
+
 
 @dataclasses.dataclass(frozen=True)
 class Card:
@@ -29,6 +31,11 @@ class Card:
     paper: str
     weighted: bool
     key: str = ""
+
+    @property
+    def advice(self) -> Advice:
+        """When to use it and when not, what speaks against it, and who measured that."""
+        return ADVICE[self.name]
 
     @property
     def bibtex(self) -> str:

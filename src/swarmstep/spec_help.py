@@ -13,8 +13,8 @@ FAULTS = "noise:K:SIGMA, scale:K:FACTOR, sign:K, nan:K:STEP"
 GRAPHS = "ring, ring:DEGREE, exponential, hypercube, torus, complete"
 LINK = "RATE[,DELAY][,LOSS], such as 100mbit or 1gbit,5ms or 50mbit,20ms,0.1%"
 METHODS = (
-    "NAME, or NAME+SETTING=VALUE+..., with a strategy's settings or codec, delay, eager, mix, fragments, when, balance, "
-    "objective, sampling, sparse and regularizer"
+    "NAME, or NAME+SETTING=VALUE+..., with a strategy's settings or codec, delay, eager, mix, fragments, when, "
+    "balance, objective, sampling, sparse and regularizer"
 )
 REGULARIZERS = "dropout:P, or localdrop[:NAME=VALUE,...] such as localdrop:lam=1e-3,head=10"
 SPARSE = "N:M[,DECAY], such as 2:4 or 2:4,0 (STE)"

@@ -30,8 +30,9 @@ def cite(
     """Print the BibTeX entry of a method's paper.
 
     Not only the methods can be cited: so can coda (--objective auc, --proximal), codasca (--control-variates),
-    muloco (DiLoCo with --optimizer muon), sparseloco, powersgd (codecs), streaming-diloco (fragments, delay), nm
-    (--sparse), localdrop (--regularizer), jacobi (`swarmstep sample`) and spiking (the workload).
+    muloco (DiLoCo with --optimizer muon), sparseloco, powersgd (codecs), streaming-diloco (fragments, delay),
+    eager (--eager), factored-gossip (gasloc with overlapped), nm (--sparse), localdrop (--regularizer), jacobi
+    (`swarmstep sample`) and spiking (the workload).
     """
     if name not in CITATIONS:
         raise UsageError(f"no paper for {name!r}; expected one of {', '.join(sorted(CITATIONS))}")

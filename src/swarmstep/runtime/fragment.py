@@ -151,7 +151,7 @@ class Fragment:
         self.pending = PendingRound(now.step + delay, x, pending, clock() - began, ahead)
 
     def _go_ahead(self, x: Tensor) -> Tensor | None:
-        """Let this worker go on from its own part of the outer step from x, and return from where; None: from x."""
+        """Let this worker go on from its own part of the outer step, and return from where; None: from x."""
         message = self.strategy.alone(x, self.state, 1.0 / self.context.comm.size)
         if message is None:
             return None

@@ -85,8 +85,8 @@ class Options(Checked):
             raise UsageError(f"mix: expected 0 to 1, found {self.mix}")
         if self.eager and (not self.delay or self.mix is not None):
             raise UsageError(
-                f"eager: a worker goes on by itself while a round travels; expected a delay of at least 1 and no mix, "
-                f"found delay {self.delay}, mix {self.mix}"
+                "eager: a worker goes on by itself while a round travels; expected a delay of at least 1 and no "
+                f"mix, found delay {self.delay}, mix {self.mix}"
             )
         if self.offload not in (None, "cpu"):
             raise UsageError(f"offload: expected None or 'cpu', found {self.offload!r}")

@@ -23,7 +23,7 @@ class GASLoCState(NamedTuple):
 
     anchor: Own  # x_i [P]
     previous: Own  # y_i of the last round, mixed [P]
-    base: Own  # x_i after the overlapped mix [P]; [0] without one
+    base: Own  # x_i after the overlapped mix [P]; [1] without one, of no use
 
 
 class GASLoCMessage(NamedTuple):
@@ -99,7 +99,7 @@ class GASLoC(Strategy[GASLoCState, GASLoCMessage]):
         graph_of_round(self.graph, comm.size, 0, 0)  # a degree that does not go with the size is refused here
         if self.follows_up:
             graph_of_round(self.overlapped, comm.size, 0, 0)
-        return GASLoCState(x.clone(), x.clone(), x.clone() if self.follows_up else x.new_empty(0))
+        return GASLoCState(x.clone(), x.clone(), x.clone() if self.follows_up else x.new_zeros(1))
 
     def exchange(self, x: Tensor, state: GASLoCState, signal: Signal, roll: Roll, comm: Comm) -> GASLoCMessage:
         n = signal.layout.parameters
