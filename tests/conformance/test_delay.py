@@ -30,7 +30,7 @@ from swarmstep import (
     simulate,
 )
 from swarmstep.comm.codecs import Int8
-from swarmstep.errors import CheckpointError, UsageError
+from swarmstep.errors import CheckpointError, CommError, UsageError
 from whole_runs import DELAYED, simulated
 
 WORKERS = 3
@@ -186,6 +186,35 @@ def test_a_single_eager_worker_waits_for_nobody() -> None:
     at_once = simulate(lambda comm: train(comm), 1)[0]
     eager = simulate(lambda comm: train(comm, delay=2, eager=True), 1)[0]
     assert np.allclose(eager[:-1], at_once[:-1], rtol=0, atol=1e-12)
+
+
+class Broken:
+    """A Comm whose mean fails."""
+
+    def __init__(self, comm: Comm) -> None:
+        self.rank, self.size = comm.rank, comm.size
+
+    def mean(self, x: Tensor, weight: float = 1.0) -> tuple[Tensor, float]:
+        raise CommError("mean: every rank had weight 0")
+
+
+def test_an_eager_round_that_fails_leaves_a_worker_with_its_own_steps() -> None:
+    def train(comm: Comm) -> Array:
+        model = Walk()
+        sync = Synchronizer(model, DiLoCo(when=Every(3)), comm, Options(delay=2, eager=True))
+        sync._rounds.group.fragments[0].comm = Broken(comm)  # type: ignore[assignment]
+        for step, drift in enumerate(drifts(5)[:, comm.rank], 1):
+            with torch.no_grad():
+                for parameter, move in zip(model.parameters(), torch.tensor(drift).split(2), strict=True):
+                    parameter += move
+            if step < 5:
+                sync.step(1.0)
+        with pytest.raises(CommError, match=r"step 5: .*weight 0"):
+            sync.step(1.0)
+        return torch.cat([p.detach() for p in model.parameters()]).numpy().copy()
+
+    alone = np.repeat([0.0, 1.0, 2.0], 2) + drifts(5).sum(0)
+    np.testing.assert_allclose(np.stack(simulate(train, WORKERS)), alone, atol=1e-12)
 
 
 @pytest.mark.parametrize("delay", [0, 1, 2, 4, 9])
