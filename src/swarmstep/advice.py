@@ -31,6 +31,7 @@ _BAD_WORKER = Finding(
     "ours, docs/choosing.md",
 )
 _NO_GUARD = Finding("Nothing holds a bad worker back.", "by construction; no measurement")
+_NO_GUARD = Finding("Nothing holds a bad worker back.", "by construction; no measurement")
 _NO_MEAN = Finding(
     "Workers end apart, and a bad worker's weights spread like any other's.", "by construction; no measurement"
 )
@@ -139,7 +140,15 @@ ADVICE: Mapping[str, Advice] = {
     "gasloc": Advice(
         use_when="There is no all-reduce, or some links are bad, and an outer momentum is wanted.",
         avoid_when="An all-reduce works: the same momentum on the exact mean (diloco) has no spread to pay for.",
-        against=(NOT_MEASURED, _NO_MEAN),
+        against=(
+            NOT_MEASURED,
+            _NO_MEAN,
+            Finding(
+                "With an overlapped mix, progress a token comparable to DiLoCo's or close to it: what is gained"
+                " is time.",
+                "the authors of arXiv 2606.22768, abstract",
+            ),
+        ),
     ),
     "gossip-exponential": Advice(
         use_when="There is no all-reduce and each worker can reach each.",

@@ -331,6 +331,7 @@ CITATIONS: dict[str, str] = {
     "localdrop": "lu2021localdrop",
     "muloco": "therien2025muloco",
     "nm": "zhou2021nm",
+    "palsgd": "naganuma2025palsgd",
     "powersgd": "vogels2019powersgd",
     "sparseloco": "sarfi2025sparseloco",
     "spiking": "sun2022ipu",

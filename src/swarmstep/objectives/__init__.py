@@ -2,6 +2,16 @@
 
 from swarmstep.objectives.auc import AUCMinMax, auc
 from swarmstep.objectives.control import ControlVariates, MeanGradient
+from swarmstep.objectives.palsgd import PseudoSynchronization
 from swarmstep.objectives.proximal import GROWTH, ProximalStages, stage_of
 
-__all__ = ["GROWTH", "AUCMinMax", "ControlVariates", "MeanGradient", "ProximalStages", "auc", "stage_of"]
+__all__ = [
+    "GROWTH",
+    "AUCMinMax",
+    "ControlVariates",
+    "MeanGradient",
+    "ProximalStages",
+    "PseudoSynchronization",
+    "auc",
+    "stage_of",
+]

@@ -212,8 +212,7 @@ class Fragment:
         try:
             result = pending.pending.result()
         except CommError:
-            if pending.ahead is not None:  # the round has not been: back to this worker's own steps
-                self._merge(pending.ahead, pending.x.clone(), left_out=False)
+            self._take_back(pending)
             raise
         strategy = self.strategy
         distrusted, followed = self._apply(pending, result), self.follow_up.reported()
@@ -301,6 +300,14 @@ class Fragment:
         else:
             x[:n].mul_(mix).add_(end[:n], alpha=1.0 - mix)
         flat.close(x, self.index)
+
+    def _take_back(self, pending: PendingRound) -> None:
+        """Leave this worker with its own steps: the round for which it has gone ahead does not count."""
+        if pending.ahead is not None:
+            flat, n = self.context.flat, self.layout.parameters
+            x = flat.open(self.index)
+            x[:n] += pending.x[:n] - pending.ahead[:n]
+            flat.close(x, self.index)
 
     def _seen(self, x: Tensor) -> Tensor:
         """Return the part of x that the strategy sees: of gradients, those to which its step is applied."""

@@ -9,13 +9,12 @@ from torch import Tensor
 
 from swarmstep.cards import CARDS, Card
 from swarmstep.comm.base import Comm
+from swarmstep.errors import UsageError
 from swarmstep.ownership import Own
 from swarmstep.signal import Layout, Roll, Signal
 from swarmstep.strategies.base import Strategy, check_range
-from swarmstep.strategies.parts.graph import check_spec, graph_of_round
+from swarmstep.strategies.parts.graph import NONE, check_spec, graph_of_round
 from swarmstep.when import Every, When
-
-NONE = "none"
 
 
 class GASLoCState(NamedTuple):
@@ -55,23 +54,25 @@ class GASLoC(Strategy[GASLoCState, GASLoCMessage]):
         lr: s, of the outer optimizer, 0 to 10.
         momentum: w, 0 to 0.9999.
         graph: of the blocking mix: pairs (random ones, anew in each round), ring, ring:DEGREE, exponential,
-            hypercube, torus or complete.
+            hypercube, torus, complete; or none, with an overlapped mix.
         share: a, of the mix, 0 to 1.
         overlapped: the graph of a mix that travels while the next local steps compute; any of the above but
             pairs, or none. Not in elastic groups.
         when: the trigger; by default every 50th step.
 
     Raises:
-        UsageError: an argument is out of its range; in a group, a degree that does not go with its size.
+        UsageError: an argument is out of its range, or there is no graph; in a group, a degree that does not go
+            with its size.
 
     Cost: P to each neighbour a round and graph; one all-reduce on a complete one. Memory: x_i and y_i, 2 P; 3 P
     with an overlapped mix.
 
-    Source: GASLoC, arXiv 2606.11081, and for the overlapped mix Factored Gossip DiLoCo, arXiv 2606.22768, both
-    known to us second hand, by their update rules only. Ours: that the momentum is taken from y after the mix
-    (from y before it, the complete graph would not be DiLoCo), that the overlapped mix is of x_i alone, the
-    defaults, the weights of the matrices (Metropolis and Hastings), and that the share of a worker that has
-    finished its data goes to its neighbour itself.
+    Source: Cagnasso, Belilovsky, Oyallon, GASLoC, arXiv 2606.11081, and for the overlapped mix Koneputugodage et
+    al., Factored Gossip DiLoCo, arXiv 2606.22768, both known to us second hand, by their update rules only. Ours:
+    that the momentum is taken from y after the mix (from y before it, the complete graph would not be DiLoCo);
+    that the blocking mix is of y and not of D_i alone where there is an overlapped one; the defaults; the weights
+    of the matrices (Metropolis and Hastings); and that the share of a worker that has finished its data goes to
+    its neighbour itself.
     """
 
     card: ClassVar[Card] = CARDS["gasloc"]
@@ -88,8 +89,9 @@ class GASLoC(Strategy[GASLoCState, GASLoCMessage]):
         check_range("momentum", self.momentum, 0.0, 0.9999)
         check_range("share", self.share, 0.0, 1.0)
         check_spec("graph", self.graph, changing=True)
-        if self.follows_up:
-            check_spec("overlapped", self.overlapped)
+        check_spec("overlapped", self.overlapped)
+        if self.graph == self.overlapped == NONE:
+            raise UsageError("graph, overlapped: none; expected one graph at least")
 
     @property
     def follows_up(self) -> bool:
@@ -97,8 +99,7 @@ class GASLoC(Strategy[GASLoCState, GASLoCMessage]):
 
     def init(self, x: Tensor, layout: Layout, comm: Comm) -> GASLoCState:
         graph_of_round(self.graph, comm.size, 0, 0)  # a degree that does not go with the size is refused here
-        if self.follows_up:
-            graph_of_round(self.overlapped, comm.size, 0, 0)
+        graph_of_round(self.overlapped, comm.size, 0, 0)
         return GASLoCState(x.clone(), x.clone(), x.clone() if self.follows_up else x.new_zeros(1))
 
     def exchange(self, x: Tensor, state: GASLoCState, signal: Signal, roll: Roll, comm: Comm) -> GASLoCMessage:

@@ -28,6 +28,7 @@ GRAPHS: dict[str, Neighbours] = {
     "exponential": lambda i, size: {j for j in range(size) if {(i - j) % size, (j - i) % size} & {1, 2, 4, 8}},
     "hypercube": lambda i, size: {j for j in range(size) if (i ^ j).bit_count() == 1},
     "complete": lambda i, size: {*range(size)} - {i},
+    "none": lambda i, size: set(),
 }
 
 
@@ -96,11 +97,12 @@ def test_a_step_along_the_laplacian_and_workers_that_have_finished(graph: str) -
     np.testing.assert_allclose(play(GASLoC(0.9, 0.5, graph, 0.4), g).weights, expected, atol=1e-12)
 
 
+@pytest.mark.parametrize("graph", ["ring", "none"])
 @pytest.mark.parametrize("overlapped", ["ring", "exponential", "complete"])
-def test_factored_into_an_overlapped_and_a_blocking_mix(overlapped: str) -> None:
+def test_factored_into_an_overlapped_and_a_blocking_mix(overlapped: str, graph: str) -> None:
     g = game(5, buffers=2)
-    expected = oracle(g, 0.7, 0.6, "ring", overlapped=overlapped)
-    played = play(GASLoC(graph="ring", overlapped=overlapped), g)
+    expected = oracle(g, 0.7, 0.6, graph, overlapped=overlapped)
+    played = play(GASLoC(graph=graph, overlapped=overlapped), g)
     np.testing.assert_allclose(played.weights, expected, atol=1e-12)
 
 
@@ -152,8 +154,9 @@ def test_the_overlapped_mix_is_counted_in_the_next_round() -> None:
     [
         ({"momentum": 1.0}, "momentum"),
         ({"share": 1.5}, "share"),
-        ({"graph": "star"}, "graph: expected one of pairs, ring"),
-        ({"overlapped": "pairs"}, "overlapped: expected one of ring"),
+        ({"graph": "star"}, "graph: expected one of none, pairs, ring"),
+        ({"graph": "none"}, "expected one graph at least"),
+        ({"overlapped": "pairs"}, "overlapped: expected one of none, ring"),
     ],
 )
 def test_ranges(fields: dict[str, object], said: str) -> None:

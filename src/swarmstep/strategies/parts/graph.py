@@ -248,7 +248,7 @@ _NAMED: Mapping[str, Callable[[int], Graph]] = {
     "torus": torus,
     "complete": complete,
 }
-PAIRS = "pairs"
+PAIRS, NONE = "pairs", "none"
 
 
 def parse(spec: str, size: int) -> Graph:
@@ -279,21 +279,29 @@ def check_spec(name: str, spec: str, *, changing: bool = False) -> None:
         changing: whether ``pairs`` is one, too.
     """
     ring_of, colon, degree = spec.partition(":")
-    if spec in _NAMED or (changing and spec == PAIRS) or (ring_of == "ring" and colon and degree.isdecimal()):
+    if (
+        spec in _NAMED
+        or spec == NONE
+        or (changing and spec == PAIRS)
+        or (ring_of == "ring" and colon and degree.isdecimal())
+    ):
         return
     more = f"{PAIRS}, " if changing else ""
-    raise UsageError(f"{name}: expected one of {more}{spec_help.GRAPHS}, found {spec!r}")
+    raise UsageError(f"{name}: expected one of {NONE}, {more}{spec_help.GRAPHS}, found {spec!r}")
 
 
 def graph_of_round(spec: str, size: int, seed: int, step: int) -> Graph:
     """Return the graph in which the workers mix in the round of this step.
 
     Args:
-        spec: as of `parse`, or ``pairs``: other random pairs in each round; with an odd size one is left alone.
+        spec: as of `parse`; or ``pairs``: other random pairs in each round, with an odd size one is left alone; or
+            ``none``: nobody has a neighbour.
         size: of the group.
         seed: of the run.
         step: of the round.
     """
+    if spec == NONE:
+        return Graph(size, (), connected=False)
     if spec != PAIRS:
         return _parsed(spec, size)
     partners = pairs(seed, step, size)
