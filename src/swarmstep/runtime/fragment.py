@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from swarmstep import fault_points
-from swarmstep.checkpoint import fields
 from swarmstep.comm.background import Done, Pending
 from swarmstep.comm.base import Comm
 from swarmstep.comm.coded import Coded
@@ -21,6 +20,7 @@ from swarmstep.runtime.learning_rate import of_elements
 from swarmstep.runtime.pending_round import PendingRound, RoundResult
 from swarmstep.runtime.roll_call import RankStatus, RollCall, call_roll, check_finite, reported_loss
 from swarmstep.runtime.round_context import RoundContext, StepContext
+from swarmstep.runtime.travelling import Live
 from swarmstep.runtime.window import Window
 from swarmstep.signal import Distrust, Round
 
@@ -51,6 +51,7 @@ class Fragment:
         options, strategy = context.options, context.strategy
         self.context, self.index = context, index
         self.layout = context.vector.fragments[index]
+        self._live = Live(context, index, self.layout)
         self._metered = context.comm.reusing()
         self.follow_up = FollowUp(self._metered)
         self.coded: Coded | None = None
@@ -147,19 +148,10 @@ class Fragment:
             x, self.window = self._copied(x, "start"), window.fresh()
         task = functools.partial(self._exchange, x, now, window, called)
         pending: Pending[RoundResult] = self._metered.start(task) if delay else Done(task)
-        ahead = self._go_ahead(x) if delay and self.context.options.eager else None
+        ahead = None
+        if delay and self.context.options.eager:
+            ahead = self._live.go_ahead(self.strategy, self.state, x, self._copied(x, "ahead"))
         self.pending = PendingRound(now.step + delay, x, pending, clock() - began, ahead)
-
-    def _go_ahead(self, x: Tensor) -> Tensor | None:
-        """Let this worker go on from its own part of the outer step, and return from where; None: from x."""
-        message = self.strategy.alone(x, self.state, 1.0 / self.context.comm.size)
-        if message is None:
-            return None
-        flat, n, ahead = self.context.flat, self.layout.parameters, self._copied(x, "ahead")
-        self.strategy.apply(ahead, self.state._replace(**fields.tensors(self.state)), message, self.layout)
-        ahead[n:] = x[n:]  # what is averaged only, and buffers
-        flat.close(ahead, self.index)
-        return ahead if flat.exact else ahead.copy_(flat.read(self.index))
 
     def _exchange(self, x: Tensor, now: StepContext, window: Window, called: RollCall | None) -> RoundResult:
         """Do all of the round's collectives, which change nothing."""
@@ -212,7 +204,7 @@ class Fragment:
         try:
             result = pending.pending.result()
         except CommError:
-            self._take_back(pending)
+            self._live.take_back(pending)
             raise
         strategy = self.strategy
         distrusted, followed = self._apply(pending, result), self.follow_up.reported()
@@ -271,7 +263,7 @@ class Fragment:
             # One that was left out takes the others' weights, and keeps nothing of its own.
             rank = self.context.comm.rank
             left_out = bool(result.roll.losses[rank].isnan()) or rank in [worker.rank for worker in distrusted]
-            self._merge(pending.left, y, left_out)
+            self._live.merge(pending.left, y, left_out)
         # Reading the weights again costs a pass over memory; it differs from y only where writing has rounded.
         self.norm = self._norm(y if assigned and self.context.flat.exact else vector.open(self.index))
         return distrusted
@@ -286,28 +278,6 @@ class Fragment:
     def _norm(self, x: Tensor) -> float:
         """Return the norm that the next round's vector is compared with; a gradient may be of any finite size."""
         return float(x[: self.layout.parameters].norm()) if self.strategy.target == "weights" else math.inf
-
-    def _merge(self, start: Tensor, end: Tensor, left_out: bool) -> None:
-        """Bring what a round made of `start` into the live weights, which have moved on since."""
-        flat, mix = self.context.flat, self.context.options.mix
-        x, n = flat.open(self.index), self.layout.parameters + self.layout.averaged
-        if self.context.buffers != "local":
-            x[n:] = end[n:]
-        if left_out:
-            x.copy_(end)
-        elif mix is None:
-            x[:n] += end[:n].sub_(start[:n])
-        else:
-            x[:n].mul_(mix).add_(end[:n], alpha=1.0 - mix)
-        flat.close(x, self.index)
-
-    def _take_back(self, pending: PendingRound) -> None:
-        """Leave this worker with its own steps: the round for which it has gone ahead does not count."""
-        if pending.ahead is not None:
-            flat, n = self.context.flat, self.layout.parameters
-            x = flat.open(self.index)
-            x[:n] += pending.x[:n] - pending.ahead[:n]
-            flat.close(x, self.index)
 
     def _seen(self, x: Tensor) -> Tensor:
         """Return the part of x that the strategy sees: of gradients, those to which its step is applied."""

@@ -13,7 +13,7 @@ from swarmstep.errors import UsageError
 from swarmstep.ownership import Own
 from swarmstep.signal import Layout, Roll, Signal
 from swarmstep.strategies.base import Strategy, check_range
-from swarmstep.strategies.parts.graph import NONE, check_spec, graph_of_round
+from swarmstep.strategies.parts.named_graphs import NONE, check_spec, graph_of_round
 from swarmstep.when import Every, When
 
 
@@ -57,7 +57,7 @@ class GASLoC(Strategy[GASLoCState, GASLoCMessage]):
             hypercube, torus, complete; or none, with an overlapped mix.
         share: a, of the mix, 0 to 1.
         overlapped: the graph of a mix that travels while the next local steps compute; any of the above but
-            pairs, or none. Not in elastic groups.
+            pairs, or none. Neither in elastic groups nor with fragments.
         when: the trigger; by default every 50th step.
 
     Raises:

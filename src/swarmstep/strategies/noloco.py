@@ -13,7 +13,7 @@ from swarmstep.comm.base import Comm
 from swarmstep.ownership import Own
 from swarmstep.signal import Layout, Roll, Signal
 from swarmstep.strategies.base import Strategy, check_range
-from swarmstep.strategies.parts.graph import pairs
+from swarmstep.strategies.parts.named_graphs import pairs
 from swarmstep.when import Every, When
 
 

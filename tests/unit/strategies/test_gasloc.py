@@ -12,7 +12,8 @@ from rounds import Array, Game, game, play
 from swarmstep import DiLoCo, Every, GASLoC, GossipRing, NoLoCo, Options, Strategy, Synchronizer, simulate
 from swarmstep.comm.codecs import TopK
 from swarmstep.errors import UsageError
-from swarmstep.strategies.parts.graph import pairs
+from swarmstep.runtime.startup_checks import check_elastic
+from swarmstep.strategies.parts.named_graphs import pairs
 
 Neighbours = Callable[[int, int], set[int]]  # (rank, size)
 
@@ -170,5 +171,9 @@ def test_what_does_not_go_with_it_is_refused_before_the_first_step() -> None:
 
     with pytest.raises(UsageError, match="ring:6: expected an even degree from 2 to 3 with 4 workers"):
         made(GASLoC(graph="ring:6"), Options())
+    with pytest.raises(UsageError, match="fragments: GASLoC still sends after a round has landed"):
+        made(GASLoC(overlapped="ring"), Options(fragments=2))
+    with pytest.raises(UsageError, match="elastic group needs a round that is over when it lands"):
+        check_elastic(GASLoC(overlapped="ring"))
     with pytest.raises(UsageError, match="needs a reference"):
         made(GASLoC(), Options(codec=TopK(0.1)))
