@@ -32,6 +32,8 @@ _BAD_WORKER = Finding(
 )
 _NO_GUARD = Finding("Nothing holds a bad worker back.", "by construction; no measurement")
 _NO_GUARD = Finding("Nothing holds a bad worker back.", "by construction; no measurement")
+_NO_GUARD = Finding("Nothing holds a bad worker back.", "by construction; no measurement")
+_NO_GUARD = Finding("Nothing holds a bad worker back.", "by construction; no measurement")
 _NO_MEAN = Finding(
     "Workers end apart, and a bad worker's weights spread like any other's.", "by construction; no measurement"
 )
@@ -39,6 +41,12 @@ _STALE_NESTEROV = Finding(
     "Nesterov momentum at the usual setting is the least stable choice where steps come late; use no outer "
     "momentum.",
     "the authors of CGAD, arXiv 2605.09126",
+)
+
+_NO_GAIN = Finding(
+    "Not told apart from averaging where an all-reduce works: test loss 0.039 to 0.041, averaging 0.042 (MNIST,"
+    " n = 16, tuned, one seed).",
+    "ours, benchmarks/results/evidence-mnist.json",
 )
 
 # By the method's name.
@@ -110,7 +118,13 @@ ADVICE: Mapping[str, Advice] = {
     "easgd": Advice(
         use_when="Workers shall explore around a common centre.",
         avoid_when="Traffic counts: it sends as much as an average and uses only a part of it.",
-        against=(_NO_GUARD,),
+        against=(
+            Finding(
+                "Test loss 0.047 to 0.042 of averaging at the same traffic (MNIST, n = 16, tuned, 3 seeds).",
+                "ours, benchmarks/results/evidence-mnist.json",
+            ),
+            _NO_GUARD,
+        ),
     ),
     "edit": Advice(
         use_when="Runs of many hundred rounds, in which a worker's data or machine may suddenly go wrong.",
@@ -132,8 +146,8 @@ ADVICE: Mapping[str, Advice] = {
         avoid_when="Accuracy counts: one worker leads, and what the others have learnt is lost.",
         against=(
             Finding(
-                "As pso-ps, whose preset it is: not better than training without any communication.",
-                "ours, benchmarks/results/mnist-foundation.json",
+                "Test loss 0.127, averaging 0.042 (MNIST, n = 16, tuned, one seed).",
+                "ours, benchmarks/results/evidence-mnist.json",
             ),
         ),
     ),
@@ -153,12 +167,13 @@ ADVICE: Mapping[str, Advice] = {
     "gossip-exponential": Advice(
         use_when="There is no all-reduce and each worker can reach each.",
         avoid_when="Rounds are rare: log2 W of them pass before a worker has heard of all.",
-        against=(_NO_MEAN,),
+        against=(_NO_GAIN, _NO_MEAN),
     ),
     "gossip-ring": Advice(
         use_when="There is no all-reduce and a worker reaches two neighbours only.",
         avoid_when="Many workers: what one learns needs W/2 rounds to the other side.",
         against=(
+            _NO_GAIN,
             _NO_MEAN,
             Finding(
                 "The spread shrinks by 1 - O(1/W^2) a round: the larger the ring, the slower.",
@@ -217,7 +232,7 @@ ADVICE: Mapping[str, Advice] = {
     "noloco": Advice(
         use_when="There is no all-reduce, and any two workers can talk.",
         avoid_when="An all-reduce works, or some pairs cannot talk.",
-        against=(NOT_MEASURED, _NO_MEAN),
+        against=(_NO_GAIN, _NO_MEAN),
     ),
     "osp": Advice(
         use_when="Gradients must be averaged at each step, with SGD, and the network takes half of the time.",
@@ -235,9 +250,8 @@ ADVICE: Mapping[str, Advice] = {
         avoid_when="One model is to be trained as fast as can be.",
         against=(
             Finding(
-                "With the default a = 0.99 workers keep 99 % of their own: traffic of an average, little of its"
-                " effect.",
-                "by construction; no measurement",
+                "Test loss 0.054 to 0.042 of averaging at the same traffic (MNIST, n = 16, tuned, one seed).",
+                "ours, benchmarks/results/evidence-mnist.json",
             ),
         ),
     ),

@@ -67,8 +67,8 @@ class Replica:
             raise UsageError(f"fragments: {name} measures whole models on a probe; use fragments=1")
         if options.fragments > 1 and strategy.follows_up:
             raise UsageError(
-                f"fragments: {name} still sends after a round has landed, when that of another part may begin; use "
-                "fragments=1 (GASLoC: or overlapped=none)"
+                f"fragments: {name} still sends after a round has landed, when that of another part may begin; "
+                "use fragments=1 (GASLoC: or overlapped=none)"
             )
         if options.fragments > max(1, strategy.when.period):
             raise UsageError(
