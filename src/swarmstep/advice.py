@@ -31,9 +31,6 @@ _BAD_WORKER = Finding(
     "ours, docs/choosing.md",
 )
 _NO_GUARD = Finding("Nothing holds a bad worker back.", "by construction; no measurement")
-_NO_GUARD = Finding("Nothing holds a bad worker back.", "by construction; no measurement")
-_NO_GUARD = Finding("Nothing holds a bad worker back.", "by construction; no measurement")
-_NO_GUARD = Finding("Nothing holds a bad worker back.", "by construction; no measurement")
 _NO_MEAN = Finding(
     "Workers end apart, and a bad worker's weights spread like any other's.", "by construction; no measurement"
 )

@@ -31,8 +31,8 @@ OPTIONS = (
 ALTERNATIVES: Mapping[str, tuple[Mapping[str, str], ...]] = {
     "bmuf": ({"nesterov": "true"}, {"momentum": "0.5"}),
     "diloco": ({"momentum": "0.5"}, {"lr": "1.0"}),
-    "edit": ({"momentum": "0.5"}, {"lr": "1.0"}),
     "easgd": ({"beta": "0.5"}, {"beta": "0.99"}),
+    "edit": ({"momentum": "0.5"}, {"lr": "1.0"}),
     "fedpso": ({"social": "0.7"}, {"inertia": "0.0"}),
     "gasloc": ({"graph": "exponential"}, {"momentum": "0.3"}),
     "hierarchical": ({"outer_every": "2"},),

@@ -18,12 +18,12 @@ class Live(NamedTuple):
 
     Args:
         context: of all fragments.
-        index: which one.
+        part: which one.
         layout: of it.
     """
 
     context: RoundContext
-    index: int
+    part: int
     layout: Layout
 
     def go_ahead(self, strategy: Strategy, state: NamedTuple, x: Tensor, ahead: Tensor) -> Tensor | None:
@@ -41,21 +41,21 @@ class Live(NamedTuple):
         flat, n = self.context.flat, self.layout.parameters
         strategy.apply(ahead.copy_(x), state._replace(**fields.tensors(state)), message, self.layout)
         ahead[n:] = x[n:]  # what is averaged only, and buffers
-        flat.close(ahead, self.index)
-        return ahead if flat.exact else ahead.copy_(flat.read(self.index))
+        flat.close(ahead, self.part)
+        return ahead if flat.exact else ahead.copy_(flat.read(self.part))
 
     def take_back(self, pending: PendingRound) -> None:
         """Keep the own steps only, since the round for which the weights have gone ahead does not count."""
         if pending.ahead is not None:
             flat, n = self.context.flat, self.layout.parameters
-            x = flat.open(self.index)
+            x = flat.open(self.part)
             x[:n] += pending.x[:n] - pending.ahead[:n]
-            flat.close(x, self.index)
+            flat.close(x, self.part)
 
     def merge(self, start: Tensor, end: Tensor, left_out: bool) -> None:
         """Bring what a round made of `start` into the weights, which have moved on since."""
         flat, mix = self.context.flat, self.context.options.mix
-        x, n = flat.open(self.index), self.layout.parameters + self.layout.averaged
+        x, n = flat.open(self.part), self.layout.parameters + self.layout.averaged
         if self.context.buffers != "local":
             x[n:] = end[n:]
         if left_out:
@@ -64,4 +64,4 @@ class Live(NamedTuple):
             x[:n] += end[:n].sub_(start[:n])
         else:
             x[:n].mul_(mix).add_(end[:n], alpha=1.0 - mix)
-        flat.close(x, self.index)
+        flat.close(x, self.part)

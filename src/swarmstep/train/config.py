@@ -235,6 +235,14 @@ class Config:
             "data folder (default: SWARMSTEP_DATA, or ./data); for text and imbalanced a file of your own",
         ),
     )
+    eager: bool = field(
+        default=False,
+        metadata=_about(
+            "Communication",
+            None,
+            "with --delay: while a round is in progress go on from one's own part of the outer step (diloco)",
+        ),
+    )
 
     @property
     def by_gradients(self) -> bool:
@@ -342,14 +350,6 @@ class Invocation:
         default=None,
         metadata=_about(
             "Run", "NAME,...", "show the numbers elsewhere, too: tensorboard, wandb or mlflow (docs/watching.md)"
-        ),
-    )
-    eager: bool = field(
-        default=False,
-        metadata=_about(
-            "Communication",
-            None,
-            "with --delay: while a round is in progress go on from one's own part of the outer step (diloco)",
         ),
     )
 
