@@ -43,7 +43,9 @@ if TYPE_CHECKING:
     from swarmstep.strategies.bmuf import BMUF
     from swarmstep.strategies.diloco import DiLoCo
     from swarmstep.strategies.easgd import EASGD
+    from swarmstep.strategies.edit import EDiT
     from swarmstep.strategies.fedpso import FedPSO
+    from swarmstep.strategies.gasloc import GASLoC
     from swarmstep.strategies.gossip_exponential import GossipExponential
     from swarmstep.strategies.gossip_ring import GossipRing
     from swarmstep.strategies.hierarchical import Hierarchical
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
     from swarmstep.strategies.papa import PAPA
     from swarmstep.strategies.pso_ps import PSOPS
     from swarmstep.strategies.slowmo import SlowMo
+    from swarmstep.strategies.sparta import SPARTA
     from swarmstep.strategies.synchronous import Synchronous
     from swarmstep.strategies.trimmed_mean import TrimmedMean
     from swarmstep.strategies.warmup import Warmup
@@ -69,6 +72,7 @@ __all__ = [
     "OSP",
     "PAPA",
     "PSOPS",
+    "SPARTA",
     "STRATEGIES",
     "Balance",
     "Balanced",
@@ -78,9 +82,11 @@ __all__ = [
     "CoordinateMedian",
     "DiLoCo",
     "DistComm",
+    "EDiT",
     "Every",
     "EveryTime",
     "FedPSO",
+    "GASLoC",
     "GossipExponential",
     "GossipRing",
     "GradientChange",
@@ -119,9 +125,11 @@ __all__ = [
 _MODULES = {
     "BMUF": "swarmstep.strategies.bmuf",
     "EASGD": "swarmstep.strategies.easgd",
+    "EDiT": "swarmstep.strategies.edit",
     "OSP": "swarmstep.strategies.osp",
     "PAPA": "swarmstep.strategies.papa",
     "PSOPS": "swarmstep.strategies.pso_ps",
+    "SPARTA": "swarmstep.strategies.sparta",
     "STRATEGIES": "swarmstep.strategies",
     "Balance": "swarmstep.runtime.balance",
     "Balanced": "swarmstep.when",
@@ -134,6 +142,7 @@ _MODULES = {
     "Every": "swarmstep.when",
     "EveryTime": "swarmstep.when",
     "FedPSO": "swarmstep.strategies.fedpso",
+    "GASLoC": "swarmstep.strategies.gasloc",
     "GossipExponential": "swarmstep.strategies.gossip_exponential",
     "GossipRing": "swarmstep.strategies.gossip_ring",
     "GradientChange": "swarmstep.when",

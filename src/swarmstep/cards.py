@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from swarmstep.advice import ADVICE, Advice
+
 
 @dataclasses.dataclass(frozen=True)
 class Card:
@@ -29,6 +31,11 @@ class Card:
     paper: str
     weighted: bool
     key: str = ""
+
+    @property
+    def advice(self) -> Advice:
+        """When to use it and when not, what speaks against it, and who measured that."""
+        return ADVICE[self.name]
 
     @property
     def bibtex(self) -> str:
@@ -88,6 +95,15 @@ _ALL = (
         key="zhang2015easgd",
     ),
     Card(
+        name="edit",
+        title="DiLoCo, with steps that are out of line left out, tensor by tensor",
+        traffic=ALL_REDUCE,
+        memory="2",
+        paper="arXiv 2412.07210",
+        weighted=False,
+        key="cheng2025edit",
+    ),
+    Card(
         name="fedpso",
         title="PSO-PS with the probe as fitness and a strong leader",
         traffic="(W-1)/W",
@@ -95,6 +111,15 @@ _ALL = (
         paper="Sensors 21(2) 2021",
         weighted=False,
         key="park2021fedpso",
+    ),
+    Card(
+        name="gasloc",
+        title="an outer Nesterov optimizer with neighbours on a graph, no all-reduce",
+        traffic="(W - W%2)/W",
+        memory="2",
+        paper="arXiv 2606.11081",
+        weighted=False,
+        key="cagnasso2026gasloc",
     ),
     Card(
         name="gossip-exponential",
@@ -195,6 +220,15 @@ _ALL = (
         key="wang2020slowmo",
     ),
     Card(
+        name="sparta",
+        title="half a percent of the weights averaged at each step",
+        traffic="2 (W-1)/W / 200",
+        memory="0",
+        paper="Beton et al. 2025",
+        weighted=True,
+        key="beton2025sparta",
+    ),
+    Card(
         name="swarm",
         title="informed swarm: drawn to all trusted workers, with momentum",
         traffic=ALL_REDUCE,
@@ -291,6 +325,8 @@ CITATIONS: dict[str, str] = {
     "codasca": "yuan2021codasca",
     "des-loc": "iacob2025desloc",
     "gpa": "defazio2025gpa",
+    "eager": "kale2025eager",
+    "factored-gossip": "koneputugodage2026factored",
     "halos": "kim2025halos",
     "heloco": "alasif2026heloco",
     "jacobi": "song2021accelerating",
@@ -298,6 +334,7 @@ CITATIONS: dict[str, str] = {
     "mt-dao": "iacob2026mtdao",
     "muloco": "therien2025muloco",
     "nm": "zhou2021nm",
+    "palsgd": "naganuma2025palsgd",
     "powersgd": "vogels2019powersgd",
     "snoo": "kallusky2025snoo",
     "sparseloco": "sarfi2025sparseloco",

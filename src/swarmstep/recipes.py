@@ -1,4 +1,4 @@
-"""Methods that are a strategy with certain options: what they are in a line, and what speaks against them.
+"""Methods that are a strategy with certain options: what they are in a line, and how to ask for them.
 
 Knows nothing of torch.
 """
@@ -18,19 +18,13 @@ class Recipe:
         card: as of a strategy.
         command: the options of ``swarmstep train`` that make it, or the name in one's own loop.
         measured: who has measured what is claimed of it.
-        against: what speaks against it.
     """
 
     card: Card
     command: str
     measured: str
-    against: tuple[str, ...]
 
 
-DILOCO = (  # what speaks against DiLoCo, and against what builds on it
-    "equal loss in pretraining, then worse results after fine-tuning (2511.13761, its authors' measurement)",
-    "momentum 0.9 is too much for runs of few rounds (our measurement: worse than not synchronizing)",
-)
 _SEVERAL = "the authors only; not measured by us"
 
 _ALL = (
@@ -46,11 +40,6 @@ _ALL = (
         ),
         "--strategy local-sgd --optimizer adamw --optimizer-state exp_avg=3,exp_avg_sq=6",
         _SEVERAL,
-        (
-            "each averaged state costs as much as the weights in its rounds, and is never coded",
-            "a mean of second moments is larger than the second moment of the mean gradient, so steps are shorter",
-            "states cannot be averaged with a delay",
-        ),
     ),
     Recipe(
         Card(
@@ -64,10 +53,6 @@ _ALL = (
         ),
         "swarmstep.objectives.PrimalAveraging(optimizer), in your own loop",
         _SEVERAL,
-        (
-            "for one worker only: rounds would be undone",
-            "the model must be switched before it is evaluated, saved, or trained on",
-        ),
     ),
     Recipe(
         Card(
@@ -81,10 +66,6 @@ _ALL = (
         ),
         "--strategy local-sgd --optimizer mt-dao --optimizer-state slow_avg=3,exp_avg_sq=6",
         _SEVERAL,
-        (
-            "the weights of the momentum and the gradient are our choice: the paper's could not be read",
-            "a momentum that slow needs thousands of steps; in short runs it is a mean of all gradients so far",
-        ),
     ),
     Recipe(
         Card(
@@ -98,7 +79,6 @@ _ALL = (
         ),
         "--strategy diloco --optimizer muon --every 30 --set lr=none --set momentum=none",
         "the authors; a small trial of ours on text agrees, in which most of the lead was Muon's own",
-        DILOCO,
     ),
     Recipe(
         Card(
@@ -112,7 +92,6 @@ _ALL = (
         ),
         "--strategy diloco --workers 1 --every 30 --set lr=none --set momentum=none",
         _SEVERAL,
-        ("two vectors more to keep", *DILOCO[1:]),
     ),
     Recipe(
         Card(
@@ -126,11 +105,6 @@ _ALL = (
         ),
         "--strategy diloco --set lr=1 --set momentum=0 --codec sparseloco --every 30",
         "the authors only; by us, the bytes",
-        (
-            "every worker gets every packet: with 40 workers it sends more than int4",
-            "clip ruins training where shards differ (our trial, of whole steps: test loss 32, not 0.4 to 0.65)",
-            *DILOCO,
-        ),
     ),
 )
 

@@ -13,11 +13,11 @@ DISTURB = (
 )
 FAILURES = "RATE:SECONDS, failures an hour and worker above 0 and seconds from 0 until the group goes on"
 FAULTS = "noise:K:SIGMA, scale:K:FACTOR, sign:K, nan:K:STEP"
-GRAPHS = "ring:DEGREE, complete"
+GRAPHS = "ring, ring:DEGREE, exponential, hypercube, torus, complete"
 LINK = "RATE[,DELAY][,LOSS], such as 100mbit or 1gbit,5ms or 50mbit,20ms,0.1%"
 METHODS = (
-    "NAME, or NAME+SETTING=VALUE+..., with a strategy's settings or codec, delay, mix, fragments, when, balance, "
-    "objective, sampling, sparse and regularizer"
+    "NAME, or NAME+SETTING=VALUE+..., with a strategy's settings or codec, delay, eager, mix, fragments, when, "
+    "balance, objective, sampling, sparse and regularizer"
 )
 OPTIMIZER_STATES = (
     "local, each worker keeps its own; mean, each round averages them; or NAME=K,..., those in each K-th round, "

@@ -30,7 +30,7 @@ from swarmstep import (
     simulate,
 )
 from swarmstep.comm.codecs import Int8
-from swarmstep.errors import CheckpointError, UsageError
+from swarmstep.errors import CheckpointError, CommError, UsageError
 from whole_runs import DELAYED, simulated
 
 WORKERS = 3
@@ -68,7 +68,13 @@ def walk(comm: Comm, strategy: Strategy, steps: int, options: Options) -> Array:
 
 
 def expected(  # noqa: C901
-    steps: int, n: int, delay: int, mix: float | None, fragments: int, outer: tuple[float, float]
+    steps: int,
+    n: int,
+    delay: int,
+    mix: float | None,
+    fragments: int,
+    outer: tuple[float, float],
+    eager: bool = False,
 ) -> Array:
     """Return the weights [steps, W, P] of streaming DiLoCo; with outer = (1, 0) of local SGD.
 
@@ -80,18 +86,18 @@ def expected(  # noqa: C901
     anchor, u, had = x[0].copy(), np.zeros(SIZE), np.zeros(SIZE, dtype=bool)
     owners = np.repeat([0, 1, 2], 2) % fragments
     parts = [np.flatnonzero(owners == k) for k in range(fragments)]
-    flights: dict[int, tuple[int, Array]] = {}
+    flights: dict[int, tuple[int, Array, Array]] = {}  # when it lands, where it started, and was gone on from
     seen = []
 
     def land(k: int) -> None:
-        _, x0 = flights.pop(k)
+        _, x0, ahead = flights.pop(k)
         p = parts[k]
         had[p] = True
         g = anchor[p] - x0[:, p].mean(0)
         u[p] = momentum * u[p] + g
         anchor[p] -= lr * (g + momentum * u[p])
         if mix is None:
-            x[:, p] += anchor[p] - x0[:, p]
+            x[:, p] += anchor[p] - ahead[:, p]
         else:
             x[:, p] = mix * x[:, p] + (1 - mix) * anchor[p]
 
@@ -103,7 +109,11 @@ def expected(  # noqa: C901
             if k in flights and (due or t >= flights[k][0]):
                 land(k)
             if due:
-                flights[k] = (t + delay, x.copy())
+                x0 = x.copy()
+                if eager:
+                    g = (anchor - x0)[:, parts[k]] / WORKERS
+                    x[:, parts[k]] = anchor[parts[k]] - lr * (g + momentum * (momentum * u[parts[k]] + g))
+                flights[k] = (t + delay, x0, x.copy())
                 if delay == 0:
                     land(k)
         seen.append(x.copy())
@@ -128,6 +138,83 @@ def test_streaming_diloco_is_its_definition(
     n = max(n, fragments)
     found = played(DiLoCo(when=Every(n)), steps, delay=delay, mix=mix, fragments=fragments)
     assert np.allclose(found, expected(steps, n, delay, mix, fragments, (0.7, 0.9)), rtol=0, atol=1e-12)
+
+
+@few
+@given(st.integers(1, 7), st.integers(1, 8), st.integers(1, 3), st.integers(1, 20))
+def test_eager_updates_are_their_definition(n: int, delay: int, fragments: int, steps: int) -> None:
+    n = max(n, fragments)
+    found = played(DiLoCo(when=Every(n)), steps, delay=delay, fragments=fragments, eager=True)
+    assert np.allclose(found, expected(steps, n, delay, None, fragments, (0.7, 0.9), True), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("lr", [0.5, 1.0])
+def test_without_momentum_eager_updates_are_those_of_the_paper(lr: float) -> None:
+    """Each outer step takes the own fresh displacement and the others' of the round before, all over W."""
+    n, steps = 3, 15
+    found = played(DiLoCo(lr, 0.0, when=Every(n)), steps, delay=n, eager=True)
+    x = np.tile(np.repeat([0.0, 1.0, 2.0], 2), (WORKERS, 1))
+    started, old = x.copy(), np.zeros_like(x)
+    for t, drift in enumerate(drifts(steps), 1):
+        x = x + drift
+        if t % n == 0:
+            fresh = x - started
+            x = started + lr * (fresh + old.sum(0) - old) / WORKERS
+            started, old = x.copy(), fresh
+        assert np.allclose(found[t - 1], x, rtol=0, atol=1e-12)
+
+
+def test_eager_updates_resume_and_land_like_the_others() -> None:
+    strategy = DiLoCo(when=Every(3))
+    whole = simulate(lambda comm: run(comm, strategy, 8, delay=2, eager=True), WORKERS)
+    resumed = simulate(lambda comm: run(comm, strategy, 8, 1, delay=2, eager=True), WORKERS)
+    late = simulate(lambda comm: run(comm, strategy, 8, delay=2), WORKERS)
+    for mine, other, lazy in zip(resumed, whole, late, strict=True):
+        assert same(mine[:4], other[:4])
+        assert other.rounds == lazy.rounds == [5, 8]
+        assert other.traffic == lazy.traffic
+        assert same(other.weights[2], lazy.weights[2])
+        assert not same(other.weights[3], lazy.weights[3])
+
+
+def test_a_single_eager_worker_waits_for_nobody() -> None:
+    """With one worker its own part of the outer step is all of it: a delay changes nothing."""
+
+    def train(comm: Comm, **given: Any) -> Array:
+        return walk(comm, DiLoCo(when=Every(3)), 11, Options(**given))
+
+    at_once = simulate(lambda comm: train(comm), 1)[0]
+    eager = simulate(lambda comm: train(comm, delay=2, eager=True), 1)[0]
+    assert np.allclose(eager[:-1], at_once[:-1], rtol=0, atol=1e-12)
+
+
+class Broken:
+    """A Comm whose mean fails."""
+
+    def __init__(self, comm: Comm) -> None:
+        self.rank, self.size = comm.rank, comm.size
+
+    def mean(self, x: Tensor, weight: float = 1.0) -> tuple[Tensor, float]:
+        raise CommError("mean: every rank had weight 0")
+
+
+def test_an_eager_round_that_fails_leaves_a_worker_with_its_own_steps() -> None:
+    def train(comm: Comm) -> Array:
+        model = Walk()
+        sync = Synchronizer(model, DiLoCo(when=Every(3)), comm, Options(delay=2, eager=True))
+        sync._rounds.group.fragments[0].comm = Broken(comm)  # type: ignore[assignment]
+        for step, drift in enumerate(drifts(5)[:, comm.rank], 1):
+            with torch.no_grad():
+                for parameter, move in zip(model.parameters(), torch.tensor(drift).split(2), strict=True):
+                    parameter += move
+            if step < 5:
+                sync.step(1.0)
+        with pytest.raises(CommError, match=r"step 5: .*weight 0"):
+            sync.step(1.0)
+        return torch.cat([p.detach() for p in model.parameters()]).numpy().copy()
+
+    alone = np.repeat([0.0, 1.0, 2.0], 2) + drifts(5).sum(0)
+    np.testing.assert_allclose(np.stack(simulate(train, WORKERS)), alone, atol=1e-12)
 
 
 @pytest.mark.parametrize("delay", [0, 1, 2, 4, 9])
@@ -186,6 +273,10 @@ def test_options_that_do_not_go_together_are_named() -> None:
     cases: list[tuple[Strategy, dict[str, Any], str]] = [
         (LocalSGD(), {"delay": -1}, "delay: expected a number of steps, 0 or more, found -1"),
         (LocalSGD(), {"mix": 1.5}, "mix: expected 0 to 1"),
+        (DiLoCo(), {"eager": True}, "eager: .* expected a delay of at least 1 and no mix, found delay 0"),
+        (DiLoCo(), {"eager": True, "delay": 2, "mix": 0.5}, "found delay 2, mix 0.5"),
+        (LocalSGD(), {"eager": True, "delay": 2}, "eager: LocalSGD has no step"),
+        (Warmup(DiLoCo(), 3), {"eager": True, "delay": 2}, "eager: Warmup has no step"),
         (LocalSGD(), {"offload": "disk"}, "offload: expected None or 'cpu'"),
         (LocalSGD(when=Every(2)), {"fragments": 3}, "n at least 3"),
         (LocalSGD(when=Vote()), {"fragments": 2}, "expected when=Every"),

@@ -18,8 +18,8 @@ WORKERS = 4
 AVERAGING = {"bmuf", "diloco", "hierarchical", "local-sgd", "osp", "slowmo", "swarm", "synchronous"}
 # Those that keep the workers apart, or look at one or the middle instead of the mean.
 OTHERS = {
-    *("easgd", "fedpso", "gossip-exponential", "gossip-ring", "independent", "median", "noloco", "papa"),
-    *("pso-ps", "trimmed-mean"),
+    *("easgd", "edit", "fedpso", "gasloc", "gossip-exponential", "gossip-ring", "independent", "median"),
+    *("noloco", "papa", "pso-ps", "sparta", "trimmed-mean"),
 }
 
 

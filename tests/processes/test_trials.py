@@ -28,6 +28,7 @@ from elastic_world import (
 )
 from helpers import same
 from swarmstep import fault_points, simulate
+from swarmstep.runtime.flat import Flat
 from whole_runs import fast_ones
 
 LIMIT = 60.0  # seconds for a whole trial; far beyond what any takes
@@ -274,8 +275,14 @@ def trained_apart(comm: Any, method: str, upto: int) -> dict[str, Any]:
     while worker.sync.steps < upto - 1:
         worker.sync.step(worker.local_step(), lr=LR)
     loss = worker.local_step()
-    model = {name: tensor.clone() for name, tensor in worker.model.state_dict().items()}
     parts = {"optimizer": worker.optimizer.state_dict(), "sync": worker.sync.state_dict()}
+    pending = parts["sync"]["fragments"][0]["pending"]
+    if "ahead" in pending:  # a round that does not count is taken back
+        flat = Flat(worker.model)
+        x, n = flat.read(), flat.layout.parameters
+        x[:n] += pending["x"][:n] - pending["ahead"][:n]
+        flat.write(x)
+    model = {name: tensor.clone() for name, tensor in worker.model.state_dict().items()}
     return {"model": model, "loss": loss.detach(), **parts}
 
 

@@ -62,8 +62,9 @@ def test_resumed_at_every_step(pool: Pool, name: str) -> None:
         assert same(mine[:4], whole[:4])
 
 
-def test_fragments(pool: Pool) -> None:
-    strategy, given = DiLoCo(when=Every(3)), {"fragments": 2, "delay": 2, "mix": 0.5}
+@pytest.mark.parametrize("how", [{"mix": 0.5}, {"eager": True}], ids=str)
+def test_fragments(pool: Pool, how: dict[str, Any]) -> None:
+    strategy, given = DiLoCo(when=Every(3)), {"fragments": 2, "delay": 2, **how}
     found = pool.run(ran, strategy, 9, False, given, workers=WORKERS)
     assert same(found, simulate(lambda comm: ran(comm, strategy, 9, False, given), WORKERS))
 

@@ -22,6 +22,7 @@ LR = 0.1
 
 # Besides each strategy's defaults, the options that change what a round does.
 OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "gasloc": {"factored": {"graph": "ring", "overlapped": "exponential"}},
     "hierarchical": {"across": {"local_size": 1, "outer_every": 1}},  # for any W
     "pso-ps": {
         "historical": {"best": "historical"},
@@ -36,10 +37,13 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 
+# Defaults that a model of a few dozen weights would hardly notice.
+SMALL: dict[str, dict[str, Any]] = {"sparta": {"stride": 3}}
+
 
 def variants() -> dict[str, Strategy]:
     """Return every strategy, as it is and with each of its `OPTIONS`."""
-    found = {name: cls() for name, cls in STRATEGIES.items()}
+    found = {name: cls(**SMALL.get(name, {})) for name, cls in STRATEGIES.items()}
     for name, options in OPTIONS.items():
         found |= {f"{name}:{label}": STRATEGIES[name](**values) for label, values in options.items()}
     return found

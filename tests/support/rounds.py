@@ -118,6 +118,8 @@ def play(strategy: Strategy, game: Game, seed: int = 0, double: bool = True, pro
             assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(before, [x, *state], strict=True))
             sent.append(comm.traffic.sent - traffic)
             strategy.apply(x, state, message, layout)
+            if strategy.follows_up:  # it ends before the next round
+                state = strategy.follow_up(state, layout, comm)
             weights.append(x.double().numpy().copy())
         result = strategy.result(x, state, comm).double().numpy().copy()
         return weights, result, {name: t.double().numpy().copy() for name, t in state._asdict().items()}, sent

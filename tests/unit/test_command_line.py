@@ -187,7 +187,7 @@ def test_the_program_has_the_options_after_it() -> None:
         ("swarmstep train mn", "mnist"),
         ("swarmstep train --backend ", "sim gloo nccl"),
         ("swarmstep bench ", " ".join(BENCHMARKS)),
-        ("swarmstep cite spa", "sparseloco"),
+        ("swarmstep cite spars", "sparseloco"),
     ],
 )
 def test_a_shell_completes(

@@ -15,6 +15,7 @@ from swarmstep import (
     Comm,
     DiLoCo,
     Every,
+    GASLoC,
     GossipRing,
     GradientChange,
     Independent,
@@ -83,6 +84,7 @@ LOCAL_SGD: dict[str, Callable[[When], Strategy]] = {
     "DiLoCo s=1 w=0": lambda when: DiLoCo(1.0, 0.0, when=when),
     "DiLoCo s=1 w=0 measured": lambda when: DiLoCo(1.0, 0.0, "measured", when=when),
     "informed swarm s=1 w=0": lambda when: InformedSwarm(trust="uniform", social=1.0, inertia=0.0, when=when),
+    "GASLoC s=1 w=0 on the complete graph": lambda when: GASLoC(1.0, 0.0, "complete", when=when),
     "gossip on the complete graph": lambda when: GossipRing(reach=3, when=when),
 }
 

@@ -1,4 +1,4 @@
-"""Methods that are a strategy with options: every command runs, and the card says what speaks against it."""
+"""Methods that are a strategy with options: every command runs."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def test_a_recipe_is_complete(name: str, capsys: pytest.CaptureFixture[str]) -> 
     assert page.startswith(f"# {name}")
     assert main(["strategies", name]) == 0
     shown = capsys.readouterr().out
-    assert all(text in shown for text in (recipe.command, recipe.measured, *recipe.against))
+    assert all(text in shown for text in (recipe.command, recipe.measured))
     assert main(["strategies", name, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["against"] == [*recipe.against]
+    assert json.loads(capsys.readouterr().out)["command"] == recipe.command
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if RECIPES[name].command.startswith("--")])

@@ -31,8 +31,9 @@ def cite(
 
     Not only the methods can be cited: so can coda (--objective auc, --proximal), codasca (--control-variates),
     muloco (DiLoCo with --optimizer muon), snoo (DiLoCo with one worker), des-loc (--optimizer-state), mt-dao
-    (--optimizer), gpa (PrimalAveraging), sparseloco, powersgd (codecs), streaming-diloco (fragments, delay), nm
-    (--sparse), localdrop (--regularizer), jacobi (`swarmstep sample`) and spiking (the workload).
+    (--optimizer), gpa (PrimalAveraging), palsgd (PseudoSynchronization), sparseloco, powersgd (codecs),
+    streaming-diloco (fragments, delay), eager (--eager), factored-gossip (gasloc with overlapped), nm (--sparse),
+    localdrop (--regularizer), jacobi (`swarmstep sample`) and spiking (the workload).
     """
     if name not in CITATIONS:
         raise UsageError(f"no paper for {name!r}; expected one of {', '.join(sorted(CITATIONS))}")

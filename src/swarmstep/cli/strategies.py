@@ -50,10 +50,11 @@ def strategies(
     from swarmstep.train.method_settings import method_settings  # which imports torch
 
     card, settings = SHOWN[name], [setting._asdict() for setting in method_settings(name)]
+    advice = {**card.advice._asdict(), "against": [finding._asdict() for finding in card.advice.against]}
     recipe = RECIPES.get(name)
-    row = {**_row(card), "bibtex": card.bibtex or None, "settings": settings}
+    row = {**_row(card), "bibtex": card.bibtex or None, "advice": advice, "settings": settings}
     if recipe:
-        row |= {"command": recipe.command, "measured": recipe.measured, "against": list(recipe.against)}
+        row |= {"command": recipe.command, "measured": recipe.measured}
     print_json(row) if as_json else print(_described(card, settings, recipe))
     return 0
 
@@ -80,13 +81,19 @@ def _described(card: Card, settings: Sequence[dict[str, Any]], recipe: Recipe | 
     ]
     if recipe:
         about += [("as", recipe.command), ("measured by", recipe.measured)]
-        about += [("against it" if not i else "", text) for i, text in enumerate(recipe.against)]
-        return "\n".join([f"{card.name}: {card.title}", "", *aligned(about)])
+    width = max(60, min(100, shutil.get_terminal_size().columns))
     lines = [f"{card.name}: {card.title}", "", *aligned(about), ""]
+    lines += [textwrap.fill(f"use when:   {card.advice.use_when}", width, subsequent_indent=" " * 12)]
+    lines += [textwrap.fill(f"avoid when: {card.advice.avoid_when}", width, subsequent_indent=" " * 12)]
+    lines += ["", "what speaks against it:"]
+    for what, who in card.advice.against:
+        lines.append(textwrap.fill(f"{what} [{who}]", width, initial_indent="  - ", subsequent_indent="    "))
+    if recipe:
+        return "\n".join(lines)
+    lines.append("")
     if not settings:
         return "\n".join([*lines, "It has no settings for --set."])
     lines.append("settings, for --set NAME=VALUE:")
-    width = max(60, min(100, shutil.get_terminal_size().columns))
     for setting in settings:
         lines += ["", f"  {setting['name']}={_shown(setting['default'])}  ({setting['type']})"]
         lines.append(textwrap.fill(setting["about"], width, initial_indent="      ", subsequent_indent="      "))

@@ -15,6 +15,7 @@ from swarmstep.train.config import ASYNCHRONOUS, BASELINES, Config
 OPTIONS = (
     "codec",
     "delay",
+    "eager",
     "mix",
     "fragments",
     "when",
@@ -31,12 +32,15 @@ ALTERNATIVES: Mapping[str, tuple[Mapping[str, str], ...]] = {
     "bmuf": ({"nesterov": "true"}, {"momentum": "0.5"}),
     "diloco": ({"momentum": "0.5"}, {"lr": "1.0"}),
     "easgd": ({"beta": "0.5"}, {"beta": "0.99"}),
+    "edit": ({"momentum": "0.5"}, {"lr": "1.0"}),
     "fedpso": ({"social": "0.7"}, {"inertia": "0.0"}),
+    "gasloc": ({"graph": "exponential"}, {"momentum": "0.3"}),
     "hierarchical": ({"outer_every": "2"},),
     "noloco": ({"momentum": "0.2"}, {"lr": "1.0"}),
     "papa": ({"a": "0.9"}, {"a": "0.0"}),
     "pso-ps": ({"social": "1.0"}, {"inertia": "0.0"}),
     "slowmo": ({"momentum": "0.2"}, {"momentum": "0.8"}),
+    "sparta": ({"stride": "50"}, {"stride": "1000"}),
     "swarm": ({"inertia": "0.5"}, {"social": "1.0"}),
 }
 
@@ -97,6 +101,7 @@ def parse_all(specs: str) -> list[Method]:
 def _option(spec: str, key: str, value: str) -> Any:
     kinds: dict[str, type] = {"delay": int, "fragments": int, "mix": float}
     try:
-        return kinds.get(key, str)(value)
-    except ValueError:
-        raise UsageError(f"strategy {spec!r}: {key}: expected a number, found {value!r}") from None
+        return {"true": True, "false": False}[value] if key == "eager" else kinds.get(key, str)(value)
+    except (KeyError, ValueError):
+        kind = "true or false" if key == "eager" else "a number"
+        raise UsageError(f"strategy {spec!r}: {key}: expected {kind}, found {value!r}") from None

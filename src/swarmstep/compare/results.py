@@ -40,6 +40,7 @@ ADDED: Mapping[str, Any] = {
     "proximal": None,
     "control_variates": False,
     "optimizer_state": "local",
+    "eager": False,
 }
 
 

@@ -10,10 +10,11 @@
 """
 
 from swarmstep.layerwise.builder import Builder, Layer, fit
-from swarmstep.layerwise.graph import Graph, complete, parse, ring
 from swarmstep.layerwise.least_squares import Admm, Ball, Ridge, closed_form
 from swarmstep.layerwise.network import SSFN
 from swarmstep.layerwise.settings import SSFNSettings
+from swarmstep.strategies.parts.graph import Graph
+from swarmstep.strategies.parts.named_graphs import complete, parse, ring
 
 __all__ = [
     "SSFN",

@@ -15,12 +15,12 @@ from swarmstep.checkpoint.fields import field
 from swarmstep.comm.group import Group
 from swarmstep.comm.metered import Metered
 from swarmstep.errors import CheckpointError, NotFinite, UsageError
-from swarmstep.layerwise.graph import Graph
 from swarmstep.layerwise.least_squares import Admm, Ball, Limit, Ridge, Solution, exact
 from swarmstep.layerwise.network import SSFN, hidden
 from swarmstep.layerwise.settings import SSFNSettings
 from swarmstep.runtime.startup_checks import agree
 from swarmstep.seeding import generator
+from swarmstep.strategies.parts.graph import Graph
 
 SPOTLESS = 1e-30  # relative cost from which on nothing is left to lower
 

@@ -7,8 +7,8 @@ import math
 
 from swarmstep.arguments import Checked
 from swarmstep.errors import UsageError
-from swarmstep.layerwise.graph import MIXINGS
 from swarmstep.strategies.base import check_choice
+from swarmstep.strategies.parts.graph import MIXINGS
 
 
 @dataclasses.dataclass(frozen=True)

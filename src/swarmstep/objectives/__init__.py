@@ -3,6 +3,7 @@
 from swarmstep.objectives.auc import AUCMinMax, auc
 from swarmstep.objectives.control import ControlVariates, MeanGradient
 from swarmstep.objectives.gpa import PrimalAveraging
+from swarmstep.objectives.palsgd import PseudoSynchronization
 from swarmstep.objectives.proximal import GROWTH, ProximalStages, stage_of
 from swarmstep.objectives.slow_momentum import SlowMomentumAdam
 
@@ -13,6 +14,7 @@ __all__ = [
     "MeanGradient",
     "PrimalAveraging",
     "ProximalStages",
+    "PseudoSynchronization",
     "SlowMomentumAdam",
     "auc",
     "stage_of",

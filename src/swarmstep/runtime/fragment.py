@@ -13,12 +13,14 @@ from swarmstep import fault_points
 from swarmstep.comm.background import Done, Pending
 from swarmstep.comm.base import Comm
 from swarmstep.comm.coded import Coded
+from swarmstep.errors import CommError
 from swarmstep.runtime.averaged import with_means
 from swarmstep.runtime.follow_up import FollowUp
 from swarmstep.runtime.learning_rate import of_elements
 from swarmstep.runtime.pending_round import PendingRound, RoundResult
 from swarmstep.runtime.roll_call import RankStatus, RollCall, call_roll, check_finite, reported_loss
 from swarmstep.runtime.round_context import RoundContext, StepContext
+from swarmstep.runtime.travelling import Live
 from swarmstep.runtime.window import Window
 from swarmstep.signal import Distrust, Round
 
@@ -50,6 +52,7 @@ class Fragment:
         options, strategy = context.options, context.strategy
         self.context, self.index = context, index
         self.layout = context.vector.fragments[index]
+        self._live = Live(context, index, self.layout)
         self._metered = context.comm.reusing()
         self.follow_up = FollowUp(self._metered)
         self.coded: Coded | None = None
@@ -146,7 +149,10 @@ class Fragment:
             x, self.window = self._copied(x, "start"), window.fresh()
         task = functools.partial(self._exchange, x, now, window, called)
         pending: Pending[RoundResult] = self._metered.start(task) if delay else Done(task)
-        self.pending = PendingRound(now.step + delay, x, pending, clock() - began)
+        ahead = None
+        if delay and self.context.options.eager:
+            ahead = self._live.go_ahead(self.strategy, self.state, x, self._copied(x, "ahead"))
+        self.pending = PendingRound(now.step + delay, x, pending, clock() - began, ahead)
 
     def _exchange(self, x: Tensor, now: StepContext, window: Window, called: RollCall | None) -> RoundResult:
         """Do all of the round's collectives, which change nothing."""
@@ -198,7 +204,11 @@ class Fragment:
         if pending is None:
             return None
         self.pending = None
-        result = pending.pending.result()
+        try:
+            result = pending.pending.result()
+        except CommError:
+            self._live.take_back(pending)
+            raise
         strategy = self.strategy
         distrusted, followed = self._apply(pending, result), self.follow_up.reported()
         if self.strategy.follows_up:
@@ -257,7 +267,7 @@ class Fragment:
             # One that was left out takes the others' weights, and keeps nothing of its own.
             rank = self.context.comm.rank
             left_out = bool(result.roll.losses[rank].isnan()) or rank in [worker.rank for worker in distrusted]
-            self._merge(pending.x, y, left_out)
+            self._live.merge(pending.left, y, left_out)
         # Reading the weights again costs a pass over memory; it differs from y only where writing has rounded.
         self.norm = self._norm(y if assigned and self.context.flat.exact else vector.open(self.index))
         return distrusted
@@ -272,20 +282,6 @@ class Fragment:
     def _norm(self, x: Tensor) -> float:
         """Return the norm that the next round's vector is compared with; a gradient may be of any finite size."""
         return float(x[: self.layout.parameters].norm()) if self.strategy.target == "weights" else math.inf
-
-    def _merge(self, start: Tensor, end: Tensor, left_out: bool) -> None:
-        """Bring what a round made of `start` into the live weights, which have moved on since."""
-        flat, mix = self.context.flat, self.context.options.mix
-        x, n = flat.open(self.index), self.layout.parameters + self.layout.averaged
-        if self.context.buffers != "local":
-            x[n:] = end[n:]
-        if left_out:
-            x.copy_(end)
-        elif mix is None:
-            x[:n] += end[:n].sub_(start[:n])
-        else:
-            x[:n].mul_(mix).add_(end[:n], alpha=1.0 - mix)
-        flat.close(x, self.index)
 
     def _seen(self, x: Tensor) -> Tensor:
         """Return the part of x that the strategy sees: of gradients, those to which its step is applied."""

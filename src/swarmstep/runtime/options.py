@@ -47,6 +47,9 @@ class Options(Checked):
             steps made meanwhile are kept.
         mix: share of a worker's own weights when a round lands, 0 to 1: x = mix x + (1 - mix) y, where y is
             what the round made of the weights it started from (Streaming DiLoCo). None: the correction.
+        eager: while a round travels, a worker goes on from the outer step of its own share of the mean, and takes
+            that of the others when it lands (Eager Updates). Needs a `delay`, no `mix`, and a strategy with such a
+            step: DiLoCo.
         fragments: in how many parts the model is synchronized, each at steps of its own. Needs when=Every(n),
             n >= fragments, and a strategy that asks no probe.
         codec: how vectors are coded on the wire, from `swarmstep.comm.codecs` (None: as they are).
@@ -82,12 +85,18 @@ class Options(Checked):
     stateful: Mapping[str, Stateful] = dataclasses.field(default_factory=dict[str, Stateful])
     optimizer_state: Rule = optimizer_state.LOCAL
     optimizers: Sequence[Keeper] = ()
+    eager: bool = False
 
     def __post_init__(self) -> None:
         if self.delay < 0:
             raise UsageError(f"delay: expected a number of steps, 0 or more, found {self.delay}")
         if self.mix is not None and not 0.0 <= self.mix <= 1.0:
             raise UsageError(f"mix: expected 0 to 1, found {self.mix}")
+        if self.eager and (not self.delay or self.mix is not None):
+            raise UsageError(
+                "eager: a worker goes on by itself while a round travels; expected a delay of at least 1 and no "
+                f"mix, found delay {self.delay}, mix {self.mix}"
+            )
         if self.offload not in (None, "cpu"):
             raise UsageError(f"offload: expected None or 'cpu', found {self.offload!r}")
         if self.island is not None and self.probe is not None:

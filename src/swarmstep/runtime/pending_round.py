@@ -42,6 +42,12 @@ class PendingRound:
     x: Tensor  # what it started from: the live vector without a delay, else a copy
     pending: Pending[RoundResult]
     seconds: float  # that the training has spent on it
+    ahead: Tensor | None = None  # what this worker went on from, where it is not x
+
+    @property
+    def left(self) -> Tensor:
+        """The vector that this worker's local steps have gone on from while the round travels."""
+        return self.x if self.ahead is None else self.ahead
 
 
 def save(pending: PendingRound, result: RoundResult) -> dict[str, Any]:
@@ -54,6 +60,7 @@ def save(pending: PendingRound, result: RoundResult) -> dict[str, Any]:
         "message": fields.tensors(result.message),
         "buffers": result.buffers.clone(),
         **save_traffic(result.traffic),
+        **({} if pending.ahead is None else {"ahead": pending.ahead.clone()}),
         "seconds": [pending.seconds, result.probe_seconds, result.wait_seconds, result.send_seconds],
     }
 
@@ -74,6 +81,8 @@ def load(saved: Mapping[str, Any], strategy: Strategy, like: Tensor, size: int, 
     names = ("roll", "message", "x", "buffers", "seconds", "lands")
     parts = {name: fields.field(saved, name) for name in names}
     vectors = {"x": like, "buffers": like[parameters:]}
+    if "ahead" in saved:
+        parts["ahead"], vectors["ahead"] = saved["ahead"], like
     fields.pairs("pending", vectors, {name: parts[name] for name in vectors})
     spent, *seconds = (float(value) for value in parts["seconds"])
     probe_seconds, wait_seconds, send_seconds = seconds
@@ -86,7 +95,8 @@ def load(saved: Mapping[str, Any], strategy: Strategy, like: Tensor, size: int, 
         wait_seconds=wait_seconds,
         send_seconds=send_seconds,
     )
-    return PendingRound(int(parts["lands"]), parts["x"].clone(), Done(lambda: result), spent)
+    ahead = parts["ahead"].clone() if "ahead" in parts else None
+    return PendingRound(int(parts["lands"]), parts["x"].clone(), Done(lambda: result), spent, ahead)
 
 
 def save_traffic(traffic: Traffic) -> dict[str, Any]:

@@ -66,10 +66,17 @@ class Replica:
                 f"optimizer_state: {name} does not average the workers' weights, so a mean of their optimizers' "
                 "states belongs to nobody's; take 'local'"
             )
+        if options.eager and type(strategy).alone is Strategy.alone:
+            raise UsageError(f"eager: {name} has no step that a worker could take before the others'; take DiLoCo")
         if strategy.needs_probe and options.probe is None:
             raise UsageError(f"{name} needs a probe: give Options(probe=...)")
         if options.fragments > 1 and strategy.needs_probe:
             raise UsageError(f"fragments: {name} measures whole models on a probe; use fragments=1")
+        if options.fragments > 1 and strategy.follows_up:
+            raise UsageError(
+                f"fragments: {name} still sends after a round has landed, when that of another part may begin; "
+                "use fragments=1 (GASLoC: or overlapped=none)"
+            )
         if options.fragments > max(1, strategy.when.period):
             raise UsageError(
                 f"fragments: expected when=Every(n) with n at least {options.fragments}, the number of fragments, "
@@ -89,6 +96,7 @@ class Replica:
             "probe": "given" if options.probe else "none",
             "delay": str(options.delay),
             "mix": str(options.mix),
+            "eager": str(options.eager),
             "fragments": str(options.fragments),
             "codec": repr(options.codec),
             # Checkpoints of before there was a choice do not say.

@@ -112,3 +112,8 @@ def check_elastic(strategy: Strategy) -> None:
             f"{type(strategy).__name__} synchronizes gradients, and workers that join later would not hold the "
             "same weights to the bit; an elastic group takes any strategy that synchronizes weights"
         )
+    if strategy.follows_up:
+        raise UsageError(
+            f"{type(strategy).__name__} still sends after a round has landed, which nobody votes on; an elastic "
+            "group needs a round that is over when it lands (GASLoC: overlapped=none)"
+        )

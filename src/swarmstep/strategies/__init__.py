@@ -6,7 +6,9 @@ from swarmstep.strategies.base import Strategy
 from swarmstep.strategies.bmuf import BMUF
 from swarmstep.strategies.diloco import DiLoCo
 from swarmstep.strategies.easgd import EASGD
+from swarmstep.strategies.edit import EDiT
 from swarmstep.strategies.fedpso import FedPSO
+from swarmstep.strategies.gasloc import GASLoC
 from swarmstep.strategies.gossip_exponential import GossipExponential
 from swarmstep.strategies.gossip_ring import GossipRing
 from swarmstep.strategies.hierarchical import Hierarchical
@@ -19,6 +21,7 @@ from swarmstep.strategies.osp import OSP
 from swarmstep.strategies.papa import PAPA
 from swarmstep.strategies.pso_ps import PSOPS
 from swarmstep.strategies.slowmo import SlowMo
+from swarmstep.strategies.sparta import SPARTA
 from swarmstep.strategies.synchronous import Synchronous
 from swarmstep.strategies.trimmed_mean import TrimmedMean
 
@@ -26,7 +29,9 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "bmuf": BMUF,
     "diloco": DiLoCo,
     "easgd": EASGD,
+    "edit": EDiT,
     "fedpso": FedPSO,
+    "gasloc": GASLoC,
     "gossip-exponential": GossipExponential,
     "gossip-ring": GossipRing,
     "hierarchical": Hierarchical,
@@ -38,6 +43,7 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "papa": PAPA,
     "pso-ps": PSOPS,
     "slowmo": SlowMo,
+    "sparta": SPARTA,
     "swarm": InformedSwarm,
     "synchronous": Synchronous,
     "trimmed-mean": TrimmedMean,

@@ -129,6 +129,19 @@ class Strategy(Checked, ABC, Generic[State, Message]):
     def exchange(self, x: Tensor, state: State, signal: Signal, roll: Roll, comm: Comm) -> Message:
         """Run all of the round's collectives and return the message for `apply`; changes nothing."""
 
+    def alone(self, x: Tensor, state: State, workers: int) -> Message | None:
+        """Return the message of a round to which this worker brings its step, the others none; changes nothing.
+
+        With `Options(eager=True)` a worker goes on from what `apply` makes of it while the round travels. None,
+        the default: the method has no such step, and eager rounds are refused.
+
+        Args:
+            x: this worker's, at the start of the round.
+            state: before the round.
+            workers: in the group; this one's part of the mean is 1/W.
+        """
+        return None
+
     @abstractmethod
     def apply(self, x: Tensor, state: State, message: Message, layout: Layout) -> None:
         """Change x and the tensors of `state` in place; local."""

@@ -15,7 +15,7 @@ from swarmstep.signal import Layout, Roll, Signal
 from swarmstep.strategies.base import Strategy, check_choice, check_range
 from swarmstep.strategies.parts.blocks import squared_distance
 from swarmstep.strategies.parts.outer_settings import outer_settings
-from swarmstep.strategies.parts.outer_step import KINDS, OuterStep
+from swarmstep.strategies.parts.outer_step import FIXED, KINDS, OuterStep
 from swarmstep.when import Every, When
 
 
@@ -108,6 +108,11 @@ class DiLoCo(Strategy[DiLoCoState, DiLoCoMessage]):
         reach = step.reach(self.reach, state, mean, roll.weight, roll, signal)
         values = (*reach, step.social, step.inertia)
         return DiLoCoMessage(mean, *(torch.tensor(value, dtype=torch.float64) for value in values))
+
+    def alone(self, x: Tensor, state: DiLoCoState, workers: int) -> DiLoCoMessage:
+        step = self.step_of(workers)
+        share, lr, momentum = torch.tensor([FIXED.share, step.social, step.inertia], dtype=torch.float64)
+        return DiLoCoMessage(state.anchor.lerp(x, 1 / workers), share, state.radius, lr, momentum)
 
     def apply(self, x: Tensor, state: DiLoCoState, message: DiLoCoMessage, layout: Layout) -> None:
         step = OuterStep(float(message.lr), float(message.momentum))

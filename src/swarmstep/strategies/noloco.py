@@ -11,9 +11,9 @@ from torch import Tensor
 from swarmstep.cards import CARDS, Card
 from swarmstep.comm.base import Comm
 from swarmstep.ownership import Own
-from swarmstep.seeding import generator
 from swarmstep.signal import Layout, Roll, Signal
 from swarmstep.strategies.base import Strategy, check_range
+from swarmstep.strategies.parts.named_graphs import pairs
 from swarmstep.when import Every, When
 
 
@@ -108,12 +108,3 @@ class NoLoCo(Strategy[NoLoCoState, NoLoCoMessage]):
 
     def consensus(self, x: Tensor, message: NoLoCoMessage) -> Tensor:
         return message.mean
-
-
-def pairs(seed: int, step: int, size: int) -> list[int]:
-    """Return each rank's partner in the round of this step; with an odd size one rank is its own."""
-    order = torch.randperm(size, generator=generator(seed, step, "noloco")).tolist()
-    partners = list(range(size))
-    for one, other in zip(order[0::2], order[1::2], strict=False):
-        partners[one], partners[other] = other, one
-    return partners

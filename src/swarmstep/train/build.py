@@ -182,11 +182,16 @@ def build_options(config: Config) -> Options:
     """
     codec = codecs.parse(config.codec) if config.codec else None
     options = Options(
-        seed=config.seed, delay=config.delay, mix=config.mix, fragments=config.fragments, codec=codec
+        seed=config.seed,
+        delay=config.delay,
+        mix=config.mix,
+        fragments=config.fragments,
+        codec=codec,
+        eager=config.eager,
     )
     allowed = None if config.strategy == DDP else codec
     if config.by_gradients and options != Options(seed=config.seed, codec=allowed):
-        none = "--delay, --mix, --fragments" + (" and --codec" if config.strategy == DDP else "")
+        none = "--delay, --eager, --mix, --fragments" + (" and --codec" if config.strategy == DDP else "")
         raise UsageError(f"{config.strategy} takes none of {none}: the optimizer waits for the gradients")
     return options
 

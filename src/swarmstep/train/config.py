@@ -241,6 +241,14 @@ class Config:
             "Training", "SPEC", f"what rounds do with the local optimizers' states: {spec_help.OPTIMIZER_STATES}"
         ),
     )
+    eager: bool = field(
+        default=False,
+        metadata=_about(
+            "Communication",
+            None,
+            "with --delay: while a round is in progress go on from one's own part of the outer step (diloco)",
+        ),
+    )
 
     @property
     def by_gradients(self) -> bool:

@@ -72,13 +72,25 @@ def test_the_complete_graph_is_one_mean() -> None:
         ("ring:3", 8, "ring:3: expected an even degree from 2 to 7 with 8 workers"),
         ("ring:8", 8, "ring:8: expected an even degree from 2 to 7"),
         ("ring:2", 2, "fewer than 3 workers take complete"),
-        ("ring", 8, "unknown graph 'ring'; expected one of ring:DEGREE, complete"),
-        ("star", 8, "unknown graph 'star'"),
+        ("ring:", 8, "unknown graph 'ring:'; expected one of ring, ring:DEGREE, exponential"),
+        ("pairs", 8, "unknown graph 'pairs'"),
     ],
 )
 def test_a_text_that_is_no_graph_of_so_many_workers(spec: str, size: int, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         parse(spec, size)
+
+
+@pytest.mark.parametrize("name", ["ring", "exponential", "hypercube", "torus", "complete"])
+def test_a_name_is_a_graph_of_any_number_of_workers(name: str) -> None:
+    most = {"ring": 2, "torus": 4, "hypercube": 4, "exponential": 8}.get(name, 99)  # neighbours, up to 16 workers
+    for size in (*range(1, 10), 12, 16):
+        graph = parse(name, size)  # which raises where one cannot be reached
+        assert graph.size == size
+        assert np.count_nonzero(graph.weights.numpy() - np.diag(np.diag(graph.weights)), axis=1).max() <= most
+    assert len(parse("torus", 12).edges) == 2 * 12  # 3 x 4
+    assert parse("hypercube", 4).edges == ((0, 1), (0, 2), (1, 3), (2, 3))
+    assert parse("torus", 7) == parse("ring", 7) == ring(7)
 
 
 @pytest.mark.parametrize(

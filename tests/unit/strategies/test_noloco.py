@@ -8,7 +8,7 @@ import pytest
 from rounds import Array, Game, game, play, weighted
 from swarmstep import NoLoCo
 from swarmstep.errors import UsageError
-from swarmstep.strategies.noloco import pairs
+from swarmstep.strategies.parts.named_graphs import pairs
 
 
 def oracle(g: Game, a: float, b: float, c: float) -> Array:

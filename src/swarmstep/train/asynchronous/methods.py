@@ -117,6 +117,7 @@ def check(config: Config) -> None:
     absent = {
         "--when": config.when,
         "--delay": config.delay,
+        "--eager": config.eager,
         "--mix": config.mix,
         "--fragments": config.fragments != 1,
         "--codec": config.codec,

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from swarmstep import spec_help
 from swarmstep.arguments import Checked
 from swarmstep.comm.base import Comm
 from swarmstep.errors import UsageError
@@ -22,7 +21,7 @@ EXACT = 1e-13  # the largest share of one worker's value by which another may st
 
 @dataclasses.dataclass(frozen=True)
 class Graph(Checked):
-    """An undirected graph of W workers, in which each can be reached from each.
+    """An undirected graph of W workers.
 
     ::
 
@@ -35,6 +34,7 @@ class Graph(Checked):
     Args:
         size: W, at least 1.
         edges: pairs of neighbours, each once, in either order.
+        connected: whether each must be reached from each; a graph that is another one in each round need not be.
 
     Raises:
         UsageError: an edge is none of two different workers, comes twice, or some worker cannot be reached.
@@ -42,6 +42,7 @@ class Graph(Checked):
 
     size: int
     edges: tuple[tuple[int, int], ...]
+    connected: bool = True
 
     def __post_init__(self) -> None:
         pairs = {frozenset(edge) for edge in self.edges}
@@ -54,7 +55,7 @@ class Graph(Checked):
         while new:
             new = {end for edge in self.edges if reached & {*edge} for end in edge} - reached
             reached |= new
-        if missing := {*range(self.size)} - reached:
+        if self.connected and (missing := {*range(self.size)} - reached):
             raise UsageError(f"graph: worker {min(missing)} cannot be reached from worker 0; add edges")
 
     @property
@@ -84,23 +85,49 @@ class Graph(Checked):
             free[i], free[j] = j, i
         return tuple(map(tuple, routes))
 
-    def mix(self, x: Tensor, comm: Comm) -> Tensor:
-        """Return sum_j h_ij x_j on rank i; x is float64, of any shape. Collective."""
-        row = self.weights[comm.rank].tolist()
-        mixed = row[comm.rank] * x
+    def row(self, rank: int, present: Sequence[bool]) -> list[float]:
+        """Return how much each worker counts on this rank, [W], where not all take part; the sum is 1.
+
+        The share of one that does not take part goes to the worker itself, so that the mean of the others stays.
+        One that does not take part has the weighted mean of its neighbours that do, and itself if there is none.
+        """
+        row = [h if here else 0.0 for h, here in zip(self.weights[rank].tolist(), present, strict=True)]
+        if present[rank]:
+            row[rank] += 1.0 - sum(row)
+        elif total := sum(row):
+            row = [h / total for h in row]
+        else:
+            row[rank] = 1.0
+        return row
+
+    def mix(self, x: Tensor, comm: Comm, present: Sequence[bool] = ()) -> Tensor:
+        """Return sum_j h_ij x_j on rank i; x is of any shape. Collective.
+
+        In a complete graph it is one `mean`, of those that take part.
+
+        Args:
+            x: this rank's; what those that do not take part give does not count.
+            comm: of the graph's workers.
+            present: which take part, [W]; empty: all.
+        """
+        present = present or [True] * self.size
+        if self.complete:
+            return comm.mean(x, float(present[comm.rank]))[0]
+        row = self.row(comm.rank, present)
+        mixed = row[comm.rank] * x if row[comm.rank] else torch.zeros_like(x)
         for route in self.routes:
             received, source = comm.permute(x, route), route[comm.rank]
-            if source != comm.rank:
+            if source != comm.rank and row[source]:
                 mixed.add_(received, alpha=row[source])
         return mixed
 
     def average(self, x: Tensor, comm: Comm, mixing: str = "finite") -> Tensor:
         """Return the mean of all ranks' x, float64, to about 1e-13. Collective.
 
-        In a complete graph this is one `mean`. Elsewhere each of `shifts(mixing)` is a mixing.
+        In a complete graph this is one mixing. Elsewhere each of `shifts(mixing)` is one.
         """
         if self.complete:
-            return comm.mean(x)[0]
+            return self.mix(x, comm)
         for shift in self.shifts(mixing):
             mixed = self.mix(x, comm)
             x = mixed.sub_(x, alpha=shift).div_(1 - shift) if shift else mixed
@@ -157,37 +184,3 @@ def _spread_out(values: Sequence[float]) -> list[float]:
         ordered.append(chosen)
         left.remove(chosen)
     return ordered
-
-
-def ring(size: int, degree: int = 2) -> Graph:
-    """Return the ring in which each of `size` workers has the degree/2 next ones on each side as neighbours.
-
-    Raises:
-        UsageError: the degree is odd, below 2, or as large as `size`.
-    """
-    if degree % 2 or not 2 <= degree < size:
-        raise UsageError(
-            f"ring:{degree}: expected an even degree from 2 to {size - 1} with {size} workers; fewer than 3 "
-            "workers take complete"
-        )
-    edges = {(min(i, j), max(i, j)) for i in range(size) for k in range(degree // 2) for j in [(i + k + 1) % size]}
-    return Graph(size, tuple(sorted(edges)))
-
-
-def complete(size: int) -> Graph:
-    """Return the graph of `size` workers in which all are neighbours."""
-    return Graph(size, tuple((i, j) for i in range(size) for j in range(i + 1, size)))
-
-
-def parse(spec: str, size: int) -> Graph:
-    """Return the graph that `spec` names: ring:DEGREE or complete.
-
-    Raises:
-        UsageError: another text, or a degree that does not go with `size` workers.
-    """
-    name, colon, degree = spec.partition(":")
-    if spec == "complete":
-        return complete(size)
-    if name == "ring" and colon and degree.isdecimal():
-        return ring(size, int(degree))
-    raise UsageError(f"unknown graph {spec!r}; expected one of {spec_help.GRAPHS}")
