@@ -41,7 +41,7 @@ def main() -> None:
     assert "Synchronizer" in say(sys.executable, "-c", "import swarmstep; print(swarmstep.__all__)")
 
     alone = json.loads(say(command, *TRAIN, "--out", "alone"))
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0")
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     say(*torchrun, "-m", "swarmstep", *TRAIN, "--out", "two")
     two = json.loads((here / "two" / "summary.json").read_text())
     assert two["test_loss"] == alone["test_loss"], "two processes train as the simulation does"
