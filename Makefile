@@ -7,56 +7,73 @@ export OMP_NUM_THREADS = 1
 # Hundreds of processes start in the tests; none of them should compile the library anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-slow coverage check chaos format evidence evidence-full readme clean
+INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt --editable
 
-setup: $(VENV)/ready
+.PHONY: setup demo test test-slow coverage check chaos format package gpu evidence evidence-full readme clean
 
-$(VENV)/ready: pyproject.toml constraints.txt
+# What is installed: what training needs; beside it what the tests need, or the checks.
+setup: $(VENV)/ready-test $(VENV)/ready-lint
+
+$(VENV)/ready-train: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(INSTALL) .
 	touch $@
 
-demo: setup
+$(VENV)/ready-%: $(VENV)/ready-train
+	$(INSTALL) ".[$*]"
+	touch $@
+
+demo: $(VENV)/ready-train
 	$(BIN)/python examples/demo.py
 
 # More at a time than cores: a file's tests stay together, and those that wait for processes overlap with those that compute.
-test: setup
+test: $(VENV)/ready-test
 	$(BIN)/pytest -n 3 --dist loadfile
 
 # Minutes each, and many fresh examples for all that Hypothesis draws; hours.
-test-slow: setup
+test-slow: $(VENV)/ready-test
 	$(BIN)/pytest -m "slow or hypothesis" --hypothesis-profile long --timeout 3600 -o faulthandler_timeout=0
 
 # Line and branch coverage of `make test`, with all processes that the tests start.
-coverage: setup
+coverage: $(VENV)/ready-test
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest -n 3 --dist loadfile
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-check: setup
+check: $(VENV)/ready-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports --no-logo
 
-format: setup
+format: $(VENV)/ready-lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The wheel and the sdist in dist/, tried in a fresh environment as an ordinary user: minutes.
+package: $(VENV)/ready-test
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	SWARMSTEP_DIST=dist $(BIN)/pytest -m slow tests/system/test_package.py
+
+# What only a GPU can show: 15 minutes; where there is none, it says so.
+gpu: $(VENV)/ready-train
+	benchmarks/gpu.sh
+
 # The headline: minutes, as root, on a machine that does nothing else. All of it: a day; go on with the same command.
-evidence: setup
+evidence: $(VENV)/ready-test
 	benchmarks/evidence.sh headline report
 
-evidence-full: setup
+evidence-full: $(VENV)/ready-test
 	benchmarks/evidence.sh untuned link text mnist conditions cifar10 report
 
 # A storm of faults: ten minutes, with link cuts and a full disk as root. Needs MNIST in SWARMSTEP_DATA.
-chaos: setup
+chaos: $(VENV)/ready-train
 	$(BIN)/swarmstep chaos mnist --workers 8 --minutes 5 --faults-per-hour 720 --seed 0 --json
 
-readme: setup
+readme: $(VENV)/ready-test
 	$(BIN)/python benchmarks/claims.py
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage*
+	rm -rf $(VENV) dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage*

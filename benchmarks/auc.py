@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from paired import between
 from torch import nn
 
 from swarmstep import Every, Group, LocalSGD, Options, Synchronizer, simulate
-from swarmstep.compare.statistics import estimate
 from swarmstep.data.sampler import BalancedSampler, Sampler
 from swarmstep.data.sharding import shard
 from swarmstep.errors import NotFinite
@@ -118,12 +118,6 @@ class Runs:
         return max(RATES, key=score)
 
 
-def shown(values: list[float], digits: int = 4) -> str:
-    """Return a mean with its 95 % interval."""
-    found = estimate(values)
-    return f"{found.mean:.{digits}f} ({found.low:.{digits}f} to {found.high:.{digits}f})"
-
-
 def end(runs: Runs, task: str, method: str, every: int, seed: int) -> tuple[float, float]:
     """Return the test AUC at the end of a run, and the bytes that a worker has sent."""
     fields = {"every": every, "workers": 4, "steps": STEPS, "lr": runs.tuned(method), **METHODS[method]}
@@ -154,8 +148,8 @@ def rare_rounds(runs: Runs) -> None:
         best = [auc for auc, _ in ends["auc", 64]]
         for (method, every), found in ends.items():
             aucs, sent = [auc for auc, _ in found], found[0][1]
-            less = shown([own - other for own, other in zip(best, aucs, strict=True)])
-            print(f"| {task} | {method} | {every} | {sent / 1e6:.2f} | {shown(aucs)} | {less} |")
+            less = between([own - other for own, other in zip(best, aucs, strict=True)], 4, "any")
+            print(f"| {task} | {method} | {every} | {sent / 1e6:.2f} | {between(aucs, 4, 'share')} | {less} |")
 
 
 def speed_up(runs: Runs) -> None:
@@ -164,7 +158,7 @@ def speed_up(runs: Runs) -> None:
     for workers in WORKERS:
         steps = [steps_to_target(runs, workers, seed) for seed in FEWER]
         times = [one / many for one, many in zip(alone, steps, strict=True)]
-        print(f"| {workers} | {shown(steps, 0)} | {shown(times, 2)} |")
+        print(f"| {workers} | {between(steps, 0)} | {between(times, 2)} |")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import math
 import re
 import shlex
 import sys
@@ -24,12 +23,11 @@ from typing import Any
 import headline
 import unequal
 import untuned
-from paired import interval
+from paired import between, interval
 
 from swarmstep.compare import results
 from swarmstep.compare.analysis import analyse
 from swarmstep.compare.sections import Section
-from swarmstep.compare.statistics import Estimate
 from swarmstep.errors import DataError
 from swarmstep.workloads.defaults import BUILT_IN
 
@@ -164,18 +162,6 @@ def _analysed(file: Path) -> list[Section]:
     return analyse([results.load(file)])
 
 
-def within(estimate: Estimate, digits: int = 4) -> str:
-    """Return a mean with the half width of its interval."""
-    half = f" ± {estimate.high - estimate.mean:.{digits}f}" if estimate.count > 1 else ""
-    return f"{estimate.mean:.{digits}f}{half}"
-
-
-def between(estimate: Estimate, digits: int = 4) -> str:
-    """Return an accuracy with its interval, whose sides differ."""
-    mean, low, high = (f"{number:.{digits}f}" for number in estimate[:3])
-    return f"{mean} ({low} to {high})" if estimate.count > 1 else mean
-
-
 def timed() -> str:
     file = "evidence-link.json"
     lines, rows = headline.lines(RESULTS / file), _timed_rows(file)
@@ -221,8 +207,8 @@ def _timed_rows(file: str) -> str:
         rows.append(
             (
                 headline.name(line) + seeds,
-                within(line.multiple, 2) if reached else f"not reached ({line.reached} of {line.seeds})",
-                within(line.seconds, 1) if reached else "",
+                between(line.multiple, 2) if reached else f"not reached ({line.reached} of {line.seeds})",
+                between(line.seconds, 1) if reached else "",
                 f"{line.steps.mean:.0f}" if reached else "",
                 f"{line.megabytes.mean:,.0f}" if reached else "",
             )
@@ -241,8 +227,10 @@ def paper() -> str:
         shown = [name for name in ("local-sgd", "pso-ps", "pso-ps+best=historical", "swarm") if name in by_n]
         everies = sorted({n for name in shown for n in by_n[name]})
         rows: list[tuple[str, ...]] = [(what, *(f"n = {n}" for n in everies))]
-        rows.append(("synchronous", between(by_n["synchronous"][1]), *("" for _ in everies[1:])))
-        rows += [(name, *(between(by_n[name][n]) if n in by_n[name] else "" for n in everies)) for name in shown]
+        rows.append(("synchronous", between(by_n["synchronous"][1], 4), *("" for _ in everies[1:])))
+        rows += [
+            (name, *(between(by_n[name][n], 4) if n in by_n[name] else "" for n in everies)) for name in shown
+        ]
         parts.append(table(*rows))
         below += [accuracy.mean < by_n["local-sgd"][n].mean for n, accuracy in by_n["pso-ps"].items()]
         parts.append(paragraph(f"Test accuracy, 4 workers, tuned, {link('cells and commands', file)}."))
@@ -382,9 +370,7 @@ def muon() -> str:
         for optimizer in ("adamw", "muon"):
             wanted = {"strategy": strategy, "optimizer": optimizer, "shards": "iid", "fault": None, "workers": 4}
             losses = [row["test_loss"] for row in rows if row == row | wanted]
-            middle, half = interval(losses) if losses else (math.nan, math.nan)
-            one = "" if not losses else f"{middle:.3f} (1 seed)"
-            cells.append(f"{middle:.3f} ± {half:.3f}" if len(losses) > 1 else one)
+            cells.append(between(losses, 3) + " (1 seed)" * (len(losses) == 1) if losses else "")
         lines.append((strategy, *cells))
     about = f"""The same text with another inner optimizer: test loss after 1500 steps of 4 workers, a round each
         16 steps, beside gradients that are averaged at every step ({link("runs", file)}, 95 % interval):"""

@@ -81,10 +81,10 @@ def _line(method: str, every: int, points: dict[int, Point | None], ideal: dict[
         every,
         len(reached),
         len(points),
-        estimate([point.step for point in reached.values()]),
-        estimate([point.seconds for point in reached.values()]),
-        estimate([point.bytes / 1e6 for point in reached.values()]),
-        estimate([point.seconds / ideal[seed] for seed, point in reached.items() if seed in ideal]),
+        estimate([point.step for point in reached.values()], "positive"),
+        estimate([point.seconds for point in reached.values()], "positive"),
+        estimate([point.bytes / 1e6 for point in reached.values()], "positive"),
+        estimate([point.seconds / ideal[seed] for seed, point in reached.items() if seed in ideal], "positive"),
     )
 
 

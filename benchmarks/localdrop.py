@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from paired import interval
+from paired import between
 from torch import nn
 
 from swarmstep.train.build import resolve
@@ -77,8 +77,7 @@ def errors(cells: Cells, settings: dict[str, Any], seeds: int) -> list[float]:
 
 def line(name: str, found: list[float], base: list[float]) -> str:
     less = [a - b for a, b in zip(found, base, strict=True)]
-    text = [f"{mean:.2f} ± {half:.2f}" for mean, half in map(interval, (found, less))]
-    return f"| {name} | {' | '.join(text)} |"
+    return f"| {name} | {between(found, 2)} | {between(less, 2, 'any')} |"
 
 
 def main() -> None:

@@ -8,22 +8,37 @@ again.
 
 import argparse
 import json
+import math
 import os
 import shlex
 import statistics
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from table import cell
 
-from swarmstep.compare.statistics import estimate
+from swarmstep.compare.statistics import Estimate, Range, estimate
 
 
 def interval(differences: list[float]) -> tuple[float, float]:
-    """Return the mean and the half width of its 95 % interval."""
+    """Return the mean of differences, which have no bounds, and the half width of its 95 % interval."""
     mean = estimate(differences)
     return mean.mean, mean.high - mean.mean
+
+
+def geometric(ratios: Sequence[float]) -> Estimate:
+    """Return the geometric mean of ratios and its 95 % interval, which is made of their logarithms."""
+    found = estimate([math.log(ratio) for ratio in ratios])
+    return Estimate(*map(math.exp, found[:3]), found.count)
+
+
+def between(values: Sequence[float] | Estimate, digits: int, within: Range = "positive") -> str:
+    """Return a mean with its 95 % interval, which stays within the range of what was measured."""
+    found = values if isinstance(values, Estimate) else estimate(values, within)
+    mean, low, high = (f"{number:.{digits}f}" for number in found[:3])
+    return f"{mean} ({low} to {high})" if found.count > 1 else mean
 
 
 def main() -> None:

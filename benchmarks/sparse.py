@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from paired import interval
+from paired import between
 from safetensors.torch import load_file
 
 from swarmstep.sparse import NM, export
@@ -57,13 +57,8 @@ def table(cells: dict[str, dict[str, float]], seeds: int) -> list[str]:
     for name in ["dense", *(f"{r}{arm}" for r in RATIOS for arm in (" one-shot", *(f",{d}" for d in DECAYS)))]:
         above = [a - b for a, b in zip(errors(name), errors("dense"), strict=True)]
         flips = [cells[f"{name} seed {seed}"].get("mask_flips", 0.0) for seed in range(seeds)]
-        lines.append(f"| {name} | {text(errors(name), 2)} | {text(above, 2)} | {text(flips, 3)} |")
+        lines.append(f"| {name} | {between(errors(name), 2)} | {between(above, 2, 'any')} | {between(flips, 3)} |")
     return lines
-
-
-def text(values: list[float], digits: int) -> str:
-    mean, half = interval(values)
-    return f"{mean:.{digits}f} ± {half:.{digits}f}"
 
 
 def main() -> None:

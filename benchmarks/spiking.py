@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from paired import interval
+from paired import between
 
 from swarmstep.train.build import resolve
 from swarmstep.train.config import Config
@@ -42,11 +42,12 @@ def show(rows: list[dict[str, Any]]) -> None:
         own = {row["seed"]: row for row in rows if row["strategy"] == strategy}
         line = [f"{strategy:12} {len(own)} seeds"]
         for name in KEPT:
-            line.append("{}: {:.4f} +- {:.4f}".format(name, *interval([row[name] for row in own.values()])))
+            within = "positive" if name == "test_loss" else "share"
+            line.append(f"{name}: {between([row[name] for row in own.values()], 4, within)}")
         for name in KEPT[:2] if strategy in OTHERS else ():
             base = {row["seed"]: row[name] for row in rows if row["strategy"] == REFERENCE}
             differences = [own[seed][name] - base[seed] for seed in own.keys() & base.keys()]
-            line.append("{} less synchronous's: {:+.4f} +- {:.4f}".format(name, *interval(differences)))
+            line.append(f"{name} less synchronous's: {between(differences, 4, 'any')}")
         print("; ".join(line))
 
 

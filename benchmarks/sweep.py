@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from paired import interval
+from paired import between
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -154,9 +154,7 @@ def show(content: dict[str, Any]) -> None:
         row["state"] = row["state"].split()[0]
     for key in sorted({(r["state"] == "loss", r["segments"], -r["tolerance"]) for r in chains}):
         own = [r for r in chains if (r["state"] == "loss", r["segments"], -r["tolerance"]) == key]
-        figures = [
-            "{} {:.1f} +- {:.1f}".format(n, *interval([r[n] for r in own])) for n in ("forward", "backward")
-        ]
+        figures = [f"{n} {between([r[n] for r in own], 1)}" for n in ("forward", "backward")]
         worst = [f"largest {n} {max(r[n] for r in own):.1e}" for n in ("error", "gradient_error")]
         print("trained" if key[0] else "untrained", f"{key[1]} segments, {-key[2]:g}:", *figures, *worst)
     texts: list[dict[str, Any]] = content.get("text", [])
@@ -167,8 +165,8 @@ def show(content: dict[str, Any]) -> None:
             for r in texts
             if (r["model"], -r["temperature"], r["cached"], r["window"]) == (*key[:2], True, 1)
         }
-        sweeps = "{:.3f} +- {:.3f}".format(*interval([r["sweeps"] / TOKENS for r in own]))
-        times = "{:.2f} +- {:.2f}".format(*interval([r["seconds"] / alone[r["seed"]] for r in own]))
+        sweeps = between([r["sweeps"] / TOKENS for r in own], 3)
+        times = between([r["seconds"] / alone[r["seed"]] for r in own], 2)
         equal = sum(r["same"] for r in own)
         cache = "no cache" if key[2] else "cache"
         print(f"{key[0]} temperature {-key[1]:g} {cache} window {key[3]}: {sweeps} sweeps a byte,", end=" ")

@@ -17,12 +17,12 @@ import math
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from paired import interval
+from paired import between, geometric
 
 FILE = Path(__file__).parent / "results" / "unequal.json"
 SPEEDS = (1, 1, 1, 3)
@@ -140,12 +140,9 @@ def table(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
             if not runs:
                 continue
             parts, times = [used(row) for row in runs.values()], [reached(row) for row in runs.values()]
-            logs = [
-                math.log(reached(run) / reached(of[PLAIN][seed]))
-                for seed, run in runs.items()
-                if seed in of[PLAIN]
-            ]
-            ratio = _spread([x for x in logs if not math.isnan(x)], math.exp) if method != PLAIN else ""
+            ratios = [reached(run) / reached(of[PLAIN][seed]) for seed, run in runs.items() if seed in of[PLAIN]]
+            found = geometric([x for x in ratios if not math.isnan(x)])
+            ratio = between(found, 2) if method != PLAIN else ""
             losses = [row["test_loss"] for row in runs.values()]
             known = [time for time in times if not math.isnan(time)]
             seconds = (
@@ -157,8 +154,8 @@ def table(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
                     f"{name}, {model}",
                     method,
                     str(len(runs)),
-                    _spread(parts),
-                    _spread([used_of_own(row) for row in runs.values()]) if method != "asgrad" else "",
+                    between(parts, 2, "share"),
+                    between([used_of_own(row) for row in runs.values()], 2) if method != "asgrad" else "",
                     f"{np.mean(losses):.3f}",
                     seconds,
                     ratio,
@@ -179,14 +176,6 @@ def _runs(
 ) -> dict[int, dict[str, Any]]:
     wanted = {"workload": workload, "method": method, "real": real, "options": ""}
     return {row["seed"]: row for row in rows if row == row | wanted}
-
-
-def _spread(values: Sequence[float], scale: Callable[[float], float] = float) -> str:
-    """Return the mean of values and its 95 % interval, on a scale that is monotonous."""
-    middle, half = interval(values)
-    if len(values) < 2:
-        return f"{scale(middle):.2f}"
-    return f"{scale(middle):.2f} ({scale(middle - half):.2f} to {scale(middle + half):.2f})"
 
 
 def show() -> None:

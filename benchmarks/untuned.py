@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import math
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -21,8 +20,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from paired import interval
+from paired import geometric
 
+from swarmstep.compare.statistics import Estimate
 from swarmstep.train.build import resolve
 from swarmstep.train.config import Config
 from swarmstep.train.job import Job
@@ -71,12 +71,11 @@ def measure(tasks: list[Config], jobs: int) -> None:
             print(*future.result().values(), flush=True)
 
 
-def ratio(rows: list[dict[str, Any]], method: str, other: str) -> tuple[float, float, float, int]:
-    """Return the ratio of the test losses over common seeds, its interval, and how many; means of logarithms."""
+def ratio(rows: list[dict[str, Any]], method: str, other: str) -> Estimate:
+    """Return the ratio of the test losses over common seeds."""
     losses = [{row["seed"]: row["test_loss"] for row in rows if row["strategy"] == m} for m in (method, other)]
     seeds = sorted(losses[0].keys() & losses[1].keys())
-    middle, half = interval([math.log(losses[0][seed] / losses[1][seed]) for seed in seeds])
-    return math.exp(middle), math.exp(middle - half), math.exp(middle + half), len(seeds)
+    return geometric([losses[0][seed] / losses[1][seed] for seed in seeds])
 
 
 def groups(rows: list[dict[str, Any]]) -> dict[tuple[Any, ...], list[dict[str, Any]]]:

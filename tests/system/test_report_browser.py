@@ -245,6 +245,36 @@ def test_nothing_is_wider_than_the_page_and_something_is_to_be_seen(
     assert len(set(rows_of(browser.screenshot()))) > 100, "a blank page has equal rows"
 
 
+# What is cut off: boxes that scroll with no mark at that edge, boxes that hide the rest, texts outside of a plot.
+CUT_OFF = """
+[...document.querySelectorAll("body *")].filter((one) => {
+  const style = getComputedStyle(one);
+  if (one.matches("caption, .skip, fieldset input, svg") || !one.getClientRects().length) return false;
+  if (one.ownerSVGElement) {
+    const [own, plot] = [one.getBoundingClientRect(), one.ownerSVGElement.getBoundingClientRect()];
+    return one.localName === "text" && (own.left < plot.left - 1 || own.right > plot.right + 1);
+  }
+  if (one.scrollWidth <= one.clientWidth + 1 || style.overflowX === "visible") return false;
+  const marked = (edge) => getComputedStyle(one.parentElement, edge).opacity === "1";
+  const [left, right] = [one.scrollLeft > 1, one.scrollLeft + one.clientWidth < one.scrollWidth - 1];
+  return style.overflowX !== "auto" || marked("::before") !== left || marked("::after") !== right;
+}).map((one) => one.outerHTML.slice(0, 200))
+"""
+
+
+@pytest.mark.parametrize("width", [390, 1400])
+def test_nothing_is_cut_off_without_a_mark(browser: Browser, file: Path, width: int) -> None:
+    browser.open(file, width)
+    browser.run("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+    scrolling = "[...document.querySelectorAll('.scroll')].filter((one) => one.scrollWidth > one.clientWidth)"
+    assert browser.run(f"{scrolling}.length") > 0
+    for place in (0, 20, 1e6):  # the left end, on the way, the right end
+        browser.run(f"{scrolling}.forEach((one) => {{ one.scrollLeft = {place}; }})")
+        assert browser.run(CUT_OFF) == []
+    browser.run("document.querySelector('.wide').className = 'wide'")
+    assert len(browser.run(CUT_OFF)) == 1, "a missing mark is found"
+
+
 def rows_of(png: bytes) -> list[bytes]:
     """Return the rows of pixels of a PNG, each as filtered."""
     width, height = int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")

@@ -20,7 +20,7 @@ def title(cell: Cell) -> str:
         "" if group.shards == "iid" else f"shards {group.shards}",
         group.fault,
         "in real processes" if cell.real else "",
-        f"at {_link(cell.link)}" if cell.link else "",
+        f"at {link_in_words(cell.link)}" if cell.link else "",
     ]
     return ", ".join(part for part in parts if part)
 
@@ -31,7 +31,8 @@ def _name(workload: str) -> str:
     return Path(name).stem if name.endswith(".py") else f"{name}{colon}{rest}"
 
 
-def _link(spec: str) -> str:
+def link_in_words(spec: str) -> str:
+    """Return a link for a reader: "100 Mbit/s and 5 ms" of "100mbit,5ms"."""
     parts = links.in_words(links.parse(spec))
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from swarmstep.compare.labels import link_in_words
 from swarmstep.compare.sections import MethodRow, Section
 from swarmstep.compare.statistics import Estimate
 from swarmstep.train.progress import in_bytes
@@ -65,11 +66,12 @@ def plural(count: int, noun: str) -> str:
 
 
 class Quantity(NamedTuple):
-    """What a section is ranked by: a kind of `FORMS`, whether at the target, and a heading for the best."""
+    """What a section is ranked by: a kind of `FORMS`, whether at the target, headings for the best and for one."""
 
     kind: str
     at_target: bool
     best: str
+    one: str
 
     def of(self, row: MethodRow) -> Estimate:
         """Return the quantity of a row; NaN if not all of its seeds reached the target."""
@@ -87,16 +89,18 @@ def at_target(row: MethodRow, kind: str) -> Estimate:
 def ranked_by(section: Section) -> Quantity:
     """Return the quantity by which the rows of a section are ranked."""
     if section.target and any(math.isfinite(at_target(row, "seconds").mean) for row in section.rows):
-        return Quantity("seconds", True, f"Soonest at {section.target}")
+        link = f" over {link_in_words(section.link)}" if section.link else ""
+        return Quantity("seconds", True, f"First at {section.target}{link}", f"Time to {section.target}{link}")
     if section.target:
-        return Quantity("steps", True, f"Fewest steps to {section.target}")
+        return Quantity("steps", True, f"Fewest steps to {section.target}", f"Steps to {section.target}")
     if any(math.isfinite(row.accuracy.mean) for row in section.rows):
-        return Quantity("accuracy", False, f"Highest test {section.score} at the end")
-    return Quantity("loss", False, "Lowest test loss at the end")
+        what = f"test {section.score} at the end"
+        return Quantity("accuracy", False, f"Highest {what}", what.capitalize())
+    return Quantity("loss", False, "Lowest test loss at the end", "Test loss at the end")
 
 
 class Conclusion(NamedTuple):
-    """A section in one sentence of three parts: "Soonest at ...", "swarm, n = 64", "1.2 times as fast as ..."."""
+    """A section in one sentence of three parts: "First at ...", "swarm, n = 64", "1.2 times as fast as ..."."""
 
     question: str
     winner: str
@@ -107,34 +111,48 @@ class Conclusion(NamedTuple):
 
 
 def conclusion(section: Section) -> Conclusion:
-    """Return the conclusion of a section, or why there is none."""
+    """Return the conclusion of a section: who is first, by how much, and if that is chance; or why not."""
     by = ranked_by(section)
+    if len(section.rows) == 1 and math.isfinite(by.of(section.rows[0]).mean):
+        (row,) = section.rows
+        alone = f"{name(row)}, {plural(len(row.seeds), 'seed')}; there is nothing to compare it with"
+        return Conclusion(by.one, value(by.of(row).mean, by.kind), alone)
     ranked = [row for row in section.rows if row.rank is not None]
     if not ranked:
         reasons = dict.fromkeys(row.verdict.removeprefix("not ranked: ") for row in section.rows)
         return Conclusion(by.best, "not ranked", "; ".join(reasons) or "no runs")
     leading = [row for row in ranked if row.rank == 1]
+    behind = [row for row in ranked if row.rank != 1]
     if len(leading) > 1:
-        named = [name(row) for row in leading[:4]]
-        more = [f"{len(leading) - 4} more"] if len(leading) > 4 else []
-        return Conclusion(by.best, "not distinguishable", "between " + enumeration(named + more))
-    best, behind = leading[0], ranked[1:]
-    others = [row for row in behind if row.method != best.method] or behind
+        return Conclusion(by.best, "a tie", _tie(leading, behind, by))
+    others = [row for row in behind if row.method != leading[0].method] or behind
     complete = [row for row in section.rows if row.to_target and row.to_target.reached == row.to_target.count]
-    only = "the only one that reached it with all its seeds" if by.at_target and complete == [best] else ""
-    return Conclusion(by.best, name(best), _lead(best, others[0], by) if others else only)
+    only = "the only one that reached it with all its seeds" if by.at_target and complete == leading else ""
+    return Conclusion(by.best, name(leading[0]), _lead(leading[0], others[0], by) if others else only)
+
+
+def _tie(leading: Sequence[MethodRow], behind: Sequence[MethodRow], by: Quantity) -> str:
+    named = [name(row) for row in leading[:4]]
+    more = [f"{len(leading) - 4} more"] if len(leading) > 4 else []
+    between = (
+        f"{plural(min(len(row.seeds) for row in leading), 'seed')} cannot tell {enumeration(named + more)} apart"
+    )
+    return between + (f"; {_beside(leading[0], behind[0], by)}" if behind else "")
 
 
 def _lead(best: MethodRow, other: MethodRow, by: Quantity) -> str:
+    """Return by how much the best is ahead of a row that is behind: beyond chance, or it would share the rank."""
+    own = value(by.of(best).mean, by.kind)
+    seeds = plural(min(len(best.seeds), len(other.seeds)), "seed")
+    return f"{own}{' steps' * (by.kind == 'steps')}; {_beside(best, other, by)}, beyond chance with {seeds}"
+
+
+def _beside(best: MethodRow, other: MethodRow, by: Quantity) -> str:
     first, second = by.of(best).mean, by.of(other).mean
-    if not by.at_target:
-        return f"{value(first, by.kind)}; {name(other)} has {value(second, by.kind)}"
-    if not (first > 0 and math.isfinite(second)):
-        return ""
+    if not (by.at_target and first > 0):
+        return f"{name(other)} has {value(second, by.kind)}"
     ratio = f"{second / first:.2g}" if second < 10 * first else f"{second / first:.0f}"
-    if by.kind == "seconds":
-        return f"{ratio} times as fast as {name(other)}"
-    return f"{name(other)} takes {ratio} times as many"
+    return f"{name(other)} takes {ratio} times as {'long' if by.kind == 'seconds' else 'many'}"
 
 
 def enumeration(words: Sequence[str]) -> str:
@@ -145,9 +163,11 @@ def enumeration(words: Sequence[str]) -> str:
 def timing(section: Section) -> str:
     """Return where the seconds of a section come from."""
     if section.real:
-        return f"seconds measured in real processes{f' over {section.link}' if section.link else ''}"
+        return (
+            f"seconds measured in real processes{f' over {link_in_words(section.link)}' if section.link else ''}"
+        )
     if section.link:
-        return f"seconds by the virtual clock for {section.link}"
+        return f"seconds by the virtual clock for {link_in_words(section.link)}"
     if section.condition.get("speeds", "None") != "None":
         return "virtual seconds: a step takes each worker as many as its speed says, sending takes none"
     return "no seconds: simulated, and no link was named"

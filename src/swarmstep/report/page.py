@@ -36,7 +36,8 @@ def page(sections: Sequence[Section], title: str) -> str:
     runs = sum(section.cells for section in _once(sections))
     return _template().render(
         title=title,
-        about=f"{plural(len(sections), 'comparison')}, {plural(runs, 'run')}, tuning included",
+        about=f"{plural(len(sections), 'comparison')}, {plural(runs, 'run')}, tuning included. "
+        "n: steps between two synchronizations.",
         sections=[_section(section, index) for index, section in enumerate(sections)],
         plots=figures.plots(sections),
         style=style,

@@ -108,8 +108,7 @@ class Plot {
     const pad = 0.05 * (high - low) || 0.01 * Math.abs(high) || 1;
     this.domain = [low - pad, high + pad];
     this.labelled = this.width > 640 && this.shown.length <= 8;
-    const longest = Math.max(...this.shown.map((series) => shortNameOf(series).length));
-    const beside = this.labelled ? Math.min(210, 24 + 7.4 * longest) : 14;
+    const beside = this.labelled ? 14 + Math.max(...this.shown.map((series) => this.widthOf(shortNameOf(series)))) : 14;
     this.box = { left: 52, right: this.width - beside, top: 28, bottom: this.height - 44 };
     const visible = this.log && !this.overN ? points.filter((point) => point.y > low && point.y < high) : points;
     const xs = (visible.length ? visible : points).map((point) => point.x);
@@ -120,6 +119,13 @@ class Plot {
     this.x = (value) => left + gap + (right - left - 2 * gap) * (to > from ? (scale(value) - from) / (to - from) : 0.5);
     this.y = (value) => bottom - (bottom - top) * (value - this.domain[0]) / (this.domain[1] - this.domain[0]);
     this.xs = [...new Set(xs)].sort((a, b) => a - b);
+  }
+
+  widthOf(name) {
+    const label = add(this.svg, "text", { class: "name" }, name);
+    const width = label.getComputedTextLength();
+    label.remove();
+    return width;
   }
 
   drawAxes() {
