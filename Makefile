@@ -7,7 +7,7 @@ export OMP_NUM_THREADS = 1
 # Hundreds of processes start in the tests; none of them should compile the library anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-slow coverage check chaos format evidence evidence-full readme clean
+.PHONY: setup demo test test-slow docs coverage check chaos format evidence evidence-full readme clean
 
 setup: $(VENV)/ready
 
@@ -26,6 +26,14 @@ test: setup
 # Minutes each, and many fresh examples for all that Hypothesis draws; hours.
 test-slow: setup
 	$(BIN)/pytest -m "slow or hypothesis" --hypothesis-profile long --timeout 3600 -o faulthandler_timeout=0
+
+# The documentation site, in build/docs: open index.html. Notebooks are executed; a warning is an error.
+docs: setup $(VENV)/docs-ready
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
+
+$(VENV)/docs-ready: pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	touch $@
 
 # Line and branch coverage of `make test`, with all processes that the tests start.
 coverage: setup
