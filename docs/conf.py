@@ -1,7 +1,7 @@
 """The documentation site: `make docs`. The pages are the Markdown files beside this one, as they are.
 
-What stands elsewhere already is put in here and not written again: the table of contents is the list in README.md, the
-head of a method's page is its card, the reference is what the docstrings say.
+What stands elsewhere already is put in here and not written again: the table of contents is the list in README.md,
+the head of a method's page is its card, the reference is what the docstrings say.
 """
 
 import re
