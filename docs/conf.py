@@ -4,11 +4,15 @@ What stands elsewhere already is put in here and not written again: the table of
 the head of a method's page is its card, the reference is what the docstrings say.
 """
 
+import importlib
 import re
 import shutil
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import swarmstep
+from swarmstep import Strategy
 from swarmstep.cards import ASYNCHRONOUS, CARDS, LAYERWISE, Card
 
 HERE = Path(__file__).parent
@@ -17,13 +21,14 @@ project_copyright = author
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 root_doc = "README"
 html_theme, html_title = "furo", "swarmstep"
+html_theme_options = {"light_css_variables": {"code-font-size": "0.76em"}}
 html_extra_path = ["evidence.html"]
 html_show_sphinx = html_copy_source = False
 myst_heading_anchors = 3
 myst_url_schemes = ("http", "https", "mailto")
 nb_execution_mode, nb_execution_timeout, nb_execution_raise_on_error = "force", 300, True
 nb_merge_streams = True
-autodoc_member_order, autodoc_typehints, autodoc_class_signature = "bysource", "description", "separated"
+autodoc_member_order, autodoc_typehints, autodoc_class_signature = "bysource", "description", "mixed"
 autodoc_typehints_description_target = "documented"
 napoleon_use_ivar = True
 # Docstrings are plain text, not reStructuredText: what is between backticks is code, and nothing else is marked.
@@ -87,7 +92,9 @@ def reference() -> str:
         for item in module.__all__:
             found = getattr(module, item)
             if isinstance(found, type):
-                parts.append(f".. autoclass:: {name}.{item}\n   :members:\n")
+                # What a strategy does in a round is the contract's, and is documented there.
+                members = "" if issubclass(found, Strategy) and found is not Strategy else "   :members:\n"
+                parts.append(f".. autoclass:: {name}.{item}\n{members}")
             elif callable(found) and hasattr(found, "__name__"):
                 parts.append(f".. autofunction:: {name}.{item}\n")
         parts.append("```\n")
@@ -95,11 +102,11 @@ def reference() -> str:
     return "\n".join(parts)
 
 
-def _package(name: str) -> object:
-    return __import__(f"swarmstep.{name}", fromlist=["__all__"])
+def _package(name: str) -> ModuleType:
+    return importlib.import_module(f"swarmstep.{name}")
 
 
-def on_source(_: object, page: str, source: list[str]) -> None:
+def on_source(_: Any, page: str, source: list[str]) -> None:
     """Add to a page what stands elsewhere."""
     text = source[0]
     folder, _, name = page.rpartition("/")
@@ -120,11 +127,9 @@ def on_source(_: object, page: str, source: list[str]) -> None:
     source[0] = re.sub(r"\[([^\]]*)\]\(evidence\.html\)", r'<a href="evidence.html">\1</a>', text)
 
 
-def on_docstring(*about: object) -> None:
+def on_docstring(*about: Any) -> None:
     """Make of plain text what reStructuredText shows as it is: only backticks mean something."""
-    lines = about[-1]
-    assert isinstance(lines, list)
-    literal = False
+    lines, literal = about[-1], False
     for place, line in enumerate(lines):
         if line.strip() and not line.startswith(" "):
             literal = line.rstrip().endswith("::")
@@ -133,18 +138,18 @@ def on_docstring(*about: object) -> None:
             lines[place] = "".join(p if p.startswith("`") else re.sub(r"([*|_\\])", r"\\\1", p) for p in parts)
 
 
-def on_finished(app: object, error: Exception | None) -> None:
+def on_finished(app: Any, error: Exception | None) -> None:
     """The front page is where a browser looks for it."""
     if error is None:
-        folder = Path(app.outdir)  # type: ignore[attr-defined]
+        folder = Path(app.outdir)
         shutil.copyfile(folder / "README.html", folder / "index.html")
 
 
-def setup(app: object) -> None:
+def setup(app: Any) -> None:
     """Register what is above with Sphinx."""
     for event, function, priority in (
         ("source-read", on_source, 500),
         ("autodoc-process-docstring", on_docstring, 100),  # before napoleon, which writes reStructuredText
         ("build-finished", on_finished, 500),
     ):
-        app.connect(event, function, priority)  # type: ignore[attr-defined]
+        app.connect(event, function, priority)

@@ -233,7 +233,7 @@ _ALL = (
     Card(
         name="swarm",
         title="informed swarm: drawn to all trusted workers, with momentum",
-        use="you try one first; with a probe it finds out by itself whom to trust",
+        use="you have no reason for another: with a probe it finds out by itself whom to trust",
         avoid="workers may lie on purpose: a worker judges itself",
         traffic=ALL_REDUCE,
         memory="2",

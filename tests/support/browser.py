@@ -120,7 +120,10 @@ class Browser:
         complaints: list[Any] = []
         for event in self.events:
             about = event.get("params", {})
-            if event["method"] == "Network.requestWillBeSent" and about["request"]["url"][:5] != "file:":
+            if event["method"] == "Network.requestWillBeSent" and about["request"]["url"][:5] not in (
+                "file:",
+                "data:",
+            ):
                 complaints.append(about["request"]["url"])
             if event["method"] in ("Runtime.exceptionThrown", "Log.entryAdded"):
                 complaints.append(about)

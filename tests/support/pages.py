@@ -95,13 +95,7 @@ def _of_two_classes() -> dict[str, Any]:
     return {"model": nn.Sequential(nn.Linear(8, 1), nn.Flatten(0)), "batches": batches}
 
 
-def _of_one_hot() -> dict[str, Any]:
-    return {"targets": torch.eye(3)[torch.arange(16) % 3]}
-
-
-WORKERS = {"layerwise.md": 5}  # a ring of four neighbours; two are enough elsewhere
 OF_PAGE = {
-    "layerwise.md": _of_one_hot,
     "jacobi.md": _of_sweeps,
     "asynchronous.md": _of_jobs,
     "rare-positives.md": _of_two_classes,

@@ -13,7 +13,7 @@ import pytest
 from browser import Browser, needs_browser
 from pages import ROOT, blocks, name_of, runnable
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 MAIN = (
     *("index", "quick-start", "tutorial", "how-to", "choosing", "results", "api", "log", "glossary", "faq"),
     *(

@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from pages import PAGES, ROOT, WORKERS, blocks, given, name_of, runnable
+from pages import PAGES, ROOT, blocks, given, name_of, runnable
 from swarmstep import Group, simulate
 from swarmstep.cards import ASYNCHRONOUS, CARDS, LAYERWISE
 
-LANGUAGES = {"", "python", "sh", "diff", "{code-cell}"}
+LANGUAGES = {"", "python", "sh", "diff", "yaml", "toml", "json", "{code-cell}"}
+MARK = "say ```sh, and `<!-- not run: REASON -->` in the line before where it cannot be run: "
 COMMAND = re.compile(
     r"^(?:\$ )?(?:sudo |\.venv/bin/|python |make |pip |torchrun |swarmstep |export \w)", re.MULTILINE
 )
@@ -27,7 +28,7 @@ def test_commands_are_marked_as_such_so_that_they_are_run(page: Path) -> None:
     for block in blocks(page):
         assert block.language in LANGUAGES
         # What a command prints may name the next one.
-        assert block.language or not COMMAND.match(block.text), block.text
+        assert block.language or not COMMAND.match(block.text), MARK + block.text
 
 
 @pytest.mark.parametrize("page", runnable("python"), ids=name_of)
@@ -40,7 +41,7 @@ def test_the_python_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pyte
             if block.language == "python" and not block.reason:
                 exec(compile(block.text, name_of(page), "exec"), names)
 
-    simulate(run, workers=WORKERS.get(page.name, 2))
+    simulate(run, workers=2)
 
 
 @pytest.mark.parametrize("side", ["-", "+"])
