@@ -9,7 +9,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: setup demo test test-slow coverage check chaos format package gpu evidence evidence-full readme clean
+.PHONY: setup demo test test-slow docs coverage check chaos format package gpu evidence evidence-full readme clean
 
 # What is installed: what training needs; beside it what the tests need, or the checks.
 setup: $(VENV)/ready-test $(VENV)/ready-lint
@@ -33,6 +33,10 @@ test: $(VENV)/ready-test
 # Minutes each, and many fresh examples for all that Hypothesis draws; hours.
 test-slow: $(VENV)/ready-test
 	$(BIN)/pytest -m "slow or hypothesis" --hypothesis-profile long --timeout 3600 -o faulthandler_timeout=0
+
+# The documentation site, in build/docs: open index.html. Notebooks are executed; a warning is an error.
+docs: $(VENV)/ready-docs
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
 
 # Line and branch coverage of `make test`, with all processes that the tests start.
 coverage: $(VENV)/ready-test

@@ -1,10 +1,11 @@
-"""Writes the measured figures of README.md from benchmarks/results, and from nothing else.
+"""Writes the measured figures of the pages in PAGES from benchmarks/results, and from nothing else.
 
-    python benchmarks/claims.py            # rewrites the blocks of README.md: make readme
+    python benchmarks/claims.py            # rewrites the blocks of the pages: make readme
     python benchmarks/claims.py --check    # says which blocks differ
 
 A block is between `<!-- evidence: NAME -->` and `<!-- end evidence -->`. To add one: a function that returns its
-Markdown and names the files it has read, an entry in BLOCKS, and the two comments in README.md.
+Markdown, with links from the top of the repository, and names the files it has read, an entry in BLOCKS, and the
+two comments in one of the pages.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from swarmstep.compare.sections import Section
 from swarmstep.errors import DataError
 from swarmstep.workloads.defaults import BUILT_IN
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+PAGES = ("README.md", "docs/results.md")
 RESULTS = Path(__file__).parent / "results"
 FOLDER = "benchmarks/results"
 
@@ -166,12 +168,17 @@ def timed() -> str:
     file = "evidence-link.json"
     lines, rows = headline.lines(RESULTS / file), _timed_rows(file)
     target = f"test accuracy of {100 * results.load(RESULTS / file).about['target']['accuracy']:g} % on MNIST"
-    first = [row.method for row in sections(file)[0].rows if row.rank == 1]
-    infrequent = {line.method for line in lines if line.every > 1 and line.reached == line.seeds}
-    counts = claim("synchronizing rarely is what counts", set(first) == infrequent)
+    counts = claim("synchronizing rarely is what counts", _rarely_counts(file))
     conclusion = f"""So, plainly: {counts}, and between the ways to do it {_seeds(lines)} seeds do not tell: a
         target is reached at one round or at the next."""
     return f"{paragraph(_timed_about(file, target))}\n\n{rows}\n\n{paragraph(conclusion)}"
+
+
+def _rarely_counts(file: str) -> bool:
+    """Return whether all that synchronize rarely, and nobody else, share the first rank."""
+    first = {row.method for row in sections(file)[0].rows if row.rank == 1}
+    lines = headline.lines(RESULTS / file)
+    return first == {line.method for line in lines if line.every > 1 and line.reached == line.seeds}
 
 
 def timed_text() -> str:
@@ -386,7 +393,39 @@ def unequal_machines() -> str:
     return f"{paragraph(about)}\n\n{table(*unequal.table(read(file)['rows']))}"
 
 
+def in_short() -> str:
+    """Return the three claims of the README."""
+    link_file, untuned_file, chaos_file = "evidence-link.json", "untuned.json", "chaos-mnist-720.json"
+    loaded, lines = results.load(RESULTS / link_file), headline.lines(RESULTS / link_file)
+    best, ddp = lines[0], next(line for line in lines if line.method == "ddp")
+    cell = next(cell for cell in loaded.runs() if cell.real)
+    rarely = claim("Synchronizing rarely is what counts there", _rarely_counts(link_file))
+    slow = f"""**Slow links.** {100 * loaded.about["target"]["accuracy"]:g} % on MNIST, {cell.parameters:,}
+        parameters, {cell.config["workers"]} processes, {rate(link_file)} each: {best.seconds.mean:.1f} s with the
+        {headline.name(best)}; {ddp.seconds.mean:.0f} s with torch's DistributedDataParallel
+        ({link(f"{best.seeds} seeds", link_file)}). {rarely}; between the ways to do it the seeds do not tell."""
+    condition = {"workload": "mnist", "model": "lenet5", "every": 16, "workers": 4, "fault": None}
+    rows = [row for row in read(untuned_file)["rows"] if row == row | condition]
+
+    def loss(method: str, shards: str) -> float:
+        of = [row["test_loss"] for row in rows if (row["strategy"], row["shards"]) == (method, shards)]
+        return sum(of) / len(of)
+
+    bad = f"""**Bad workers.** One of four has random labels, and nobody is told which: the test loss on MNIST is
+        {loss("swarm", "bad-labels:1"):.3f} with the swarm, {loss("local-sgd", "bad-labels:1"):.3f} with plain
+        averaging. Where all is well: {loss("swarm", "iid"):.3f} and {loss("local-sgd", "iid"):.3f}
+        ({link("runs", untuned_file)})."""
+    storm = read(chaos_file)
+    lost = f"""**Lost workers.** {storm["faults"]} faults in {storm["minutes"]:g} minutes, among
+        {storm["workers"]} workers ({", ".join(storm["kinds"])}): training survived {storm["survived"]}, lost
+        {storm["lost_rounds"]} of {storm["committed_rounds"]} rounds, was whole again after
+        {storm["recover_seconds_median"]:.1f} s in the median, and kept
+        {storm["throughput_ratio"]:.2f} of its speed ({link("run", chaos_file)})."""
+    return "\n".join(textwrap.indent(paragraph(text), "  ").replace("  ", "- ", 1) for text in (slow, bad, lost))
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
+    "in-short": in_short,
     "unequal": unequal_machines,
     "demo": demo,
     "as-they-come": as_they_come,
@@ -403,27 +442,57 @@ BLOCK = re.compile(r"(<!-- evidence: (\S+) -->\n)(.*?)(<!-- end evidence -->)", 
 MARKER = re.compile(r"<!--\s*(?:end )?evidence")
 
 
-def rewritten(text: str) -> str:
-    """Return a page with all its blocks rewritten.
+def rewritten(pages: dict[str, str]) -> dict[str, str]:
+    """Return pages, by their names, with all blocks rewritten.
 
     Raises:
         DataError: a block has no end, no function or no place, or its results are missing or contradict it.
     """
-    names = [match[2] for match in BLOCK.finditer(text)]
-    if sorted(names) != sorted(BLOCKS) or len(MARKER.findall(text)) != 2 * len(names):
+    names = [match[2] for text in pages.values() for match in BLOCK.finditer(text)]
+    markers = sum(len(MARKER.findall(text)) for text in pages.values())
+    if sorted(names) != sorted(BLOCKS) or markers != 2 * len(names):
         raise DataError(
-            f"README.md: expected one block each, ended, for {', '.join(BLOCKS)}; found {', '.join(names)}"
+            f"{' and '.join(pages)}: expected one block each, ended, for {', '.join(BLOCKS)}; "
+            f"found {', '.join(names)}"
         )
+    return {name: _rewritten(name, text) for name, text in pages.items()}
+
+
+def _rewritten(name: str, text: str) -> str:
+    top = "../" * name.count("/")
     try:
-        return BLOCK.sub(lambda match: f"{match[1]}{BLOCKS[match[2]]()}\n{match[4]}", text)
+        text = BLOCK.sub(lambda of: f"{of[1]}{BLOCKS[of[2]]().replace('](', f']({top}')}\n{of[4]}", text)
     except KeyError as error:
         raise DataError(f"{FOLDER} lacks {error}, which a block needs; run its benchmark again") from None
+    return with_address(text, address()) if name == "README.md" else text
 
 
-def stale(text: str) -> list[str]:
-    """Return the names of the blocks of a page that differ from the results."""
-    pairs = zip(BLOCK.findall(text), BLOCK.findall(rewritten(text)), strict=True)
-    return [block[1] for block, expected in pairs if block != expected]
+def address() -> str:
+    """Return the repository's address as pyproject.toml names it, under [project.urls]; empty if it does not."""
+    found = re.search(r'^Repository = "(\S+?)/?"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    return found[1] if found else ""
+
+
+def with_address(text: str, repository: str) -> str:
+    """Return a page whose links to files of the repository work anywhere, such as on the page of the package."""
+    if not repository:
+        return text
+    text = re.sub(r"(!\[[^\]]*\]\()(?!\w+:|#)", rf"\1{repository}/raw/HEAD/", text)
+    return re.sub(r"\]\((?!\w+:|#)", f"]({repository}/blob/HEAD/", text)
+
+
+def stale(pages: dict[str, str]) -> list[tuple[str, str]]:
+    """Return page and name of the blocks that differ from the results; without a name, of a page's links."""
+    differ: list[tuple[str, str]] = []
+    for name, text in rewritten(pages).items():
+        pairs = list(zip(BLOCK.findall(pages[name]), BLOCK.findall(text), strict=True))
+        blocks = [(name, f"block {block[1]}") for block, expected in pairs if block != expected]
+        differ += blocks or ([(name, "links")] if text != pages[name] else [])
+    return differ
+
+
+def read_pages() -> dict[str, str]:
+    return {name: (ROOT / name).read_text() for name in PAGES}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -431,16 +500,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if a block differs")
     args = parser.parse_args(arguments)
     try:
-        text = README.read_text()
-        differ = stale(text)
+        pages = read_pages()
+        differ = stale(pages)
         if not args.check:
-            README.write_text(rewritten(text))
+            for name, text in rewritten(pages).items():
+                (ROOT / name).write_text(text)
     except DataError as error:
         print(error)
         return 1
     outcome = "differs from the results; run `make readme`" if args.check else "rewritten"
-    for name in differ:
-        print(f"README.md, block {name}: {outcome}")
+    for name, what in differ:
+        print(f"{name}, {what}: {outcome}")
     return 1 if differ and args.check else 0
 
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The experiments behind the README and docs/evidence.html, each a few commands; finished cells are not run again.
+# The experiments behind the README, docs/results.md and docs/evidence.html, each a few commands; finished cells are not run again.
 #
 #     benchmarks/evidence.sh untuned | headline | link | text | mnist | conditions | cifar10 | report ...
 #

@@ -1,4 +1,4 @@
-"""No claim without evidence: README.md says what the result files say, and no figure stands there without one."""
+"""No claim without evidence: the pages say what the result files say, and no figure stands there without one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "benchmarks"))
 claims = importlib.import_module("claims")
 
-README = (ROOT / "README.md").read_text()
+PAGES = claims.read_pages()
+README = PAGES["README.md"]
+ALL = "\n".join(PAGES.values())
 FILES = sorted(file.name for file in (ROOT / "benchmarks" / "results").glob("*.json"))
 
 NUMBER = r"(?<!\w)(?:\d[\d.,]*|two|three|four|five|six|seven|eight|nine|ten|twenty|hundred|several|many)"
@@ -73,8 +75,13 @@ def unfounded(page: str) -> list[tuple[int, str]]:
     return [(page.count("\n", 0, m.start()) + 1, " ".join(m[0].split())) for m in FIGURE.finditer(page)]
 
 
-def block(name: str, page: str = README) -> str:
-    return next(match[3] for match in claims.BLOCK.finditer(page) if match[2] == name)
+def block(name: str) -> str:
+    return next(match[3] for match in claims.BLOCK.finditer(ALL) if match[2] == name)
+
+
+def replaced(old: str, new: str, count: int = -1) -> dict[str, str]:
+    """Return the pages with a text replaced."""
+    return {name: text.replace(old, new, count) for name, text in PAGES.items()}
 
 
 def named(page: str) -> set[str]:
@@ -85,13 +92,24 @@ def named(page: str) -> set[str]:
     return {file for file in FILES if any(fnmatch(file, pattern) for pattern in patterns)}
 
 
-def test_readme_is_what_the_results_make_it() -> None:
-    assert claims.stale(README) == [], "run `make readme`"
-    assert claims.rewritten(README) == README
+def test_the_pages_are_what_the_results_make_them() -> None:
+    assert claims.stale(PAGES) == [], "run `make readme`"
+    assert claims.rewritten(PAGES) == PAGES
 
 
-def test_no_figure_of_the_readme_stands_without_evidence() -> None:
-    assert unfounded(README) == [], "make a block for it in benchmarks/claims.py, or leave it out"
+@pytest.mark.parametrize("name", PAGES)
+def test_no_figure_of_a_page_stands_without_evidence(name: str) -> None:
+    assert unfounded(PAGES[name]) == [], "make a block for it in benchmarks/claims.py, or leave it out"
+
+
+def test_links_of_the_readme_work_on_the_page_of_the_package() -> None:
+    text = claims.with_address(README, "https://example.org/repository")
+    assert claims.with_address(text, "https://example.org/repository") == text
+    assert claims.with_address(README, "") == README
+    targets = re.findall(r"(!?)\[[^\]]*\]\(([^)\s]+)\)", text)
+    assert ("", "https://example.org/repository/blob/HEAD/docs/quick-start.md") in targets
+    assert ("!", "https://example.org/repository/raw/HEAD/docs/headline.svg") in targets
+    assert all(target.startswith("https://") for _, target in targets)
 
 
 @pytest.mark.parametrize(
@@ -168,15 +186,15 @@ def test_a_figure_within_a_block_is_its_functions_business_and_lines_are_counted
 
 def test_what_is_allowed_is_said_and_true() -> None:
     for pattern in ALLOWED:
-        assert re.search(pattern, README), pattern
+        assert re.search(pattern, ALL), pattern
     project = (ROOT / "pyproject.toml").read_text()
     assert 'requires-python = ">=3.10"' in project
     assert 'license = "Apache-2.0"' in project
 
 
 def test_every_named_result_file_exists_and_says_how_it_was_made() -> None:
-    assert named(README)
-    for file in named(README):
+    assert named(ALL)
+    for file in named(ALL):
         ways = ("python ", ".venv/bin/", "sudo .venv/bin/", "swarmstep ", "benchmarks/")
         assert claims.command(file).startswith(ways), file
     for file in claims.COMMANDS:
@@ -238,6 +256,7 @@ def tripled(content: Any) -> Any:
     if not isinstance(content, dict):
         return content
     measured = ("test_loss", "test_accuracy", "bytes_sent_per_worker", "ratio")
+    measured += ("recover_seconds_median", "throughput_ratio")
     if "points" in content:
         points = [[step, *(x and 3 * x for x in rest)] for step, *rest in content["points"]]
         content = {**content, "points": points}
@@ -247,7 +266,7 @@ def tripled(content: Any) -> Any:
     }
 
 
-@pytest.mark.parametrize("name", ["demo", "muon", "overlap", "rounds", "paper", "conditions"])
+@pytest.mark.parametrize("name", ["in-short", "demo", "muon", "overlap", "rounds", "paper", "conditions"])
 def test_other_results_make_other_figures(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for file in named(block(name)):
         (tmp_path / file).write_text(json.dumps(tripled(claims.read(file))))
@@ -279,27 +298,35 @@ def test_the_figure_is_what_the_results_make_it() -> None:
 @few
 @given(name=st.sampled_from(sorted(claims.BLOCKS)), text=st.text().filter(lambda text: "<!--" not in text))
 def test_whatever_stands_in_a_block_is_replaced_and_nothing_else(name: str, text: str) -> None:
-    page = README.replace(block(name), text)
-    made = {each: functools.partial(str.strip, block(each), "\n") for each in claims.BLOCKS}
+    pages = replaced(block(name), text)
+    made = {each: functools.partial(from_the_top, each) for each in claims.BLOCKS}
     with patch.dict(claims.BLOCKS, made):  # what they make is held above
-        assert claims.rewritten(page) == README
-        assert claims.stale(page) == ([] if text == block(name) else [name])
+        assert claims.rewritten(pages) == PAGES
+        assert [what for _, what in claims.stale(pages)] == ([] if text == block(name) else [f"block {name}"])
+
+
+def from_the_top(name: str) -> str:
+    """Return a block of the pages as its function makes it."""
+    return block(name).strip("\n").replace("](../", "](")
 
 
 @pytest.mark.parametrize(
-    "page",
+    "pages",
     [
-        README.replace("<!-- end evidence -->", "", 1),
-        README.replace("<!-- evidence: rounds -->\n", ""),
-        README.replace("evidence: rounds", "evidence: invented"),
-        README.replace("evidence: rounds", "evidence: overlap"),
-        README + "<!-- evidence: invented -->\nIt is 3 times faster.\n<!-- end evidence -->\n",
-        README + "<!--evidence: overlap -->\nIt is 3 times faster.\n",
+        replaced("<!-- end evidence -->", "", 1),
+        replaced("<!-- evidence: rounds -->\n", ""),
+        replaced("evidence: rounds", "evidence: invented"),
+        replaced("evidence: rounds", "evidence: overlap"),
+        {
+            **PAGES,
+            "README.md": README + "<!-- evidence: overlap -->\nIt is 3 times faster.\n<!-- end evidence -->\n",
+        },
+        {**PAGES, "README.md": README + "<!--evidence: overlap -->\nIt is 3 times faster.\n"},
     ],
 )
-def test_blocks_that_nothing_makes_are_refused(page: str) -> None:
+def test_blocks_that_nothing_makes_are_refused(pages: dict[str, str]) -> None:
     with pytest.raises(DataError, match=r"expected one block each, ended, for "):
-        claims.rewritten(page)
+        claims.rewritten(pages)
 
 
 def test_missing_results_are_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,7 +337,7 @@ def test_missing_results_are_said_in_one_line(tmp_path: Path, monkeypatch: pytes
         (tmp_path / file).write_bytes((ROOT / "benchmarks" / "results" / file).read_bytes())
     (tmp_path / "bench-overlap.json").write_text('{"rows": [], "machine": {"cpus": 2}}')
     with pytest.raises(DataError, match=r"lacks 'no communication'"):
-        claims.rewritten(README)
+        claims.rewritten(PAGES)
     (tmp_path / "bench-new.json").write_text('{"rows": []}')
     with pytest.raises(DataError, match=r"bench-new.json has no `command`"):
         claims.command("bench-new.json")
@@ -321,18 +348,27 @@ def test_missing_results_are_said_in_one_line(tmp_path: Path, monkeypatch: pytes
 def test_the_command_checks_and_repairs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    page = tmp_path / "README.md"
-    monkeypatch.setattr(claims, "README", page)
-    tampered = README.replace("| 0.17 |", "| 0.07 |")
-    page.write_text(tampered)
+    def write(pages: dict[str, str]) -> None:
+        for name, text in pages.items():
+            (tmp_path / name).write_text(text)
+
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "pyproject.toml").write_text("")
+    monkeypatch.setattr(claims, "ROOT", tmp_path)
+    tampered = replaced("| 0.17 |", "| 0.07 |")
+    write(tampered)
     assert claims.main(["--check"]) == 1
-    assert capsys.readouterr().out == "README.md, block overlap: differs from the results; run `make readme`\n"
-    assert page.read_text() == tampered
+    said = "docs/results.md, block overlap: "
+    assert capsys.readouterr().out == f"{said}differs from the results; run `make readme`\n"
+    assert claims.read_pages() == tampered
     assert claims.main([]) == 0
-    assert capsys.readouterr().out == "README.md, block overlap: rewritten\n"
-    assert page.read_text() == README
+    assert capsys.readouterr().out == f"{said}rewritten\n"
+    assert claims.read_pages() == PAGES
     assert claims.main(["--check"]) == 0
     assert capsys.readouterr().out == ""
-    page.write_text(README.replace("evidence: rounds", "evidence: invented"))
+    (tmp_path / "pyproject.toml").write_text('[project.urls]\nRepository = "https://example.org/it/"\n')
+    assert claims.main(["--check"]) == 1
+    assert capsys.readouterr().out.startswith("README.md, ")
+    write(replaced("evidence: rounds", "evidence: invented"))
     assert claims.main(["--check"]) == 1
     assert capsys.readouterr().out.count("\n") == 1
