@@ -19,6 +19,7 @@ from swarmstep import fault_points
 from swarmstep.checkpoint.saver import Saver
 from swarmstep.comm.background import LAST_WAIT
 from swarmstep.comm.process_groups import serve_store
+from swarmstep.comm.store import TcpAddress
 from swarmstep.elastic.keys import candidates_key
 from swarmstep.elastic.membership import Membership
 
@@ -26,7 +27,7 @@ from swarmstep.elastic.membership import Membership
 def regrouped(end: Any, port: int, folder: Any) -> None:
     """Regroup while a checkpoint is being written to a disk that blocks; say how long it took."""
     gate, saver = Gate(), Saver(folder)
-    membership = Membership(("127.0.0.1", port), "a.0", silence=1.0, patience=SOON)
+    membership = Membership(TcpAddress("127.0.0.1", port), "a.0", silence=1.0, patience=SOON)
     comm = membership.join()
     comm.decide()
     saver.start(1, {"gate": gate}, 0, 1)

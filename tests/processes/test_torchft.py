@@ -19,6 +19,7 @@ import pytest
 from forking import Popen
 from swarmstep.cli import main
 from swarmstep.comm.process_groups import serve_store
+from swarmstep.comm.store import TcpAddress
 from swarmstep.elastic import supervisor
 from swarmstep.elastic.supervisor import Supervisor, SupervisorOptions
 from swarmstep.elastic.torchft import ADDRESS, Lighthouse, LighthouseMembership, serve_lighthouse
@@ -112,7 +113,7 @@ def test_none_at_the_address(form: str) -> None:
     store, port = serve_store()
     address = form.format(free_port())
     with pytest.raises(CommError) as caught:
-        LighthouseMembership(("127.0.0.1", port), "0.0", address)
+        LighthouseMembership(TcpAddress("127.0.0.1", port), "0.0", address)
     said = str(caught.value)
     assert f"worker 0.0: the lighthouse at {address} cannot be reached" in said
     assert ("Connection refused" if "http" in address else "scheme is missing") in said

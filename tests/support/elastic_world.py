@@ -41,6 +41,7 @@ from swarmstep import (
 )
 from swarmstep.comm.codecs import Int8
 from swarmstep.comm.process_groups import serve_store
+from swarmstep.comm.store import TcpAddress
 from swarmstep.elastic.membership import Membership
 from swarmstep.errors import PeerLost, RunOver
 from swarmstep.runtime.flat import Flat
@@ -255,7 +256,12 @@ def _train(reporter: Reporter, port: int, name: str, plan: Plan) -> None:
     slot = int(name.split(".")[0])
     formation_module.START_WAIT = plan.gathering
     membership = Membership(
-        ("127.0.0.1", port), name, start=plan.start, silence=plan.silence, patience=plan.patience, exact=True
+        TcpAddress("127.0.0.1", port),
+        name,
+        start=plan.start,
+        silence=plan.silence,
+        patience=plan.patience,
+        exact=True,
     )
     comm = membership.join()
     worker = Worker(plan, comm, slot)

@@ -286,11 +286,12 @@ def test_a_group_of_two_secrets_does_not_begin() -> None:
 
 MEMBER = """
 import sys
+from swarmstep.comm.store import TcpAddress
 from swarmstep.elastic.membership import Membership
 from swarmstep.errors import CommError
 
 port, name, secret = sys.argv[1:]
-membership = Membership(("127.0.0.1", int(port)), name, start=2, silence=1.0, patience=4.0, secret=secret.encode())
+membership = Membership(TcpAddress("127.0.0.1", int(port)), name, start=2, silence=1.0, patience=4.0, secret=secret.encode())
 try:
     print(membership.join().size)
 except CommError as error:

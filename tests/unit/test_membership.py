@@ -17,6 +17,7 @@ from swarmstep.comm import heartbeat
 from swarmstep.comm.group import Decision
 from swarmstep.comm.heartbeat import Heartbeat
 from swarmstep.comm.process_groups import connect, serve_store
+from swarmstep.comm.store import TcpAddress
 from swarmstep.elastic.commit_vote import ABORT, COMMIT, CommitVote, first_verdict
 from swarmstep.elastic.keys import FINISH, OVER, STOP, candidates_key, members_key, vote_key
 from swarmstep.elastic.membership import Membership
@@ -201,7 +202,7 @@ def test_a_store_that_is_gone_is_a_lost_peer() -> None:
 
 
 def member(store: tuple[Any, int], name: str, **how: Any) -> Membership:
-    return Membership(("127.0.0.1", store[1]), name, **{"silence": 1.0, "patience": SOON, **how})
+    return Membership(TcpAddress("127.0.0.1", store[1]), name, **{"silence": 1.0, "patience": SOON, **how})
 
 
 def here(store: tuple[Any, int], number: int, rows: list[tuple[str, tuple[int, int] | None]]) -> None:
@@ -336,7 +337,7 @@ def test_the_first_wait_for_each_other(store: tuple[Any, int]) -> None:
 
 def test_a_store_that_nobody_serves_is_named() -> None:
     with pytest.raises(CommError, match=r"worker a\.0: the store at 127\.0\.0\.1:1 cannot be reached: .*probably"):
-        Membership(("127.0.0.1", 1), "a.0", patience=0.5)
+        Membership(TcpAddress("127.0.0.1", 1), "a.0", patience=0.5)
 
 
 # Real processes.

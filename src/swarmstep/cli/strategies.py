@@ -74,8 +74,6 @@ def _described(card: Card, settings: Sequence[dict[str, Any]], recipe: Recipe | 
     """Return all there is to say of a method."""
     weighted = "by the examples or tokens of each worker" if card.weighted else "all workers count the same"
     about = [
-        ("use when", card.use),
-        ("avoid when", card.avoid),
         ("traffic", f"{card.traffic} P sent by a worker in a round, mean over the W workers"),
         ("memory", f"{card.memory} P kept between rounds"),
         ("weights", weighted),

@@ -11,23 +11,12 @@ import contextlib
 import threading
 import time
 from collections.abc import Sequence
-from typing import Protocol
 
 from swarmstep.comm.interfaces import own_address
+from swarmstep.comm.store import Store
 from swarmstep.comm.witness import Witness, vouched
 
 PERIOD = 0.5  # seconds between two heartbeats
-
-
-class Store(Protocol):
-    """The part of torch's Store that is used here."""
-
-    def add(self, key: str, amount: int, /) -> int: ...
-    def get(self, key: str, /) -> bytes: ...
-    def set(self, key: str, value: str, /) -> None: ...
-    def check(self, keys: list[str], /) -> bool: ...
-    def multi_get(self, keys: list[str], /) -> list[bytes]: ...
-    def compare_set(self, key: str, expected: str, desired: str, /) -> bytes: ...
 
 
 class Heartbeat:
@@ -67,6 +56,7 @@ class Heartbeat:
         self._names, self._flag = list[str](), ""
         self._counts, self._seen = list[bytes](), list[float]()
         self._dead, self._flagged = set[str](), False
+        self._existing = set[str]()  # keys that exist: `multi_get` would wait for others
         self.watch(names)
         store.add(_alive_key(name), 1)
 
@@ -103,22 +93,25 @@ class Heartbeat:
         atexit.register(self.stop)  # no thread may be inside the store while the interpreter ends
 
     def _run(self) -> None:
-        existing: set[str] = set()  # keys that exist: `multi_get` would wait for others
         try:
             while not self._stop.wait(self.period):
-                self._asked = time.monotonic()
-                self._store.add(_alive_key(self._name), 1)
-                with self._lock:
-                    names, flag = self._names, self._flag
-                counters = [dead_key(name) for name in names] + ([flag] if flag else [])
-                for key in set(counters) - existing:
-                    self._store.add(key, 0)
-                existing |= set(counters)
-                keys = [_alive_key(name) for name in names] + counters
-                self._record(names, self._store.multi_get(keys) if keys else [])
-                self._ask_for(names)
+                self._beat()
         except Exception as error:
             self.error = error
+
+    def _beat(self) -> None:
+        """Send a heartbeat, and look for those of the others."""
+        self._asked = time.monotonic()
+        self._store.add(_alive_key(self._name), 1)
+        with self._lock:
+            names, flag = self._names, self._flag
+        counters = [dead_key(name) for name in names] + ([flag] if flag else [])
+        for key in set(counters) - self._existing:
+            self._store.add(key, 0)
+        self._existing |= set(counters)
+        keys = [_alive_key(name) for name in names] + counters
+        self._record(names, self._store.multi_get(keys) if keys else [])
+        self._ask_for(names)
 
     def _record(self, names: list[str], values: list[bytes]) -> None:
         """Take in what the store answered: a heartbeat count of each name, then `dead` of each, then the flag."""

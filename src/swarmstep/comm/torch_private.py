@@ -11,11 +11,13 @@ from torch import nn
 from torch._C._distributed_c10d import (  # public in torch.distributed, but not annotated there
     PrefixStore,
     ProcessGroupGloo,
+    Store,
     TCPStore,
 )
 
 __all__ = [
     "PrefixStore",
+    "Store",
     "TCPStore",
     "all_groups",
     "groups_made",

@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 from swarmstep import fault_points
 from swarmstep.comm.group import Decision
 from swarmstep.comm.process_groups import brief
-from swarmstep.comm.torch_private import TCPStore
+from swarmstep.comm.store import Store
 from swarmstep.errors import CommError, PeerLost
 
 LONGEST_PAUSE = 5e-3  # seconds between two looks at the verdict
 COMMIT, ABORT = "commit", "abort"
+ATTEMPTS = 5  # connections on which a verdict is asked for; each waits until the store answers
 
 
 def first_verdict(key: str) -> str:
@@ -38,7 +39,7 @@ class CommitVote:
 
     def __init__(
         self,
-        connect: Callable[[], TCPStore],
+        connect: Callable[[], Store],
         key: str,
         size: int,
         requests: Sequence[str],
@@ -46,7 +47,7 @@ class CommitVote:
     ) -> None:
         self._connect, self._key, self._size = connect, key, size
         self._requests, self._begun = list(requests), begun
-        self._store: TCPStore | None = None
+        self._store: Store | None = None
         self._number = 0
 
     def decide(self, check: Callable[[float], None]) -> Decision:
@@ -56,7 +57,8 @@ class CommitVote:
             check: called with the seconds waited; raises PeerLost if waiting for the other votes makes no sense.
 
         Raises:
-            PeerLost: the verdict is that it does not count.
+            PeerLost: the verdict is that it does not count, or there was no vote.
+            CommError: there was a vote, and the store does not tell the verdict: this rank cannot go on.
         """
         store, key, last = self._connected(), self._verdict_key, False
         try:
@@ -68,32 +70,47 @@ class CommitVote:
             self._wait(store, key, check)
             verdict = store.get(key).decode().split()
         except (CommError, RuntimeError) as error:
-            verdict = self._give_up(store, key, error)
+            verdict = self._give_up(key, error)
         if verdict[0] == ABORT:
             raise PeerLost("another rank has given up the round")
-        self._advance(store, last)
+        self._advance(last)
         return Decision(*(name in verdict for name in Decision._fields))
 
-    def _give_up(self, store: TCPStore, key: str, error: CommError | RuntimeError) -> list[str]:
-        """Abort and raise; if all votes have been counted by now, the round counts: return the verdict."""
-        verdict = self._abort(store, key)
+    def _give_up(self, key: str, error: CommError | RuntimeError) -> list[str]:
+        """Abort and raise; if all votes have been counted by now, the round counts: return the verdict.
+
+        Without a verdict this rank would not know whether what it holds is out of date, so it is waited for.
+        """
+        verdict: list[str] = []
+        for _ in range(ATTEMPTS):
+            with contextlib.suppress(PeerLost):
+                verdict = self._abort(self._connected(), key)
+                break
+            self._store = None
+        if not verdict:
+            raise CommError(
+                f"voted, and the store does not tell whether the round counts ({brief(error)}): this worker cannot "
+                "go on, and the others do so without it"
+            ) from error
         if verdict[0] != ABORT:
             return verdict
         if isinstance(error, CommError):
             raise error
         raise _no_answer(error) from error
 
-    def _advance(self, store: TCPStore, last: bool) -> None:
+    def _advance(self, last: bool) -> None:
         """Go on to the next vote; the last rank to vote removes the previous verdict, but never the first one."""
-        if last and self._number > 1:  # all ranks have voted, so all have read the previous verdict
+        if (
+            last and self._store and self._number > 1
+        ):  # all ranks have voted, so all have read the previous verdict
             with contextlib.suppress(RuntimeError):  # the store is gone: this round counts all the same
                 for old in (f"{self._key}/{self._number - 1}", f"{self._key}/{self._number - 1}/votes"):
-                    store.delete_key(old)
+                    self._store.delete_key(old)
         self._number += 1
         if self._number == 1:
             self._begun()
 
-    def _connected(self) -> TCPStore:
+    def _connected(self) -> Store:
         try:
             self._store = self._store or self._connect()
         except RuntimeError as error:
@@ -104,19 +121,19 @@ class CommitVote:
     def _verdict_key(self) -> str:
         return f"{self._key}/{self._number}"
 
-    def _commit(self, store: TCPStore, key: str) -> None:
+    def _commit(self, store: Store, key: str) -> None:
         requested = [int(count) > 0 for count in store.multi_get(self._requests)]
         names = [name for name, is_set in zip(Decision._fields, requested, strict=True) if is_set]
         store.compare_set(key, "", " ".join([COMMIT, *names]))
 
-    def _wait(self, store: TCPStore, key: str, check: Callable[[float], None]) -> None:
+    def _wait(self, store: Store, key: str, check: Callable[[float], None]) -> None:
         started, pause = time.monotonic(), 2e-4
         while not store.check([key]):  # polled: torch prints a warning for each wait that times out
             time.sleep(pause)
             pause = min(1.5 * pause, LONGEST_PAUSE)
             check(time.monotonic() - started)
 
-    def _abort(self, store: TCPStore, key: str) -> list[str]:
+    def _abort(self, store: Store, key: str) -> list[str]:
         """Set "abort" unless there is a verdict, and return the verdict."""
         try:
             return store.compare_set(key, "", ABORT).decode().split()

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from swarmstep import fault_points
 from swarmstep.comm.heartbeat import dead_key
-from swarmstep.comm.torch_private import TCPStore
+from swarmstep.comm.store import Store
 from swarmstep.elastic.commit_vote import ABORT, COMMIT, first_verdict
 from swarmstep.elastic.keys import OVER, STOP, candidates_key, forming_key, members_key, vote_key
 from swarmstep.elastic.store_link import StoreLink
@@ -170,7 +170,7 @@ class Formation:
         return verdict.decode().startswith(COMMIT)
 
 
-def begun(store: TCPStore) -> bool:
+def begun(store: Store) -> bool:
     """Return whether a group of the run that meets in this store has begun to train."""
     number = 0
     while store.check([members_key(number)]):

@@ -14,6 +14,7 @@ from swarmstep.comm import process_groups
 from swarmstep.comm.dist import DistComm
 from swarmstep.comm.epoch import Epoch
 from swarmstep.comm.secure.auth import prove, secret_of
+from swarmstep.comm.store import Address, store_at
 from swarmstep.elastic.commit_vote import CommitVote
 from swarmstep.elastic.formation import POLL, Formation
 from swarmstep.elastic.keys import (
@@ -43,7 +44,7 @@ class Membership:
     same processes; a worker that was wrongly taken for lost comes back as a newcomer.
 
     Args:
-        address: (host, port) of the store.
+        address: of the store.
         name: of this process; unique, also among those that have died.
         start: how many workers start together.
         silence: seconds without a heartbeat after which a worker counts as lost, at least 1.
@@ -61,7 +62,7 @@ class Membership:
 
     def __init__(
         self,
-        address: tuple[str, int],
+        address: Address,
         name: str,
         *,
         start: int = 1,
@@ -98,9 +99,8 @@ class Membership:
                 "swarmstep run --workers W PROGRAM.py"
             )
         store, worker, workers = (os.environ[name] for name in VARIABLES)
-        host, _, port = store.rpartition(":")
         return cls(
-            (host, int(port)),
+            store_at(store),
             worker,
             start=int(workers),
             silence=silence,

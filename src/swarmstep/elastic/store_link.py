@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from swarmstep.comm import process_groups
 from swarmstep.comm.heartbeat import Heartbeat
-from swarmstep.comm.torch_private import TCPStore
+from swarmstep.comm.store import Address, Store
 from swarmstep.elastic.keys import FINISH, OVER, RUN, STOP
 from swarmstep.errors import CommError
 
@@ -21,7 +21,7 @@ class StoreLink:
     """The store as one worker sees it.
 
     Args:
-        address: (host, port) of the store.
+        address: of the store.
         name: of this worker.
         patience: seconds to wait for the store.
 
@@ -34,24 +34,24 @@ class StoreLink:
         CommError: the store cannot be reached.
     """
 
-    def __init__(self, address: tuple[str, int], name: str, patience: float) -> None:
+    def __init__(self, address: Address, name: str, patience: float) -> None:
         self.name = name
         self._address, self._patience = address, patience
-        self.store: TCPStore
+        self.store: Store
         self.heartbeat: Heartbeat
         self.run: str
         self.reached(lambda: self._open([]))
 
-    def connect(self) -> TCPStore:
+    def connect(self) -> Store:
         """Return a new connection to the store; raise RuntimeError if there is none within `patience` seconds."""
-        return process_groups.connect(*self._address, self._patience)
+        return self._address.connect(self._patience)
 
     def _open(self, members: Sequence[str]) -> None:
         self.store = self.connect()
         for key in (STOP, FINISH, OVER):
             self.store.add(key, 0)
         self.run = self.store.compare_set(RUN, "", secrets.token_hex(8)).decode()
-        self.heartbeat = Heartbeat(self.connect(), self.name, members, PERIOD, self._address[0])
+        self.heartbeat = Heartbeat(self.connect(), self.name, members, PERIOD, self._address.host)
         self.heartbeat.start()
 
     def reopen_if_silent(self, members: Sequence[str]) -> None:
@@ -72,10 +72,9 @@ class StoreLink:
         try:
             return task()
         except RuntimeError as error:
-            host, port = self._address
             raise CommError(
-                f"worker {self.name}: the store at {host}:{port} cannot be reached: "
-                f"{process_groups.brief(error)}; the process that started the run has probably ended"
+                f"worker {self.name}: the store at {self._address} cannot be reached: "
+                f"{process_groups.brief(error)}; {self._address.advice}"
             ) from error
 
     def lost(self, silence: float) -> set[str]:

@@ -17,6 +17,7 @@ from collections.abc import Generator
 from datetime import timedelta
 from typing import Any
 
+from swarmstep.comm.store import Address
 from swarmstep.elastic.membership import Membership
 from swarmstep.elastic.store_link import PERIOD
 from swarmstep.errors import CommError, UsageError
@@ -78,7 +79,7 @@ class LighthouseMembership(Membership):
         UsageError: torchft is not installed.
     """
 
-    def __init__(self, address: tuple[str, int], name: str, lighthouse: str | None = None, **options: Any) -> None:
+    def __init__(self, address: Address, name: str, lighthouse: str | None = None, **options: Any) -> None:
         self._lighthouse = Lighthouse(lighthouse or os.environ[ADDRESS], name)
         super().__init__(address, name, **options)
 

@@ -1,0 +1,135 @@
+"""The store through which processes find each other and decide: what is asked of it, and where one is."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from swarmstep.comm import process_groups
+from swarmstep.comm.etcd import EtcdStore
+from swarmstep.errors import UsageError
+
+ETCD = "etcd://"
+
+
+class Store(Protocol):
+    """Texts by their keys, the same for all who ask; one connection to it.
+
+    torch's TCPStore is one (its server is one process), `swarmstep.comm.etcd.EtcdStore` another. Each call raises
+    RuntimeError where there is no answer in time. It may have been carried out then, once, and no second time.
+    """
+
+    def add(self, key: str, amount: int, /) -> int:
+        """Add to a counter, which begins at 0; return its value."""
+        ...
+
+    def set(self, key: str, value: str, /) -> None:
+        """Set a key that nobody else sets at the same time: without an answer it may be set again later."""
+        ...
+
+    def get(self, key: str, /) -> bytes:
+        """Return the value of a key; wait for it if there is none yet."""
+        ...
+
+    def check(self, keys: list[str], /) -> bool:
+        """Return whether all of these keys have values."""
+        ...
+
+    def multi_get(self, keys: list[str], /) -> list[bytes]:
+        """Return the values of keys; wait for those that have none yet."""
+        ...
+
+    def compare_set(self, key: str, expected: str, desired: str, /) -> bytes:
+        """Set a key that has the expected value ("": none); return the value that it has then.
+
+        `expected` where there is no value and one was expected.
+        """
+        ...
+
+    def delete_key(self, key: str, /) -> bool:
+        """Remove a key; return whether it had a value."""
+        ...
+
+
+class Address(Protocol):
+    """Where a store is."""
+
+    @property
+    def host(self) -> str:
+        """The machine towards which the workers' own addresses are found."""
+        ...
+
+    @property
+    def advice(self) -> str:
+        """What has probably happened, or what to do, where it cannot be reached."""
+        ...
+
+    def connect(self, patience: float) -> Store:
+        """Return a new connection; raise RuntimeError if there is none within `patience` seconds."""
+        ...
+
+
+class TcpAddress(NamedTuple):
+    """The store that one process serves: torch's TCPStore."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+    @property
+    def advice(self) -> str:
+        """What has probably happened, or what to do, where it cannot be reached."""
+        return "the process that started the run has probably ended"
+
+    def connect(self, patience: float) -> Store:
+        """Return a new connection; raise RuntimeError if there is none within `patience` seconds."""
+        return process_groups.connect(self.host, self.port, patience)
+
+
+class EtcdAddress(NamedTuple):
+    """The part of an etcd that belongs to one run.
+
+    Args:
+        endpoints: HOST:PORT of each of etcd's machines.
+        run: the name of the run.
+    """
+
+    endpoints: tuple[str, ...]
+    run: str
+
+    def __str__(self) -> str:
+        return f"{ETCD}{','.join(self.endpoints)}/{self.run}"
+
+    @property
+    def host(self) -> str:
+        """The machine towards which the workers' own addresses are found."""
+        return self.endpoints[0].rpartition(":")[0].strip("[]")
+
+    @property
+    def advice(self) -> str:
+        """What has probably happened, or what to do, where it cannot be reached."""
+        return "see that a majority of etcd's machines is up (etcdctl endpoint status)"
+
+    def connect(self, patience: float) -> EtcdStore:
+        """Return a new connection; raise RuntimeError if there is none within `patience` seconds."""
+        return EtcdStore(self.endpoints, self.run, patience)
+
+
+def store_at(text: str) -> TcpAddress | EtcdAddress:
+    """Return the address that a text describes: HOST:PORT, or etcd://HOST:PORT,HOST:PORT/RUN.
+
+    Raises:
+        UsageError: it is none.
+    """
+    places, _, run = text.removeprefix(ETCD).partition("/")
+    endpoints = tuple(places.split(","))
+    for place in endpoints:
+        host, _, port = place.rpartition(":")
+        if not host or not port.isdecimal() or int(port) > 65535:
+            example = f"{ETCD}10.0.0.1:2379,10.0.0.2:2379,10.0.0.3:2379/RUN, or HOST:PORT"
+            raise UsageError(f"the store {text!r}: expected {example}, found {place!r}")
+    if text.startswith(ETCD):
+        return EtcdAddress(endpoints, run or "swarmstep")
+    host, _, port = text.rpartition(":")
+    return TcpAddress(host, int(port))

@@ -1,0 +1,100 @@
+"""What must hold for elastic groups whatever happens, on seeds of what may; and bugs that this must find."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+import simulated_membership as simulation
+from swarmstep.elastic import commit_vote, formation
+from swarmstep.elastic.commit_vote import COMMIT, CommitVote, first_verdict
+from swarmstep.elastic.formation import Formation
+from swarmstep.elastic.keys import vote_key
+from swarmstep.errors import CommError, PeerLost
+
+
+def test_the_invariants_hold() -> None:
+    assert simulation.first_violation(range(40)) is None
+
+
+@pytest.mark.slow
+def test_the_invariants_hold_for_many_seeds() -> None:
+    assert simulation.first_violation(range(40, 5000)) is None
+
+
+def test_a_seed_is_a_history() -> None:
+    with simulation.simulated():
+        once, again = simulation.play(3), simulation.play(3)
+    assert once.trace == again.trace
+    assert (once.commits, once.now) == (again.commits, again.now)
+    assert once.commits > 0
+
+
+def no_seal(patch: pytest.MonkeyPatch) -> None:
+    """A group that is passed over may still begin."""
+
+    def began(self: Formation, number: int) -> bool:
+        store, key = self._link.store, first_verdict(vote_key(number))
+        return store.check([key]) and store.get(key).decode().startswith(COMMIT)
+
+    patch.setattr(Formation, "_began", began)
+
+
+def silent_is_dead(patch: pytest.MonkeyPatch) -> None:
+    """Those who hold the newest weights, and are silent, are not waited for."""
+
+    def newest(self: Formation, number: int, resumes: bool) -> int:
+        for epoch in range(number - 1, -1, -1):
+            if self._began(epoch) and any(m.name not in self._link.lost(1.0) for m in self._decided(epoch)):
+                return epoch
+        return -1
+
+    patch.setattr(Formation, "_newest", newest)
+
+
+def gives_up_alone(patch: pytest.MonkeyPatch) -> None:
+    """One who gives up a round does not ask whether it counts."""
+
+    def give_up(self: CommitVote, key: str, error: CommError | RuntimeError) -> list[str]:
+        raise PeerLost("given up") from error
+
+    patch.setattr(CommitVote, "_give_up", give_up)
+
+
+def asks_once(patch: pytest.MonkeyPatch) -> None:
+    """One who has voted, and cannot read the verdict, goes on as if there were none.
+
+    This one was in the code, and was found by the simulation.
+    """
+
+    def give_up(self: CommitVote, key: str, error: CommError | RuntimeError) -> list[str]:
+        verdict = self._abort(self._connected(), key)
+        if verdict[0] != commit_vote.ABORT:
+            return verdict
+        raise PeerLost("given up") from error
+
+    patch.setattr(CommitVote, "_give_up", give_up)
+
+
+def word_counts(patch: pytest.MonkeyPatch) -> None:
+    """Whoever says that it holds a state holds the newest."""
+    newest, candidates = Formation._newest, Formation._candidates
+
+    def believed(self: Formation, number: int) -> list[formation.Candidate]:
+        epoch = newest(self, number, False)
+        found = candidates(self, number)
+        return [formation.Candidate(c.name, (epoch, c.held[1]) if c.held else None) for c in found]
+
+    patch.setattr(Formation, "_candidates", believed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bug", [no_seal, silent_is_dead, gives_up_alone, asks_once, word_counts])
+def test_a_bug_is_found_within_1000_seeds(
+    bug: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bug(monkeypatch)
+    found = simulation.first_violation(range(1000))
+    assert found
+    print(bug.__name__, *found)
