@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ def test_parts_of_a_dataset_are_disjoint_and_everything(workers: int) -> None:
         return [mine[i] for i in range(len(mine))]  # type: ignore[arg-type]
 
     parts = simulate(part, workers)
-    assert sorted(sum(parts, [])) == list(range(52))
+    assert sorted(chain(*parts)) == list(range(52))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
     assert parts == simulate(part, workers)
 
@@ -67,14 +68,14 @@ def test_a_loader_of_a_part_shuffles_by_pass_and_rank() -> None:
 
     one, two = simulate(passes, 2)
     assert one[0] != one[1]
-    assert not {*sum(one[0] + one[1], [])} & {*sum(two[0] + two[1], [])}
+    assert not {*chain(*one[0], *one[1])} & {*chain(*two[0], *two[1])}
 
 
 def test_loaders_of_other_kinds() -> None:
     def read(comm: Comm) -> list[Any]:
         return [
             batches(shard(DataLoader(Endless(7), batch_size=2), comm)),
-            sorted(sum(batches(shard(DataLoader(Numbers(7), batch_size=2), comm)), [])),
+            sorted(chain(*batches(shard(DataLoader(Numbers(7), batch_size=2), comm)))),
             list(shard(DataLoader(Endless(3), batch_size=None), comm)),
         ]
 
@@ -86,7 +87,7 @@ def test_loaders_of_other_kinds() -> None:
 
 def test_what_cannot_be_divided_is_named() -> None:
     def refuse(comm: Comm) -> None:
-        with pytest.raises(UsageError, match=r"at least 2 examples, one for each worker, found 1"):
+        with pytest.raises(UsageError, match=r"at least 2 examples, one a worker, found 1"):
             shard(Numbers(1), comm)
         with pytest.raises(UsageError, match="a sampler of its own"):
             shard(DataLoader(Numbers(4), sampler=WeightedRandomSampler([1.0] * 4, 4)), comm)
