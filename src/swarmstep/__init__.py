@@ -5,14 +5,13 @@ Each worker takes some local optimizer steps, then the workers take one swarm st
     def probe(module, step):  # on examples held out from training, the same on all workers
         return cross_entropy(module(held_inputs), held_targets, reduction="none")
 
-    sync = Synchronizer(model, InformedSwarm(when=Every(64)), comm, Options(probe=probe))
-    for batch in batches:
-        loss = loss_fn(model, batch)
-        loss.backward()
-        optimizer.step()
-        sync.step(loss)
-        optimizer.zero_grad()
-    sync.finish()
+    with Synchronizer(model, InformedSwarm(when=Every(64)), comm, Options(probe=probe)) as sync:
+        for batch in batches:
+            loss = loss_fn(model, batch)
+            loss.backward()
+            optimizer.step()
+            sync.step(loss)
+            optimizer.zero_grad()
 """
 
 from __future__ import annotations
@@ -32,10 +31,13 @@ if TYPE_CHECKING:
     from swarmstep.comm.sim import SimComm, simulate
     from swarmstep.comm.solo import SoloComm
     from swarmstep.comm.sparseloco import SparseLoCo
+    from swarmstep.data.own_shards import seed_rank, shard
     from swarmstep.elastic.membership import Membership
     from swarmstep.runtime.balance import Balance
+    from swarmstep.runtime.ema import EMA
     from swarmstep.runtime.gradients import average_gradients
     from swarmstep.runtime.options import Options
+    from swarmstep.runtime.program import run
     from swarmstep.runtime.synchronizer import Synchronizer
     from swarmstep.signal import MembershipChange, Round
     from swarmstep.strategies import STRATEGIES
@@ -69,6 +71,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BMUF",
     "EASGD",
+    "EMA",
     "OSP",
     "PAPA",
     "PSOPS",
@@ -119,6 +122,9 @@ __all__ = [
     "Warmup",
     "When",
     "average_gradients",
+    "run",
+    "seed_rank",
+    "shard",
     "simulate",
 ]
 
@@ -126,6 +132,7 @@ _MODULES = {
     "BMUF": "swarmstep.strategies.bmuf",
     "EASGD": "swarmstep.strategies.easgd",
     "EDiT": "swarmstep.strategies.edit",
+    "EMA": "swarmstep.runtime.ema",
     "OSP": "swarmstep.strategies.osp",
     "PAPA": "swarmstep.strategies.papa",
     "PSOPS": "swarmstep.strategies.pso_ps",
@@ -175,6 +182,9 @@ _MODULES = {
     "Warmup": "swarmstep.strategies.warmup",
     "When": "swarmstep.when",
     "average_gradients": "swarmstep.runtime.gradients",
+    "run": "swarmstep.runtime.program",
+    "seed_rank": "swarmstep.data.own_shards",
+    "shard": "swarmstep.data.own_shards",
     "simulate": "swarmstep.comm.sim",
 }
 """Where each public name is defined. It is imported when it is first used: `import swarmstep` imports no torch."""

@@ -169,7 +169,6 @@ def test_a_strategy_of_ones_own_is_checked_as_well() -> None:
 @pytest.mark.parametrize(
     ("loss", "found"),
     [
-        (None, "one of type NoneType"),
         ("0.5", "one of type str"),
         ({"loss": 0.5}, "one of type dict"),
         (1j, "one of type complex"),

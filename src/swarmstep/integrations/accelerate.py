@@ -55,7 +55,7 @@ def synchronized(
     """
     check_type("synchronized: accelerator", accelerator, _accelerate.Accelerator)
     check_alone("the Accelerator", accelerator.num_processes)
-    sync = Synchronizer(accelerator.unwrap_model(model), strategy, comm, options)
-    hook = OptimizerHook(sync, optimizer, on_event=on_event)
-    yield hook
-    hook.finish()
+    with Synchronizer(accelerator.unwrap_model(model), strategy, comm, options) as sync:
+        hook = OptimizerHook(sync, optimizer, on_event=on_event)
+        yield hook
+        hook.finish()

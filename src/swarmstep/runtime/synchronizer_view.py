@@ -33,6 +33,11 @@ class SynchronizerView:
         self._result_loaded = False  # into the model
 
     @property
+    def model(self) -> nn.Module:
+        """The module that is trained."""
+        return self._replica.model
+
+    @property
     def steps(self) -> int:
         """How many local steps this worker has taken; with `Balanced`, those of an equal worker."""
         return self._rounds.counts.steps

@@ -1,0 +1,63 @@
+"""One program for all kinds of groups: in this process, in those of torchrun, or in workers that come and go."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+
+from swarmstep.comm.background import T
+from swarmstep.comm.dist import DistComm
+from swarmstep.comm.group import Group
+from swarmstep.comm.sim import simulate
+from swarmstep.console import say
+from swarmstep.elastic.membership import Membership
+from swarmstep.errors import CommError, RunOver
+
+
+def run(train: Callable[[Group], T], workers: int = 4, *, exact: bool = False) -> T | None:
+    """Call `train(comm)` for each worker of the group that this program was started in.
+
+    - ``python PROGRAM.py``: `workers` workers inside this process (`simulate`).
+    - ``torchrun --nproc-per-node W PROGRAM.py``, or whatever else sets RANK and its like: W processes
+      (`DistComm.from_env`).
+    - ``swarmstep run --workers W PROGRAM.py``: W processes of an elastic group, which are replaced when they die
+      (`Membership.from_env`). The first Ctrl-C ends `Synchronizer.until` after the next round, on all workers.
+
+    Args:
+        train: is called once in each process, or in simulation in a thread for each worker.
+        workers: in one process; elsewhere whoever starts the program says how many.
+        exact: as in `DistComm`: sums in rank order, so that all three give the same bits.
+
+    Returns:
+        What `train` returned on the first rank, in its process; None in all others. In an elastic group the first
+        worker that is left stands in for a lost one.
+
+    Raises:
+        SystemExit: in an elastic group where this worker cannot go on with the others, and is to be replaced.
+    """
+    if "SWARMSTEP_WORKER" in os.environ:
+        return _elastic(train, exact)
+    if "RANK" not in os.environ:
+        return simulate(train, workers)[0]
+    comm = DistComm.from_env(exact=exact)
+    result = train(comm)
+    comm.close()
+    return result if comm.rank == 0 else None
+
+
+def _elastic(train: Callable[[Group], T], exact: bool) -> T | None:
+    with contextlib.ExitStack() as stack:
+        members = Membership.from_env(exact=exact)
+        stack.callback(members.leave)
+        stack.enter_context(contextlib.suppress(RunOver))  # the run has ended without this worker
+        try:
+            result = train(members.join())
+            members.end()
+            return members.conclude(lambda: result)
+        except RunOver:
+            raise
+        except CommError as error:
+            say(str(error))
+            raise SystemExit(error.exit_code) from error
+    return None
