@@ -229,7 +229,7 @@ def bfloat16(device: str) -> str:
 
     def train(comm: Group, low: bool) -> float:
         model, draw = text_model(device)
-        sync = Synchronizer(model, InformedSwarm(when=Every(8), trust="none"), comm)
+        sync = Synchronizer(model, InformedSwarm(when=Every(8), trust="uniform"), comm)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         losses: list[float] = []
         for step in range(1, steps + 1):
