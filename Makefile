@@ -59,7 +59,7 @@ format: $(VENV)/ready-lint
 package: $(VENV)/ready-test
 	rm -rf dist
 	$(BIN)/python -m build --outdir dist
-	SWARMSTEP_DIST=dist $(BIN)/pytest -m slow tests/system/test_package.py
+	SWARMSTEP_DIST=dist $(BIN)/pytest -m slow -o faulthandler_timeout=0 tests/system/test_package.py
 
 # What only a GPU can show: 15 minutes; where there is none, it says so.
 gpu: $(VENV)/ready-train

@@ -94,7 +94,7 @@ def ordinary_user() -> tuple[list[str], str]:
     own = str(Path(sys.executable).resolve())
     if os.getuid():
         return [], own
-    as_user = ["runuser", "-u", "nobody", "--"]
+    as_user = [shutil.which("runuser") or "runuser", "-u", "nobody", "--"]
     wanted = "{}.{}".format(*sys.version_info)
     for python in (own, f"/usr/bin/python{wanted}", f"/usr/local/bin/python{wanted}"):
         if not subprocess.run([*as_user, python, "-c", ""], capture_output=True, check=False).returncode:

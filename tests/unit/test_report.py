@@ -177,6 +177,11 @@ NO_SECONDS_LATER = ToTarget(3, 3, sure(100.0), sure(1e6), UNKNOWN)
             f"{FIRST}: a tie — 3 seeds cannot tell swarm, n = 64 and diloco, n = 64 apart; "
             "diloco, n = 8 takes 1.2 times as long",
         ),
+        (section(SWARM, UNRANKED), f"{FIRST}: swarm, n = 64 — 1 min 40 s; no other one is ranked"),
+        (
+            section(SWARM, dataclasses.replace(UNRANKED, to_target=None)),
+            f"{FIRST}: swarm, n = 64 — 1 min 40 s; the only one that reached it with all its seeds",
+        ),
         (section(UNRANKED, UNRANKED), "Fewest steps to test accuracy 0.95: not ranked — 1 seed"),
         (section(), "Fewest steps to test accuracy 0.95: not ranked — no runs"),
         (

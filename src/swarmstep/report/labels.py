@@ -116,7 +116,7 @@ def conclusion(section: Section) -> Conclusion:
     if len(section.rows) == 1 and math.isfinite(by.of(section.rows[0]).mean):
         (row,) = section.rows
         alone = f"{name(row)}, {plural(len(row.seeds), 'seed')}; there is nothing to compare it with"
-        return Conclusion(by.one, value(by.of(row).mean, by.kind), alone)
+        return Conclusion(by.one, _amount(row, by), alone)
     ranked = [row for row in section.rows if row.rank is not None]
     if not ranked:
         reasons = dict.fromkeys(row.verdict.removeprefix("not ranked: ") for row in section.rows)
@@ -126,9 +126,11 @@ def conclusion(section: Section) -> Conclusion:
     if len(leading) > 1:
         return Conclusion(by.best, "a tie", _tie(leading, behind, by))
     others = [row for row in behind if row.method != leading[0].method] or behind
+    if others:
+        return Conclusion(by.best, name(leading[0]), _lead(leading[0], others[0], by))
     complete = [row for row in section.rows if row.to_target and row.to_target.reached == row.to_target.count]
-    only = "the only one that reached it with all its seeds" if by.at_target and complete == leading else ""
-    return Conclusion(by.best, name(leading[0]), _lead(leading[0], others[0], by) if others else only)
+    only = "the only one that reached it with all its seeds" if complete == leading else "no other one is ranked"
+    return Conclusion(by.best, name(leading[0]), f"{_amount(leading[0], by)}; {only}")
 
 
 def _tie(leading: Sequence[MethodRow], behind: Sequence[MethodRow], by: Quantity) -> str:
@@ -142,9 +144,12 @@ def _tie(leading: Sequence[MethodRow], behind: Sequence[MethodRow], by: Quantity
 
 def _lead(best: MethodRow, other: MethodRow, by: Quantity) -> str:
     """Return by how much the best is ahead of a row that is behind: beyond chance, or it would share the rank."""
-    own = value(by.of(best).mean, by.kind)
     seeds = plural(min(len(best.seeds), len(other.seeds)), "seed")
-    return f"{own}{' steps' * (by.kind == 'steps')}; {_beside(best, other, by)}, beyond chance with {seeds}"
+    return f"{_amount(best, by)}; {_beside(best, other, by)}, beyond chance with {seeds}"
+
+
+def _amount(row: MethodRow, by: Quantity) -> str:
+    return value(by.of(row).mean, by.kind) + " steps" * (by.kind == "steps")
 
 
 def _beside(best: MethodRow, other: MethodRow, by: Quantity) -> str:
