@@ -29,6 +29,7 @@ from swarmstep import (
     Warmup,
     simulate,
 )
+from swarmstep.cli.app import main
 from swarmstep.comm.codecs import Int8
 from swarmstep.errors import Disagreement, UsageError
 
@@ -195,6 +196,28 @@ def stateless(comm: Comm) -> None:
 def test_states_that_nobody_has_are_named(job: Any, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         simulate(job, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--optimizer-state exp_avg=2", "--optimizer momentum remembers momentum_buffer"),
+        ("--optimizer-state mean --optimizer sgd", "--optimizer sgd remembers nothing; expected local"),
+        ("--optimizer-state some", "expected 'local', 'mean' or a mapping"),
+        ("--optimizer-state momentum_buffer=x", "expected local, each worker"),
+        ("--optimizer-state momentum_buffer=0", "expected names with a number of rounds"),
+        ("--optimizer-state mean --delay 2", "does not go with --delay"),
+        ("--optimizer-state mean --strategy noloco", "noloco does not average"),
+        ("--optimizer-state mean --strategy synchronous", "synchronous does not average"),
+        ("--optimizer-state mean --strategy independent", "independent does not average"),
+        ("--optimizer-state mean --strategy quorum", "expected no --optimizer-state"),
+    ],
+)
+def test_the_command_refuses_before_the_first_step(
+    options: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "digits", "--no-files", "--steps", "2", *options.split()]) == 2
+    assert words in " ".join(capsys.readouterr().err.split())
 
 
 def test_ranks_that_differ_are_told() -> None:

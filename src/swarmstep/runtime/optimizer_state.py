@@ -75,11 +75,13 @@ class OptimizerStates:
             return NO_MEANS
         sizes, here = dict(zip(layout.names, layout.sizes, strict=True)), self._by_name(layout.names)
         told = {state: sorted(tensors) for state, tensors in here.items()}
-        held = [json.loads(text) for text in gather_text(json.dumps(told), comm)]
+        own_weight = weight if here else 0.0
+        texts = gather_text(json.dumps([own_weight, told]), comm)
+        weights, held = zip(*map(json.loads, texts), strict=True)
         known = sorted({state for worker in held for state in worker})
         chosen = self._chosen(known, number)
         places = [(s, name) for s in chosen for name in sorted({n for w in held for n in w.get(s, ())})]
-        if not places:
+        if not places or not any(weights):
             return NO_MEANS
         mine = [here.get(s, {}).get(name) for s, name in places]
         like = next((t for t in mine if t is not None), torch.empty(0)).new_empty(0, dtype=self._dtype)
@@ -87,7 +89,7 @@ class OptimizerStates:
             torch.zeros(sizes[name]).to(like) if t is None else t.detach().to(self._dtype).reshape(-1)
             for t, (_, name) in zip(mine, places, strict=True)
         ]
-        mean, _ = comm.mean(torch.cat(parts), weight if here else 0.0)
+        mean, _ = comm.mean(torch.cat(parts), own_weight)
         found: dict[str, dict[str, Tensor]] = {}
         for part, (state, name) in zip(mean.split([len(part) for part in parts]), places, strict=True):
             found.setdefault(state, {})[name] = part
@@ -127,6 +129,11 @@ class OptimizerStates:
                     if isinstance(value, Tensor) and value.shape == parameter.shape and state != "step":
                         found.setdefault(state, {})[name] = value
         return found
+
+
+def described(rule: Rule) -> str:
+    """Return a rule as text, the same for equal rules."""
+    return rule if isinstance(rule, str) else repr(dict(sorted(rule.items())))
 
 
 def check(rule: Rule, optimizers: Sequence[Keeper] | None, others: Mapping[str, object]) -> None:
