@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -73,8 +73,8 @@ class OptimizerStates:
             not isinstance(self._rule, str) and all(number % k for k in self._rule.values())
         ):
             return NO_MEANS
-        sizes, here = dict(zip(layout.names, layout.sizes, strict=True)), self._by_name(layout.names)
-        told = {state: sorted(tensors) for state, tensors in here.items()}
+        sizes, here = dict(zip(layout.names, layout.sizes, strict=True)), self._by_name()
+        told = {state: [name for name in tensors if name in sizes] for state, tensors in here.items()}
         own_weight = weight if here else 0.0
         texts = gather_text(json.dumps([own_weight, told]), comm)
         weights, held = zip(*map(json.loads, texts), strict=True)
@@ -96,10 +96,10 @@ class OptimizerStates:
         return Means(found)
 
     @torch.no_grad()
-    def apply(self, means: Means, layout: Layout) -> None:
+    def apply(self, means: Means) -> None:
         """Set the states to what a round has brought; local."""
         if means.of:
-            here = self._by_name(layout.names)
+            here = self._by_name()
             for state, tensors in means.of.items():
                 for name, mean in tensors.items():
                     if (own := here.get(state, {}).get(name)) is not None:
@@ -119,11 +119,11 @@ class OptimizerStates:
             )
         return sorted(state for state, k in self._rule.items() if number % k == 0)
 
-    def _by_name(self, names: Iterable[str]) -> dict[str, dict[str, Tensor]]:
+    def _by_name(self) -> dict[str, dict[str, Tensor]]:
         """Return state -> parameter -> tensor, of what has the shape of its parameter."""
-        wanted, found = {*names}, dict[str, dict[str, Tensor]]()
+        found: dict[str, dict[str, Tensor]] = {}
         for name, parameter in self._model.named_parameters():
-            for optimizer in self._optimizers if name in wanted else ():
+            for optimizer in self._optimizers:
                 states: Mapping[str, Any] = optimizer.state.get(parameter, {})
                 for state, value in states.items():
                     if isinstance(value, Tensor) and value.shape == parameter.shape and state != "step":
