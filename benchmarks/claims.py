@@ -42,6 +42,8 @@ COMMANDS = {
     "bench-overlap.json": "sudo .venv/bin/swarmstep bench overlap --link 100mbit --repeats 5 --ddp-steps 4",
     "bench-round.json": ".venv/bin/swarmstep bench round --repeats 21",
     "bench-wire.json": "sudo .venv/bin/swarmstep bench wire --link 100mbit --repeats 7",
+    "bench-wire-sparseloco.json": "sudo .venv/bin/swarmstep bench wire --link 100mbit --workers 2 "
+    "--parameters 1048576 --tensors 1 --repeats 1",
     "mnist-conditions.json": "python benchmarks/conditions.py --seeds 3 swarm; "
     "python benchmarks/conditions.py --seeds 1 local-sgd diloco median swarm,trust=loss",
 }

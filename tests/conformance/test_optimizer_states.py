@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from helpers import same
 from inner import AdamTrainer, trained
@@ -29,6 +29,7 @@ from swarmstep import (
     Warmup,
     simulate,
 )
+from swarmstep.cli.app import main
 from swarmstep.comm.codecs import Int8
 from swarmstep.errors import Disagreement, UsageError
 
@@ -197,6 +198,92 @@ def test_states_that_nobody_has_are_named(job: Any, words: str) -> None:
         simulate(job, 2)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--optimizer-state exp_avg=2", "--optimizer momentum remembers momentum_buffer"),
+        ("--optimizer-state mean --optimizer sgd", "--optimizer sgd remembers nothing; expected local"),
+        ("--optimizer-state some", "expected 'local', 'mean' or a mapping"),
+        ("--optimizer-state momentum_buffer=x", "expected local, each worker"),
+        ("--optimizer-state momentum_buffer=0", "expected names with a number of rounds"),
+        ("--optimizer-state mean --delay 2", "does not go with --delay"),
+        ("--optimizer-state mean --strategy noloco", "noloco does not average"),
+        ("--optimizer-state mean --strategy synchronous", "synchronous does not average"),
+        ("--optimizer-state mean --strategy independent", "independent does not average"),
+        ("--optimizer-state mean --strategy quorum", "expected no --optimizer-state"),
+    ],
+)
+def test_the_command_refuses_before_the_first_step(
+    options: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "digits", "--no-files", "--steps", "2", *options.split()]) == 2
+    assert words in " ".join(capsys.readouterr().err.split())
+
+
 def test_ranks_that_differ_are_told() -> None:
     with pytest.raises(Disagreement, match="optimizer state"):
         simulate(lambda comm: AdamTrainer(LocalSGD(), comm, optimizer_state="mean" if comm.rank else DES_LOC), 2)
+
+
+class Odd(nn.Module):
+    """Tied weights, a frozen parameter, one in bfloat16, and one that only some workers train."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.seldom = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(3))
+        self.tied, self.frozen = self.a, nn.Parameter(torch.ones(2), requires_grad=False)
+        self.short = nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
+
+
+def odd(comm: Comm) -> tuple[list[Tensor], list[int]]:
+    model = Odd()
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    given = Options(optimizer_state="mean", optimizers=[optimizer])
+    sync = Synchronizer(model, LocalSGD(when=Every(1)), comm, given)
+    loss = (comm.rank + 1.0) * (model.a.sum() + model.short.float().sum())
+    loss = loss + (model.seldom.sum() if comm.rank else 0.0)
+    loss.backward()
+    optimizer.step()
+    sync.step(loss)
+    states = [optimizer.state[p] for p in (model.a, model.short, model.seldom) if p in optimizer.state]
+    return [own["exp_avg"].clone() for own in states], [int(own["step"]) for own in states]
+
+
+def test_odd_parameters() -> None:
+    (first, _), (second, steps) = simulate(odd, 2)
+    for mine in (first, second):
+        assert torch.allclose(mine[0], torch.full((2, 2), 0.15))  # of gradients 1 and 2
+        assert mine[1].dtype == torch.bfloat16
+        assert torch.allclose(mine[1].float(), torch.full((2,), 0.15), atol=1e-3)
+    assert len(first) == 2, "a state that a worker does not have is not made"
+    assert torch.allclose(second[2], torch.full((3,), 0.05))  # 0 counts for the worker that has none
+    assert steps == [1, 1, 1]
+
+
+class Parts(nn.Module):
+    """Two modules, each with an optimizer of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(2, 2), nn.Linear(2, 2)
+
+
+def parts(comm: Comm) -> list[Tensor]:
+    model = Parts()
+    adam = torch.optim.Adam(model.first.parameters(), lr=0.1)
+    sgd = torch.optim.SGD(model.second.parameters(), lr=0.1, momentum=0.9)
+    given = Options(optimizer_state={"exp_avg": 1}, optimizers=[adam, sgd], fragments=2)
+    sync = Synchronizer(model, LocalSGD(when=Every(2)), comm, given)
+    for _ in range(2):
+        loss = (comm.rank + 1.0) * sum(p.sum() for p in model.parameters())
+        loss.backward()
+        adam.step()
+        sgd.step()
+        sync.step(loss)
+    return [adam.state[model.first.bias]["exp_avg"], sgd.state[model.second.bias]["momentum_buffer"]]
+
+
+def test_a_part_of_the_model_without_such_a_state_has_nothing_to_average() -> None:
+    (adam, sgd), (other, apart) = simulate(parts, 2)
+    assert same(adam, other)
+    assert not same(sgd, apart)

@@ -23,6 +23,12 @@ from runs import one, same_run, train
         {"strategy": "swarm", "delay": 2, "codec": "int8"},
         {"strategy": "diloco", "delay": 1, "mix": 0.5, "fragments": 3},
         {"strategy": "local-sgd", "sparse": "1:2,0.01", "codec": "nm:2:4"},
+        {
+            "strategy": "diloco",
+            "optimizer": "mt-dao",
+            "optimizer_state": "slow_avg=2",
+            "codec": "sparseloco:4:clip",
+        },
         {"strategy": "local-sgd", "regularizer": "localdrop:lam=0.01,head=2,every=3", "codec": "rank:1"},
     ],
     ids=str,

@@ -61,7 +61,7 @@ class Trial:
 def drawn(seed: int) -> Trial:
     """Return the trial of a seed."""
     rng = random.Random(seed)
-    method = rng.choice([name for name in METHODS if name != "local-sgd:seldom"])
+    method = rng.choice([name for name in METHODS if name not in ("local-sgd:seldom", "local-sgd:states")])
     kind = rng.choice(["kill", "kill", "stop"])
     slot = rng.randrange(WORKERS)
     mine, scene = f"{slot}.0", rng.choice(["round", "round", "change", "change", "start", "end"])

@@ -68,6 +68,7 @@ METHODS: dict[str, tuple[Strategy, dict[str, Any]]] = {
     "gasloc": (GASLoC(graph="hypercube", when=Every(PERIOD)), {}),
     "local-sgd": (LocalSGD(when=Every(PERIOD)), {}),
     "local-sgd:int8-delay": (LocalSGD(when=Every(PERIOD)), {"codec": Int8(), "delay": 2}),
+    "local-sgd:states": (LocalSGD(when=Every(PERIOD)), {"optimizer_state": {"momentum_buffer": 2}}),
     "gossip": (GossipRing(when=Every(PERIOD)), {}),
     "local-sgd:vote": (LocalSGD(when=GradientChange(threshold=0.05, window=2)), {}),
     "local-sgd:seldom": (LocalSGD(when=GradientChange(threshold=1e9, window=2)), {}),
@@ -166,6 +167,8 @@ class Worker:
         )
         self.optimizer = Momentum(self.model.parameters())
         self.history = History()
+        if "optimizer_state" in options:
+            options = {**options, "optimizers": [self.optimizer]}
         options = {**options, "stateful": {"optimizer": self.optimizer, "history": self.history}}
         self.sync = Synchronizer(self.model, strategy, comm, Options(**options))
 

@@ -130,6 +130,10 @@ class Momentum:
         self.parameters = list(parameters)
         self.velocities = [torch.zeros_like(p) for p in self.parameters]
 
+    @property
+    def state(self) -> dict[Tensor, dict[str, Tensor]]:
+        return {p: {"momentum_buffer": v} for p, v in zip(self.parameters, self.velocities, strict=True)}
+
     @torch.no_grad()
     def step(self) -> None:
         for p, v in zip(self.parameters, self.velocities, strict=True):

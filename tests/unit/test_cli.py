@@ -157,7 +157,10 @@ NAMES = ", ".join(sorted({*STRATEGIES, "ddp", *ASYNCHRONOUS}))
             "train digits --backend mpi",
             "--backend: expected one of sim, gloo, nccl, found 'mpi'; swarmstep train --help",
         ),
-        ("train digits --optimizer adam", "--optimizer: expected one of sgd, momentum, adamw, muon, found 'adam'"),
+        (
+            "train digits --optimizer adam",
+            "--optimizer: expected one of sgd, momentum, adamw, muon, mt-dao, found 'adam'",
+        ),
         ("train digits --workers 0", "workers must be 1 to 1223, the number of training examples, found 0"),
         ("train digits --workers 1224", "workers must be 1 to 1223, the number of training examples, found 1224"),
         ("train digits --workers 99999 --backend gloo", "workers must be 1 to 1223"),

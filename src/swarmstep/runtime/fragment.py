@@ -254,7 +254,7 @@ class Fragment:
         if self.context.buffers == "mean":
             rest[averaged:] = agreed[n + averaged :]
         strategy.apply(seen, self.state, result.message, self.layout)
-        self.context.inner.apply(result.inner, self.layout)
+        self.context.inner.apply(result.inner)
         common = agreed if strategy.common == "consensus" else seen
         if self.coded:
             self.coded.commit(common)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -73,13 +73,15 @@ class OptimizerStates:
             not isinstance(self._rule, str) and all(number % k for k in self._rule.values())
         ):
             return NO_MEANS
-        sizes, here = dict(zip(layout.names, layout.sizes, strict=True)), self._by_name(layout.names)
-        told = {state: sorted(tensors) for state, tensors in here.items()}
-        held = [json.loads(text) for text in gather_text(json.dumps(told), comm)]
+        sizes, here = dict(zip(layout.names, layout.sizes, strict=True)), self._by_name()
+        told = {state: [name for name in tensors if name in sizes] for state, tensors in here.items()}
+        own_weight = weight if here else 0.0
+        texts = gather_text(json.dumps([own_weight, told]), comm)
+        weights, held = zip(*map(json.loads, texts), strict=True)
         known = sorted({state for worker in held for state in worker})
         chosen = self._chosen(known, number)
         places = [(s, name) for s in chosen for name in sorted({n for w in held for n in w.get(s, ())})]
-        if not places:
+        if not places or not any(weights):
             return NO_MEANS
         mine = [here.get(s, {}).get(name) for s, name in places]
         like = next((t for t in mine if t is not None), torch.empty(0)).new_empty(0, dtype=self._dtype)
@@ -87,17 +89,17 @@ class OptimizerStates:
             torch.zeros(sizes[name]).to(like) if t is None else t.detach().to(self._dtype).reshape(-1)
             for t, (_, name) in zip(mine, places, strict=True)
         ]
-        mean, _ = comm.mean(torch.cat(parts), weight if here else 0.0)
+        mean, _ = comm.mean(torch.cat(parts), own_weight)
         found: dict[str, dict[str, Tensor]] = {}
         for part, (state, name) in zip(mean.split([len(part) for part in parts]), places, strict=True):
             found.setdefault(state, {})[name] = part
         return Means(found)
 
     @torch.no_grad()
-    def apply(self, means: Means, layout: Layout) -> None:
+    def apply(self, means: Means) -> None:
         """Set the states to what a round has brought; local."""
         if means.of:
-            here = self._by_name(layout.names)
+            here = self._by_name()
             for state, tensors in means.of.items():
                 for name, mean in tensors.items():
                     if (own := here.get(state, {}).get(name)) is not None:
@@ -117,16 +119,21 @@ class OptimizerStates:
             )
         return sorted(state for state, k in self._rule.items() if number % k == 0)
 
-    def _by_name(self, names: Iterable[str]) -> dict[str, dict[str, Tensor]]:
+    def _by_name(self) -> dict[str, dict[str, Tensor]]:
         """Return state -> parameter -> tensor, of what has the shape of its parameter."""
-        wanted, found = {*names}, dict[str, dict[str, Tensor]]()
+        found: dict[str, dict[str, Tensor]] = {}
         for name, parameter in self._model.named_parameters():
-            for optimizer in self._optimizers if name in wanted else ():
+            for optimizer in self._optimizers:
                 states: Mapping[str, Any] = optimizer.state.get(parameter, {})
                 for state, value in states.items():
                     if isinstance(value, Tensor) and value.shape == parameter.shape and state != "step":
                         found.setdefault(state, {})[name] = value
         return found
+
+
+def described(rule: Rule) -> str:
+    """Return a rule as text, the same for equal rules."""
+    return rule if isinstance(rule, str) else repr(dict(sorted(rule.items())))
 
 
 def check(rule: Rule, optimizers: Sequence[Keeper] | None, others: Mapping[str, object]) -> None:

@@ -13,7 +13,7 @@ from swarmstep.runtime.flat import Flat
 from swarmstep.runtime.fragment import Fragment
 from swarmstep.runtime.gradients import Gradients
 from swarmstep.runtime.module_tensors import check_wrappers, module_tensors, sharded
-from swarmstep.runtime.optimizer_state import LOCAL, OptimizerStates
+from swarmstep.runtime.optimizer_state import LOCAL, OptimizerStates, described
 from swarmstep.runtime.options import Options, Stateful
 from swarmstep.runtime.probe import Probe
 from swarmstep.runtime.round_context import RoundContext
@@ -100,7 +100,9 @@ class Replica:
             "fragments": str(options.fragments),
             "codec": repr(options.codec),
             # Checkpoints of before there was a choice do not say.
-            **({} if options.optimizer_state == LOCAL else {"optimizer state": repr(options.optimizer_state)}),
+            **(
+                {} if options.optimizer_state == LOCAL else {"optimizer state": described(options.optimizer_state)}
+            ),
         }
 
     def agree(self, comm: Metered) -> None:
