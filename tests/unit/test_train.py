@@ -81,6 +81,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(strategy: str, tmp_path: P
         fast_if(False, {"workers": 1}),
         {"delay": 3, "codec": "int8", "strategy": "local-sgd"},
         {"delay": 2, "fragments": 2, "mix": 0.5, "strategy": "diloco", "fault": "noise:1:0.01"},
+        {"delay": 2, "eager": True, "strategy": "diloco"},
         {"delay": 2, "when": "change:0.05", "strategy": "local-sgd", "codec": "bfloat16"},
     ],
     ids=str,

@@ -49,7 +49,7 @@ class Options(Checked):
             what the round made of the weights it started from (Streaming DiLoCo). None: the correction.
         eager: while a round travels, a worker goes on from the outer step of its own share of the mean, and takes
             that of the others when it lands (Eager Updates). Needs a `delay`, no `mix`, and a strategy with such a
-            step: DiLoCo.
+            step: DiLoCo. Without it a worker keeps all of its own step meanwhile (docs/overlap.md).
         fragments: in how many parts the model is synchronized, each at steps of its own. Needs when=Every(n),
             n >= fragments, and a strategy that asks no probe.
         codec: how vectors are coded on the wire, from `swarmstep.comm.codecs` (None: as they are).
