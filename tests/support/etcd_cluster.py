@@ -40,6 +40,9 @@ class Cluster:
     def endpoints(self) -> tuple[str, ...]:
         return tuple(f"127.0.0.1:{port}" for port in self.clients)
 
+    def address(self, run: str = "run") -> str:
+        return f"etcd://{','.join(self.endpoints)}/{run}"
+
     def __enter__(self) -> Cluster:
         self.processes = [self._start(number) for number in range(self.machines)]
         self.leader()
@@ -57,7 +60,14 @@ class Cluster:
         members = ",".join(f"m{other}=http://127.0.0.1:{port}" for other, port in enumerate(self.peers))
         command = [ETCD, "--name", f"m{number}", "--data-dir", str(self.folder / f"m{number}")]
         command += ["--listen-client-urls", client, "--advertise-client-urls", client]
-        command += ["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", members]
+        command += [
+            "--listen-peer-urls",
+            peer,
+            "--initial-advertise-peer-urls",
+            peer,
+            "--initial-cluster",
+            members,
+        ]
         again = "existing" if (self.folder / f"m{number}").exists() else "new"
         command += ["--initial-cluster-state", again, "--log-level", "error"]
         with (self.folder / f"m{number}.log").open("ab") as log:

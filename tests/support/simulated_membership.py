@@ -1,9 +1,9 @@
-"""A deterministic simulation of elastic groups: the real code of membership on a simulated store, network and clock.
+"""A deterministic simulation of elastic groups: the real code of membership on a simulated store, network, clock.
 
 What runs is `Membership`, `Formation`, `CommitVote`, `StoreLink` and `Heartbeat` as they are. Simulated are the
-clock (nobody waits), the store (each call may be slow, unanswered, or carried out late), the connections of a group,
-the supervisors, and the training: each worker does what `Regrouping` and `Rounds` do, with the list of the rounds
-that its weights contain in the place of weights. A seed says what goes wrong, and when.
+clock (nobody waits), the store (each call may be slow, unanswered, or carried out late), the connections of a
+group, the supervisors, and the training: each worker does what `Regrouping` and `Rounds` do, with the list of the
+rounds that its weights contain in the place of weights. A seed says what goes wrong, and when.
 
 Run it with: python tests/support/simulated_membership.py --seeds 100000
 """
@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import heapq
 import json
+import math
 import multiprocessing
 import random
 import threading
@@ -28,7 +29,7 @@ from swarmstep.comm.epoch import Epoch
 from swarmstep.comm.group import Decision
 from swarmstep.comm.heartbeat import Heartbeat, dead_key
 from swarmstep.elastic import commit_vote, formation, membership, store_link
-from swarmstep.elastic.commit_vote import ABORT, COMMIT
+from swarmstep.elastic.commit_vote import COMMIT
 from swarmstep.elastic.membership import Membership
 from swarmstep.errors import CommError, PeerLost
 
@@ -92,7 +93,9 @@ class World:
         self.over = False
         self.values: dict[str, bytes] = {}  # the store's
         self.outage = 0.0  # of the store, until when
-        self.limited = self.rng.random() < 0.6  # as with etcd; else calls wait until they are answered, as over TCP
+        self.limited = (
+            self.rng.random() < 0.6
+        )  # as with etcd; else calls wait until they are answered, as over TCP
         self.resumes = self.rng.random() < 0.3
         self.nervous = self.rng.choice([0.0, 0.02, 0.05])  # probability of a fault at a point of the code
         self.slots = self.rng.randint(1, 5)
@@ -303,7 +306,9 @@ class World:
             )
         fresh = state == (("fresh", epoch),)
         if fresh and not self.resumes and self.holders & alive:
-            raise Violation(f"epoch {epoch}: fresh weights, while {sorted(self.holders & alive)} hold trained ones")
+            raise Violation(
+                f"epoch {epoch}: fresh weights, while {sorted(self.holders & alive)} hold trained ones"
+            )
         self.tip, self.tip_holders = state, {*names}
         self.holders |= {*names}
 
@@ -331,19 +336,15 @@ class SimulatedStore:
             return task()
         if rng.random() < 0.1:
             world.sleep(rng.expovariate(10.0))
+        result, fate = None, rng.choice(["never", "late", "in time"]) if world.limited else "in time"
         if world.reaches(self.worker):
-            result = task()
+            result, fate = task(), "done"
             if rng.random() < 0.1:
                 world.sleep(rng.expovariate(10.0))  # the answer is late
-            if world.reaches(self.worker) or not world.limited:
-                return result
-            fate = "done"
-        else:
-            result, fate = None, rng.choice(["never", "late", "once reached"]) if world.limited else "once reached"
-        deadline = world.now + LIMIT
+        deadline = world.now + LIMIT if world.limited else math.inf
         while not world.reaches(self.worker):
             world.sleep(POLL)
-            if world.limited and world.now > deadline:
+            if world.now > deadline:
                 if fate == "late":
                     world.at(world.now + rng.expovariate(0.5), lambda: self._late(task))
                 raise RuntimeError("no answer")

@@ -85,12 +85,13 @@ class CommitVote:
         for _ in range(ATTEMPTS):
             with contextlib.suppress(PeerLost):
                 verdict = self._abort(self._connected(), key)
+            if verdict or not self._store:
                 break
             self._store = None
         if not verdict:
             raise CommError(
-                f"voted, and the store does not tell whether the round counts ({brief(error)}): this worker cannot "
-                "go on, and the others do so without it"
+                f"voted, and the store does not tell whether the round counts ({brief(error)}): this worker "
+                "cannot go on; the others do so without it"
             ) from error
         if verdict[0] != ABORT:
             return verdict
@@ -100,7 +101,9 @@ class CommitVote:
 
     def _advance(self, last: bool) -> None:
         """Go on to the next vote; the last rank to vote removes the previous verdict, but never the first one."""
-        if last and self._store and self._number > 1:  # all ranks have voted, so all have read the previous verdict
+        if (
+            last and self._store and self._number > 1
+        ):  # all ranks have voted, so all have read the previous verdict
             with contextlib.suppress(RuntimeError):  # the store is gone: this round counts all the same
                 for old in (f"{self._key}/{self._number - 1}", f"{self._key}/{self._number - 1}/votes"):
                     self._store.delete_key(old)
