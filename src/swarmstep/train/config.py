@@ -349,9 +349,9 @@ class Invocation:
         default=None,
         metadata=_about(
             "Run",
-            "etcd://HOST:PORT,.../RUN",
-            "with --elastic local: keep the run's store in this etcd, and take part in RUN there (default: "
-            "swarmstep); give the same command on each machine (docs/reliability.md)",
+            "URL",
+            "with --elastic local: keep the store in etcd://HOST:PORT,.../RUN and take part in RUN; give the same "
+            "command on each machine (docs/reliability.md)",
         ),
     )
 
