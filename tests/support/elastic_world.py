@@ -41,7 +41,7 @@ from swarmstep import (
 )
 from swarmstep.comm.codecs import Int8
 from swarmstep.comm.process_groups import serve_store
-from swarmstep.comm.store import TcpAddress
+from swarmstep.comm.store import store_at
 from swarmstep.elastic.membership import Membership
 from swarmstep.errors import PeerLost, RunOver
 from swarmstep.runtime.flat import Flat
@@ -240,7 +240,7 @@ class Reporter:
         self.at(point)
 
 
-def live(end: Connection, port: int, name: str, plan: Plan, fault: Fault | None) -> None:
+def live(end: Connection, address: str, name: str, plan: Plan, fault: Fault | None) -> None:
     """Be a worker, to the end."""
     torch.set_num_threads(1)
     faulthandler.enable()
@@ -248,18 +248,18 @@ def live(end: Connection, port: int, name: str, plan: Plan, fault: Fault | None)
     reporter = Reporter(end, fault, plan.loud)
     try:
         with fault_points.interfering(reporter.hook):
-            _train(reporter, port, name, plan)
+            _train(reporter, address, name, plan)
     except RunOver as error:
         reporter.say("over", str(error))
     except BaseException as error:
         reporter.say("error", type(error).__name__, str(error), traceback.format_exc())
 
 
-def _train(reporter: Reporter, port: int, name: str, plan: Plan) -> None:
+def _train(reporter: Reporter, address: str, name: str, plan: Plan) -> None:
     slot = int(name.split(".")[0])
     formation_module.START_WAIT = plan.gathering
     membership = Membership(
-        TcpAddress("127.0.0.1", port),
+        store_at(address),
         name,
         start=plan.start,
         silence=plan.silence,
@@ -308,11 +308,16 @@ class Told:
 
 
 class World:
-    """The supervisor: a store, and workers that report."""
+    """The supervisor: a store, which exists at `address` or is served here, and workers that report."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, address: str = "") -> None:
         self.plan = plan
-        self.store, self.port = serve_store()
+        self.store: Any
+        if address:
+            self.store, self.address = store_at(address).connect(SOON), address
+        else:
+            self.store, port = serve_store()
+            self.address = f"127.0.0.1:{port}"
         self.told: dict[str, Told] = {}
         self.processes: dict[str, Any] = {}
         self.ends: dict[Any, str] = {}
@@ -333,7 +338,7 @@ class World:
     def start(self, *names: str, fault: Fault | None = None, plan: Plan | None = None) -> None:
         for name in names:
             here, there = CONTEXT.Pipe(duplex=False)
-            process = CONTEXT.Process(target=live, args=(there, self.port, name, plan or self.plan, fault))
+            process = CONTEXT.Process(target=live, args=(there, self.address, name, plan or self.plan, fault))
             process.start()
             there.close()
             self.processes[name], self.ends[here], self.told[name] = process, name, Told()

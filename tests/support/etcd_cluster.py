@@ -40,6 +40,9 @@ class Cluster:
     def endpoints(self) -> tuple[str, ...]:
         return tuple(f"127.0.0.1:{port}" for port in self.clients)
 
+    def address(self, run: str = "run") -> str:
+        return f"etcd://{','.join(self.endpoints)}/{run}"
+
     def __enter__(self) -> Cluster:
         self.processes = [self._start(number) for number in range(self.machines)]
         self.leader()

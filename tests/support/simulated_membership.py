@@ -1,9 +1,9 @@
-"""A deterministic simulation of elastic groups: the real code of membership on a simulated store, network and clock.
+"""A deterministic simulation of elastic groups: the real code of membership on a simulated store, network, clock.
 
 What runs is `Membership`, `Formation`, `CommitVote`, `StoreLink` and `Heartbeat` as they are. Simulated are the
-clock (nobody waits), the store (each call may be slow, unanswered, or carried out late), the connections of a group,
-the supervisors, and the training: each worker does what `Regrouping` and `Rounds` do, with the list of the rounds
-that its weights contain in the place of weights. A seed says what goes wrong, and when.
+clock (nobody waits), the store (each call may be slow, unanswered, or carried out late), the connections of a
+group, the supervisors, and the training: each worker does what `Regrouping` and `Rounds` do, with the list of the
+rounds that its weights contain in the place of weights. A seed says what goes wrong, and when.
 
 Run it with: python tests/support/simulated_membership.py --seeds 100000
 """
@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import heapq
 import json
+import math
 import multiprocessing
 import random
 import threading
@@ -335,19 +336,15 @@ class SimulatedStore:
             return task()
         if rng.random() < 0.1:
             world.sleep(rng.expovariate(10.0))
+        result, fate = None, rng.choice(["never", "late", "in time"]) if world.limited else "in time"
         if world.reaches(self.worker):
-            result = task()
+            result, fate = task(), "done"
             if rng.random() < 0.1:
                 world.sleep(rng.expovariate(10.0))  # the answer is late
-            if world.reaches(self.worker) or not world.limited:
-                return result
-            fate = "done"
-        else:
-            result, fate = None, rng.choice(["never", "late", "once reached"]) if world.limited else "once reached"
-        deadline = world.now + LIMIT
+        deadline = world.now + LIMIT if world.limited else math.inf
         while not world.reaches(self.worker):
             world.sleep(POLL)
-            if world.limited and world.now > deadline:
+            if world.now > deadline:
                 if fate == "late":
                     world.at(world.now + rng.expovariate(0.5), lambda: self._late(task))
                 raise RuntimeError("no answer")

@@ -291,7 +291,8 @@ from swarmstep.elastic.membership import Membership
 from swarmstep.errors import CommError
 
 port, name, secret = sys.argv[1:]
-membership = Membership(TcpAddress("127.0.0.1", int(port)), name, start=2, silence=1.0, patience=4.0, secret=secret.encode())
+where = TcpAddress("127.0.0.1", int(port))
+membership = Membership(where, name, start=2, silence=1.0, patience=4.0, secret=secret.encode())
 try:
     print(membership.join().size)
 except CommError as error:

@@ -49,9 +49,9 @@ class EtcdStore(Store):
 
     def __init__(self, endpoints: Sequence[str], prefix: str, patience: float) -> None:
         super().__init__()
+        self._connection: http.client.HTTPConnection | None = None
         self._endpoints, self._prefix = list(endpoints), prefix
         self._lock = threading.RLock()
-        self._connection: http.client.HTTPConnection | None = None
         self._own = ""  # this connection's own key
         self._taken = 0.0  # when
         self._lease = ""
@@ -60,18 +60,24 @@ class EtcdStore(Store):
         self._seen: str | None = None  # what the last attempt of a change has found
         self._call("kv/range", _range(self._named("")), patience)
 
-    def add(self, key: str, amount: int) -> int:
+    def __del__(self) -> None:
+        if self._connection:
+            self._connection.close()
+
+    def add(self, key: str, value: int) -> int:
         """Add to a counter; see `swarmstep.comm.store.Store` for this and what follows."""
-        found = None if amount else self._values([key])[0]
+        found = None if value else self._values([key])[0]
         if found is not None:
             return int(found)
-        return int(self._change(key, None, lambda old: str(int(old or 0) + amount)))
+        return int(self._change(key, None, lambda old: str(int(old or 0) + value)))
 
-    def compare_set(self, key: str, expected: str, desired: str) -> bytes:
+    def compare_set(self, key: str, expected_value: str, desired_value: str) -> bytes:
         """Set a key that has the expected value, and return its value."""
-        return self._change(
-            key, expected or None, lambda old: desired if (old or "") == expected else None
-        ).encode()
+
+        def following(old: str | None) -> str | None:
+            return desired_value if (old or "") == expected_value else None
+
+        return self._change(key, expected_value or None, following).encode()
 
     def set(self, key: str, value: str | bytes) -> None:
         """Set a key."""
@@ -143,7 +149,7 @@ class EtcdStore(Store):
             return guess or "" if old is None else old
 
     def _swap(self, key: str, old: str | None, new: str) -> str | None:
-        """Change a key from one value to another; return what it was changed to, or None, and `_seen` is what it has.
+        """Change a key from one value to another; return what it was changed to, or None, and it has `_seen`.
 
         An earlier attempt of the same change, from another value, may have been the one that was made.
         """
@@ -200,7 +206,7 @@ class EtcdStore(Store):
                     self._turn()
                     if time.monotonic() > deadline:
                         raise RuntimeError(
-                            f"etcd: no answer within {limit:g} s; the last from {asked}: {error or type(error).__name__}"
+                            f"etcd: no answer within {limit:g} s; {asked}: {error or type(error).__name__}"
                         ) from error
                     time.sleep(LONGEST_PAUSE)
 

@@ -57,11 +57,11 @@ def connect(host: str, port: int, patience: float) -> TCPStore:
     return TCPStore(host, port, None, False, timedelta(seconds=patience), wait_for_workers=False)
 
 
-def form(store: TCPStore, name: str, place: tuple[int, int], limit: float, patience: float) -> None:
+def form(store: Any, name: str, place: tuple[int, int], limit: float, patience: float) -> None:
     """Form the default process group of this process, over gloo.
 
     Args:
-        store: where the members meet.
+        store: where the members meet: one of torch's, or a class of its kind.
         name: of this group in the store.
         place: (rank, size).
         limit: seconds for all members to meet.

@@ -116,6 +116,12 @@ class EtcdAddress(NamedTuple):
         return EtcdStore(self.endpoints, self.run, patience)
 
 
+def forget(store: Store, prefix: str) -> None:
+    """Remove all keys that begin like this, where a store can do that: an etcd can, torch's TCPStore cannot."""
+    if isinstance(store, EtcdStore):
+        store.delete_prefix(prefix)
+
+
 def store_at(text: str) -> TcpAddress | EtcdAddress:
     """Return the address that a text describes: HOST:PORT, or etcd://HOST:PORT,HOST:PORT/RUN.
 

@@ -85,12 +85,13 @@ class CommitVote:
         for _ in range(ATTEMPTS):
             with contextlib.suppress(PeerLost):
                 verdict = self._abort(self._connected(), key)
+            if verdict or not self._store:
                 break
             self._store = None
         if not verdict:
             raise CommError(
-                f"voted, and the store does not tell whether the round counts ({brief(error)}): this worker cannot "
-                "go on, and the others do so without it"
+                f"voted, and the store does not tell whether the round counts ({brief(error)}): this worker "
+                "cannot go on; the others do so without it"
             ) from error
         if verdict[0] != ABORT:
             return verdict

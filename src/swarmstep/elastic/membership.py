@@ -14,7 +14,7 @@ from swarmstep.comm import process_groups
 from swarmstep.comm.dist import DistComm
 from swarmstep.comm.epoch import Epoch
 from swarmstep.comm.secure.auth import prove, secret_of
-from swarmstep.comm.store import Address, store_at
+from swarmstep.comm.store import Address, forget, store_at
 from swarmstep.elastic.commit_vote import CommitVote
 from swarmstep.elastic.formation import POLL, Formation
 from swarmstep.elastic.keys import (
@@ -215,6 +215,9 @@ class Membership:
 
         def entered() -> None:
             self.formation.held = number, rank
+            if rank == 0:
+                with contextlib.suppress(RuntimeError):  # it stays, then
+                    forget(self.link.store, group_key(number - 1))
 
         requests = [candidates_key(number + 1), STOP, FINISH]
         vote = CommitVote(self.link.connect, vote_key(number, part), size, requests, *([entered] if first else []))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from swarmstep.comm.heartbeat import dead_key
-from swarmstep.comm.torch_private import TCPStore
+from swarmstep.comm.store import Store, store_at
 from swarmstep.elastic.formation import begun
 from swarmstep.elastic.keys import OVER, STOP, candidates_key
 from swarmstep.elastic.slot import HOPELESS, Slot
@@ -64,7 +64,7 @@ class SupervisorOptions:
 class Supervisor:
     """The workers of an elastic run; a context manager, at whose end none of them is left.
 
-    Each is a process named SLOT.INCARNATION that finds in its environment SWARMSTEP_STORE (HOST:PORT of the
+    Each is a process named SLOT.INCARNATION that finds in its environment SWARMSTEP_STORE (the address of the
     place's store), SWARMSTEP_WORKER (its name), SWARMSTEP_WORKERS (how many start the run: its slots, unless the
     place says otherwise) and SWARMSTEP_FOLDER (of the run). On the store "swarmstep/slots" counts the slots of all
     supervisors, so that no two have the same number, and "swarmstep/dead/NAME" tells that a worker has ended.
@@ -110,17 +110,24 @@ class Supervisor:
         self._deadline = math.inf  # for them
         self._stopping = False
         self._last_error = ""  # of the last worker that died
+        self._unsaid = set[str]()  # keys to set, while the store does not answer
 
     def __enter__(self) -> Supervisor:
         with contextlib.ExitStack() as stack:
-            store, self._port = self._place.serve()
-            self._store = cast(TCPStore, store)
+            self._store, self._address = self._opened()
             slots = self._store.add("swarmstep/slots", self.workers)
             self._slots = [Slot(number) for number in range(slots - self.workers, slots)]
             self._errors = self._options.errors or Path(stack.enter_context(_temporary_folder()))
             self._server = stack.enter_context(ForkServer(worker_environment()))
             self._stack = stack.pop_all()
         return self
+
+    def _opened(self) -> tuple[Store, str]:
+        """Return the store, and its address for the workers."""
+        if self._place.store:
+            return store_at(self._place.store).connect(LAST_WAIT), self._place.store
+        store, port = self._place.serve()
+        return cast(Store, store), f"{self._place.environment.get('MASTER_ADDR', '127.0.0.1')}:{port}"
 
     def __exit__(self, *exception: object) -> None:
         self._stack.close()
@@ -151,7 +158,15 @@ class Supervisor:
     def tell(self, word: str) -> None:
         """Tell all workers to "stop" (at a round, with a checkpoint) or "finish" (as if all steps were taken)."""
         self._stopping = True
-        self._store.set(f"swarmstep/{word}", "1")
+        self._say(f"swarmstep/{word}")
+
+    def _say(self, *keys: str) -> None:
+        """Set keys of the store to 1: once it answers."""
+        self._unsaid |= {*keys}
+        with contextlib.suppress(RuntimeError):  # where it is another machine's and gone, `trouble` will tell
+            for key in sorted(self._unsaid):
+                self._store.set(key, "1")
+                self._unsaid.discard(key)
 
     def attend(self, seconds: float, interrupts: Sequence[int] = ()) -> Outcome | None:
         """Do what has become due; to be called again and again.
@@ -164,6 +179,7 @@ class Supervisor:
             How the run has ended; None while it goes on.
         """
         self._obey(interrupts)
+        self._say()
         trouble = self._options.trouble and self._options.trouble()
         if trouble and not self._over:
             self._end_within(HASTE, Outcome(CommError.exit_code, trouble))
@@ -211,11 +227,10 @@ class Supervisor:
         self._report("started", slot, pid=pid)
 
     def _environment(self, slot: Slot) -> dict[str, str]:
-        host = self._place.environment.get("MASTER_ADDR", "127.0.0.1")
         return {
             **worker_environment(),
             **({"SWARMSTEP_FOLDER": str(self._folder)} if self._folder else {}),
-            "SWARMSTEP_STORE": f"{host}:{self._port}",
+            "SWARMSTEP_STORE": self._address,
             "SWARMSTEP_WORKER": slot.worker,
             "SWARMSTEP_WORKERS": str(len(self._slots)),
             "SWARMSTEP_LAUNCHER": str(self._server.pid),
@@ -225,10 +240,7 @@ class Supervisor:
 
     def _note_end(self, slot: Slot, code: int) -> None:
         """Tell the others, through the store, that a worker has ended, and decide what follows from it."""
-        with contextlib.suppress(
-            RuntimeError
-        ):  # the store is another machine's and gone, which `trouble` will tell
-            self._store.set(dead_key(slot.worker), "1")
+        self._say(dead_key(slot.worker))
         slot.end()
         error = self._error_of(slot.worker, code)
         known = self.outcome or self._over
@@ -269,9 +281,8 @@ class Supervisor:
         return Outcome(Interrupted.exit_code, STOPPED_ELSEWHERE if self._options.trouble else message)
 
     def _is_set(self, key: str) -> bool:
-        # `add` alone would make the key, and workers look for it. A store on another machine may be gone, which
-        # `trouble` will tell.
-        with contextlib.suppress(RuntimeError):
+        # `add` alone would make the key, and workers look for it.
+        with contextlib.suppress(RuntimeError):  # as in `_say`
             return self._store.check([key]) and self._store.add(key, 0) > 0
         return False
 

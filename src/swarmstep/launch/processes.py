@@ -39,12 +39,15 @@ class Place:
         serve: called for each group; returns a store that the workers reach at MASTER_ADDR, and its port.
         namespace: called with the number of a supervisor's slot; returns the network namespace that its worker
             enters (None: workers stay where the supervisor is).
+        store: the address of a store that exists, for `swarmstep.comm.store.store_at`, in place of what `serve`
+            returns (empty: none).
     """
 
     command: Callable[[int, list[str]], list[str]] = lambda rank, command: command
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict[str, str])
     serve: Callable[[], tuple[object, int]] = serve_store
     namespace: Callable[[int], str] | None = None
+    store: str = ""
 
 
 class Outcome(NamedTuple):

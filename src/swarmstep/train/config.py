@@ -359,6 +359,16 @@ class Invocation:
         ),
     )
 
+    store: str | None = field(
+        default=None,
+        metadata=_about(
+            "Run",
+            "URL",
+            "with --elastic local: keep the store in etcd://HOST:PORT,.../RUN and take part in RUN; give the same "
+            "command on each machine (docs/reliability.md)",
+        ),
+    )
+
     def __post_init__(self) -> None:
         for name, low in (("silence", 2.0), ("patience", 1.0), ("pace", 0.0)):  # a heartbeat comes every 0.5 s
             value = getattr(self, name)
@@ -370,5 +380,7 @@ class Invocation:
             raise UsageError("--no-files: goes with neither --out, --resume nor --track")
         if self.here is not None and not self.listen:
             raise UsageError("--here: goes with --listen, which lets other machines bring the other workers")
+        if self.store and (self.join or self.listen):
+            raise UsageError("--store: goes with neither --listen nor --join; give --store on each machine")
         if self.join and (self.resume or self.listen):
             raise UsageError("--join: goes with neither --listen nor --resume, which are for the first machine")

@@ -77,8 +77,7 @@ def listening(
     """
     secret, interface = needed_secret("--listen"), interface_towards(where[0])
     store, port = process_groups.serve_store()
-    settings = {"config": dataclasses.asdict(config), "workload": _marks(workload), "here": here}
-    store.set(PUBLISHED, json.dumps(settings))
+    store.set(PUBLISHED, json.dumps({**published(config, workload), "here": here}))
     with contextlib.closing(Proxy(port, secret, where, say)) as proxy:
         shown = f"[{proxy.host}]" if ":" in proxy.host else proxy.host
         join = f"swarmstep train {shlex.quote(config.workload)} --join {shown}:{proxy.port} --workers N"
@@ -168,6 +167,11 @@ def read_settings(text: str) -> Config:
 def workers_here(text: str) -> int:
     """Return how many workers of an asynchronous run are on its first machine, from what that says, as data."""
     return int(json.loads(text)["here"])
+
+
+def published(config: Config, workload: Workload) -> dict[str, Any]:
+    """Return what a run says of itself to other machines."""
+    return {"config": dataclasses.asdict(config), "workload": _marks(workload)}
 
 
 def check_own(given: Mapping[str, Any], workload: Workload, guest: Guest) -> None:

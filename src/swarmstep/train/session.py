@@ -11,7 +11,7 @@ import torch
 
 from swarmstep import tracking
 from swarmstep.errors import UsageError
-from swarmstep.train import join, start_workers, worker_process
+from swarmstep.train import join, shared_store, start_workers, worker_process
 from swarmstep.train.build import resolve
 from swarmstep.train.config import FREE, Config, Invocation
 from swarmstep.train.environment import started_as, threads
@@ -93,6 +93,10 @@ class Session:
         self.given.setdefault("backend", "gloo")
 
     def _check_addresses(self, mode: str | None) -> None:
+        if self.call.store:
+            if mode != "local":
+                raise UsageError(f"--store: expected --elastic local, found {mode or 'none'}")
+            shared_store.etcd_at(self.call.store)
         for option, text in (("--listen", self.call.listen), ("--join", self.call.join)):
             if not text:
                 continue

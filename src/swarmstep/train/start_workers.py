@@ -16,8 +16,9 @@ from swarmstep.errors import UsageError
 from swarmstep.launch.processes import Place, launch
 from swarmstep.train.asynchronous.peers import check_call
 from swarmstep.train.config import Config
-from swarmstep.train.join import address, check_own, joined, listening
+from swarmstep.train.join import address, check_own, joined, listening, published
 from swarmstep.train.run_folder import new_folder
+from swarmstep.train.shared_store import attached
 from swarmstep.train.supervise import supervise
 from swarmstep.workloads import Workload
 
@@ -43,6 +44,8 @@ def start(session: Session, arguments: Sequence[str]) -> int:
         if session.call.listen:
             where = address("--listen", session.call.listen)
             place = stack.enter_context(listening(where, config, workload))
+        if session.call.store:
+            place = stack.enter_context(attached(session.call.store, published(config, workload)))
         place = dataclasses.replace(place, environment={**place.environment, **lighthouse})
         folder = _folder(session, config)
         return supervise(arguments, config.workers, folder, place, resume=session.job.resume)

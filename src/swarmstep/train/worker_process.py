@@ -15,7 +15,6 @@ from swarmstep.errors import UsageError
 from swarmstep.runtime.startup_checks import agree
 from swarmstep.train import elastic_coordinator, lockstep_coordinator
 from swarmstep.train.asynchronous import processes as asynchronous
-from swarmstep.train.build import resolve
 from swarmstep.train.config import Config
 from swarmstep.train.join import read_settings, workers_here
 from swarmstep.train.layerwise import run as layerwise
@@ -75,7 +74,7 @@ def _shared_config(session: Session, comm: Comm) -> Config:
 
 def as_member(session: Session) -> dict[str, Any] | None:
     """Be a worker of an elastic run; return the summary on the one that concludes it."""
-    config, workload = _joined(session) if session.call.join else session.ready(session.config(done=True))
+    config, workload = _joined(session) if session.started.joined else session.ready(session.config(done=True))
     if config.asynchronous:  # of a machine that has joined
         return _as_node(session, config, workload, workers_here(session.started.joined or ""))
     kind = LighthouseMembership if config.elastic == "torchft" else Membership
@@ -90,10 +89,9 @@ def as_member(session: Session) -> dict[str, Any] | None:
 
 
 def _joined(session: Session) -> tuple[Config, Workload]:
-    """Return the config of the run that was joined, and this machine's own workload and data."""
-    config = read_settings(session.started.joined or "")
-    workload = session.own_workload()
-    return resolve(dataclasses.replace(config, data=session.given.get("data")), workload), workload
+    """Return the config of the run that was joined, with this machine's own workload and data."""
+    config, own = read_settings(session.started.joined or ""), session.config(done=True)
+    return session.ready(dataclasses.replace(config, workload=own.workload, data=own.data))
 
 
 def as_node(session: Session) -> dict[str, Any] | None:
