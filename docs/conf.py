@@ -62,8 +62,6 @@ def card_table(card: Card) -> str:
     paper = f"{card.paper} (`swarmstep cite {card.name}`)" if card.key else card.paper
     rows = {
         "what it does": card.title,
-        "use it when": card.use,
-        "avoid it when": card.avoid,
         "sent by a worker in a round": f"{card.traffic} P",
         "kept between rounds": f"{card.memory} P",
         "paper": paper,
@@ -73,13 +71,18 @@ def card_table(card: Card) -> str:
 
 def methods_table() -> str:
     """Return all methods beside each other."""
-    head = "| method | what it does | use it when | avoid it when |\n|---|---|---|---|\n"
+    head = (
+        "| method | what it does | sent in a round (P) | kept (P) | use it when | avoid it when |\n"
+        + "|---" * 6
+        + "|\n"
+    )
     rows: list[str] = []
     for card in (*CARDS.values(), *ASYNCHRONOUS.values(), *LAYERWISE.values()):
         page = f"{card.name}.md" if (HERE / "methods" / f"{card.name}.md").exists() else ""
         page = page or ("../asynchronous.md" if card.name in ASYNCHRONOUS else "")
         name = f"[{card.name}]({page})" if page else card.name
-        rows.append(f"| {name} | {card.title} | {card.use} | {card.avoid} |")
+        use, avoid, *_ = getattr(card, "advice", ("", ""))
+        rows.append(f"| {name} | {card.title} | {card.traffic} | {card.memory} | {use} | {avoid} |")
     return head + "\n".join(rows)
 
 

@@ -14,7 +14,6 @@ import pytest
 
 from pages import PAGES, ROOT, blocks, given, name_of, runnable
 from swarmstep import Group, simulate
-from swarmstep.cards import ASYNCHRONOUS, CARDS, LAYERWISE
 
 LANGUAGES = {"", "python", "sh", "diff", "yaml", "toml", "json", "{code-cell}"}
 MARK = "say ```sh, and `<!-- not run: REASON -->` in the line before where it cannot be run: "
@@ -61,11 +60,3 @@ def test_links_lead_to_files(page: Path) -> None:
     text = re.sub(r"^```.*?^```$|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", text):
         assert (page.parent / target).exists(), target
-
-
-def test_every_method_says_when_to_use_it_and_when_not() -> None:
-    for card in (*CARDS.values(), *ASYNCHRONOUS.values(), *LAYERWISE.values()):
-        assert 10 < len(card.use) < 120
-        assert 10 < len(card.avoid) < 120
-        assert card.use[0].islower()
-        assert not card.use.endswith(".")

@@ -48,7 +48,7 @@ def strategies(
     from swarmstep.train.method_settings import method_settings  # which imports torch
 
     card, settings = SHOWN[name], [setting._asdict() for setting in method_settings(name)]
-    row = {**_row(card), "use": card.use, "avoid": card.avoid, "bibtex": card.bibtex or None, "settings": settings}
+    row = {**_row(card), "bibtex": card.bibtex or None, "settings": settings}
     print_json(row) if as_json else print(_described(card, settings))
     return 0
 
@@ -68,8 +68,6 @@ def _described(card: Card, settings: Sequence[dict[str, Any]]) -> str:
     """Return all there is to say of a method."""
     weighted = "by the examples or tokens of each worker" if card.weighted else "all workers count the same"
     about = [
-        ("use when", card.use),
-        ("avoid when", card.avoid),
         ("traffic", f"{card.traffic} P sent by a worker in a round, mean over the W workers"),
         ("memory", f"{card.memory} P kept between rounds"),
         ("weights", weighted),
