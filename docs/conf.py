@@ -71,18 +71,13 @@ def card_table(card: Card) -> str:
 
 def methods_table() -> str:
     """Return all methods beside each other."""
-    head = (
-        "| method | what it does | sent in a round (P) | kept (P) | use it when | avoid it when |\n"
-        + "|---" * 6
-        + "|\n"
-    )
+    head = "| method | what it does | sent in a round (P) | kept (P) | paper |\n|---|---|---|---|---|\n"
     rows: list[str] = []
     for card in (*CARDS.values(), *ASYNCHRONOUS.values(), *LAYERWISE.values()):
         page = f"{card.name}.md" if (HERE / "methods" / f"{card.name}.md").exists() else ""
         page = page or ("../asynchronous.md" if card.name in ASYNCHRONOUS else "")
         name = f"[{card.name}]({page})" if page else card.name
-        use, avoid, *_ = getattr(card, "advice", ("", ""))
-        rows.append(f"| {name} | {card.title} | {card.traffic} | {card.memory} | {use} | {avoid} |")
+        rows.append(f"| {name} | {card.title} | {card.traffic} | {card.memory} | {card.paper} |")
     return head + "\n".join(rows)
 
 
