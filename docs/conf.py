@@ -5,6 +5,7 @@ the head of a method's page is its card, the reference is what the docstrings sa
 """
 
 import importlib
+import inspect
 import re
 import shutil
 from pathlib import Path
@@ -32,10 +33,10 @@ autodoc_member_order, autodoc_typehints, autodoc_class_signature = "bysource", "
 autodoc_typehints_description_target = "documented"
 napoleon_use_ivar = True
 # Docstrings are plain text, not reStructuredText: what is between backticks is code, and nothing else is marked.
-default_role = "code"
+default_role, smartquotes = "code", False
 # Blocks without a language are formulas and output.
 highlight_language = "text"
-suppress_warnings = ["myst.xref_missing_download", "ref.python"]
+suppress_warnings = ["ref.python"]  # names that several modules have
 
 PACKAGES = ("asynchronous", "layerwise", "objectives", "parallel", "regularizers", "sparse")
 
@@ -136,6 +137,16 @@ def on_docstring(*about: Any) -> None:
             lines[place] = "".join(p if p.startswith("`") else re.sub(r"([*|_\\])", r"\\\1", p) for p in parts)
 
 
+def on_signature(*about: Any) -> tuple[str, str] | None:
+    """A class that checks its arguments in `__new__` is called as its `__init__` says."""
+    _, what, _, found, _, signature, returned = about
+    if what != "class" or not (signature or "").startswith("(*args"):
+        return None
+    whole = inspect.signature(found)
+    bare = [each.replace(annotation=inspect.Parameter.empty) for each in whole.parameters.values()]
+    return str(inspect.Signature(bare)), returned
+
+
 def on_finished(app: Any, error: Exception | None) -> None:
     """The front page is where a browser looks for it."""
     if error is None:
@@ -148,6 +159,7 @@ def setup(app: Any) -> None:
     for event, function, priority in (
         ("source-read", on_source, 500),
         ("autodoc-process-docstring", on_docstring, 100),  # before napoleon, which writes reStructuredText
+        ("autodoc-process-signature", on_signature, 500),
         ("build-finished", on_finished, 500),
     ):
         app.connect(event, function, priority)
