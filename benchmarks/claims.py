@@ -422,7 +422,7 @@ def in_short() -> str:
         {storm["workers"]} workers ({", ".join(storm["kinds"])}): training survived {storm["survived"]}, lost
         {storm["lost_rounds"]} of {storm["committed_rounds"]} rounds, was whole again after
         {storm["recover_seconds_median"]:.1f} s in the median, and kept
-        {storm["throughput_ratio"]:.2f} of its speed ({link("run", chaos_file)})."""
+        {storm["throughput_ratio"]:.2f} of its speed per live worker ({link("run", chaos_file)})."""
     return "\n".join(textwrap.indent(paragraph(text), "  ").replace("  ", "- ", 1) for text in (slow, bad, lost))
 
 

@@ -5,6 +5,7 @@ the head of a method's page is its card, the reference is what the docstrings sa
 """
 
 import importlib
+import inspect
 import re
 import shutil
 from pathlib import Path
@@ -33,10 +34,10 @@ autodoc_member_order, autodoc_typehints, autodoc_class_signature = "bysource", "
 autodoc_typehints_description_target = "documented"
 napoleon_use_ivar = True
 # Docstrings are plain text, not reStructuredText: what is between backticks is code, and nothing else is marked.
-default_role = "code"
+default_role, smartquotes = "code", False
 # Blocks without a language are formulas and output.
 highlight_language = "text"
-suppress_warnings = ["myst.xref_missing_download", "ref.python"]
+suppress_warnings = ["ref.python"]  # names that several modules have
 
 ALSO = {name: recipe.card for name, recipe in RECIPES.items()}
 PACKAGES = ("asynchronous", "layerwise", "objectives", "parallel", "regularizers", "sparse")
@@ -64,8 +65,6 @@ def card_table(card: Card) -> str:
     paper = f"{card.paper} (`swarmstep cite {card.name}`)" if card.key else card.paper
     rows = {
         "what it does": card.title,
-        "use it when": card.advice.use_when,
-        "avoid it when": card.advice.avoid_when,
         "sent by a worker in a round": f"{card.traffic} P",
         "kept between rounds": f"{card.memory} P",
         "paper": paper,
@@ -75,7 +74,7 @@ def card_table(card: Card) -> str:
 
 def methods_table() -> str:
     """Return all methods beside each other."""
-    head = "| method | what it does | use it when | avoid it when |\n|---|---|---|---|\n"
+    head = "| method | what it does | sent in a round (P) | kept (P) | paper |\n|---|---|---|---|---|\n"
     rows: list[str] = []
     for card in (*CARDS.values(), *ASYNCHRONOUS.values(), *LAYERWISE.values(), *ALSO.values()):
         page = f"{card.name}.md" if (HERE / "methods" / f"{card.name}.md").exists() else ""
@@ -140,6 +139,16 @@ def on_docstring(*about: Any) -> None:
             lines[place] = "".join(p if p.startswith("`") else re.sub(r"([*|_\\])", r"\\\1", p) for p in parts)
 
 
+def on_signature(*about: Any) -> tuple[str, str] | None:
+    """A class that checks its arguments in `__new__` is called as its `__init__` says."""
+    _, what, _, found, _, signature, returned = about
+    if what != "class" or not (signature or "").startswith("(*args"):
+        return None
+    whole = inspect.signature(found)
+    bare = [each.replace(annotation=inspect.Parameter.empty) for each in whole.parameters.values()]
+    return str(inspect.Signature(bare)), returned
+
+
 def on_finished(app: Any, error: Exception | None) -> None:
     """The front page is where a browser looks for it."""
     if error is None:
@@ -152,6 +161,7 @@ def setup(app: Any) -> None:
     for event, function, priority in (
         ("source-read", on_source, 500),
         ("autodoc-process-docstring", on_docstring, 100),  # before napoleon, which writes reStructuredText
+        ("autodoc-process-signature", on_signature, 500),
         ("build-finished", on_finished, 500),
     ):
         app.connect(event, function, priority)
