@@ -31,8 +31,8 @@ def run(
 
     Each process joins the others with `swarmstep.run(train)`; examples/train.py shows how. A process that ends
     with exit code 0 says that the run is over. Ctrl-C asks them to stop, which ends `sync.until` after the next
-    Round (`event.decision.stop`); Ctrl-C again ends them. Options after the program are its own.
-    Exits with the code of the run. With --json, what the processes print goes to standard error.
+    Round (`event.decision.stop`); Ctrl-C again ends them. Options that stand after the program are the program's
+    own. Exits with the code of the run. With --json, what the processes print goes to standard error.
     """
     path = Path(program).expanduser()
     if path.suffix != ".py" or not path.is_file():
