@@ -20,10 +20,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from swarmstep import DistComm, Every, Group, InformedSwarm, Options, Round, Synchronizer, simulate
-from swarmstep.checkpoint.folder import steps_in
 from swarmstep.checkpoint.loader import load_any
 from swarmstep.checkpoint.saver import save
-from swarmstep.errors import PeerLost
+from swarmstep.errors import CheckpointError, PeerLost
 from swarmstep.launch.stopping import StopRequest
 
 PACE = float(os.environ.get("PACE", "0"))  # seconds that a step takes longer, as a larger model's would
@@ -101,7 +100,11 @@ def main(folder: Path, steps: int = 480) -> int:
     stopping = StopRequest()
     with stopping:
         comm = DistComm.from_env(exact=True)  # exact: the same bits as in one process
-        states = load_any(folder)[1] if steps_in(folder) else []
+        states: list[dict[str, Any]] = []
+        try:
+            states = load_any(folder)[1]
+        except CheckpointError as error:  # none, or the first of all was not written by all
+            print(f"rank {comm.rank}: from the start: {error}", file=sys.stderr, flush=True)
         try:
             said = train(comm, states, lambda step, own: save(folder, step, own, comm), stopping.requested, steps)
         except PeerLost as error:  # whoever started this worker starts all again

@@ -13,7 +13,8 @@
 #SBATCH --signal=TERM@60
 set -u
 export SWARMSTEP_SECRET_FILE=${SWARMSTEP_SECRET_FILE:-$HOME/.swarmstep-secret}
-MASTER_ADDR=$(scontrol show node "$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+MASTER_ADDR=$(scontrol show node "$first" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
 export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
 
 # shellcheck disable=SC2016  # the variables are those of each task
