@@ -26,6 +26,11 @@ def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
+def test_an_etcd_on_other_machines_needs_a_secret(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "digits", "--elastic", "local", "--store", "etcd://10.0.0.1:2379"]) == 2
+    assert capfd.readouterr().err.startswith("swarmstep: --store needs a secret")
+
+
 @pytest.mark.parametrize("option", ["--listen", "--join"])
 def test_without_a_secret_nobody_listens_or_joins(option: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "digits", "--elastic", "local", option, "10.0.0.1:29500"]) == 2
@@ -52,6 +57,11 @@ def test_without_a_secret_nobody_listens_or_joins(option: str, capfd: pytest.Cap
         (["--join", "0.0.0.0:29500"], "--join 0.0.0.0:29500: expected the one address by which"),
         (["--join", "a:1", "--listen", "a:1"], "--join: goes with neither --listen nor --resume"),
         (["--join", "a:1", "--stop-at", "4"], "--stop-at: does not go with --elastic local"),
+        (["--store", "etcd://a:1"], "--store: expected --elastic local, found none"),
+        (["--store", "etcd://a:1", "--elastic", "torchft"], "--store: expected --elastic local, found torchft"),
+        (["--store", "etcd://a", "--elastic", "local"], "the store 'etcd://a': expected etcd://10.0.0.1:2379,"),
+        (["--store", "a:1", "--elastic", "local"], "--store a:1: expected etcd://HOST:PORT,HOST:PORT"),
+        (["--store", "etcd://a:1", "--join", "a:1"], "--store: goes with neither --listen nor --join"),
     ],
 )
 def test_options_that_do_not_go_together(

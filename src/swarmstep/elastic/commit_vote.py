@@ -101,9 +101,8 @@ class CommitVote:
 
     def _advance(self, last: bool) -> None:
         """Go on to the next vote; the last rank to vote removes the previous verdict, but never the first one."""
-        if (
-            last and self._store and self._number > 1
-        ):  # all ranks have voted, so all have read the previous verdict
+        # All ranks have voted, so all have read the previous verdict.
+        if last and self._store and self._number > 1:
             with contextlib.suppress(RuntimeError):  # the store is gone: this round counts all the same
                 for old in (f"{self._key}/{self._number - 1}", f"{self._key}/{self._number - 1}/votes"):
                     self._store.delete_key(old)
