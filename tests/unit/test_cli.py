@@ -186,8 +186,8 @@ NAMES = ", ".join(sorted({*STRATEGIES, "ddp", *ASYNCHRONOUS}))
         ("train digits --fragments 0", "fragments: expected 1 to 3, the number of modules"),
         ("train digits --fragments 2 --when never", "expected when=Every(n) with n at least 2"),
         ("train digits --fragments 2 --strategy fedpso", "measures whole models on a probe; use fragments=1"),
-        ("train digits --strategy synchronous --delay 2", "synchronous takes none of --delay, --mix"),
-        ("train digits --strategy osp --delay 2", "osp takes none of --delay, --mix"),
+        ("train digits --strategy synchronous --delay 2", "synchronous takes none of --delay, --eager, --mix"),
+        ("train digits --strategy osp --delay 2", "osp takes none of --delay, --eager, --mix"),
         ("train digits --strategy osp --optimizer adamw", "found adamw and --clip 0; --set local=false takes any"),
         ("train digits --strategy osp --clip 1", "found momentum and --clip 1; --set local=false takes any"),
         (

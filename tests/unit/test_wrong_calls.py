@@ -37,6 +37,7 @@ SETTINGS += [
     swarmstep.TopK,
     swarmstep.NMCodec,
     swarmstep.LowRank,
+    swarmstep.SparseLoCo,
 ]
 NEEDED: dict[str, dict[str, Any]] = {
     "QuadraticRule": {"base": 2, "alpha": 0.1},
@@ -65,6 +66,12 @@ def calls() -> Iterator[tuple[str, Callable[[Any], object]]]:
     )
     yield "Balance: sync", lambda x: swarmstep.Balance(x)
     yield "simulate: train", lambda x: simulate(x, 1)
+    yield "run: train", lambda x: swarmstep.run(x, 1)
+    yield "run: workers", lambda x: swarmstep.run(lambda comm: None, x)
+    yield "EMA: sync", swarmstep.EMA
+    yield "shard: comm", lambda x: swarmstep.shard([1], x)
+    yield "seed_rank: seed", lambda x: swarmstep.seed_rank(x, 0)
+    yield "seed_rank: rank", lambda x: swarmstep.seed_rank(0, x)
     yield "simulate: workers", lambda x: simulate(lambda comm: None, x)
     yield "average_gradients: model", lambda x: alone(lambda comm: swarmstep.average_gradients(x, comm))
     yield "average_gradients: comm", lambda x: swarmstep.average_gradients(model, x)
@@ -94,8 +101,9 @@ def fits(what: str, wrong: str) -> bool:
     return {
         "None": type(None) in parts or what in ("Synchronizer: options", "DistComm: data", "DistComm: control"),
         "'x' of type str": str in parts or typing.get_origin(hint) is typing.Literal,
-        "{'a': 1} of type dict": what in ("Options: stateful", "Synchronizer.load_state_dict: saved"),
-    }.get(wrong, what == "simulate: train")  # a class makes an object with each worker's comm
+        "{'a': 1} of type dict": what
+        in ("Options: stateful", "Options: optimizer_state", "Synchronizer.load_state_dict: saved"),
+    }.get(wrong, what in ("simulate: train", "run: train"))  # a class makes an object with each worker's comm
 
 
 @pytest.mark.parametrize("what", CALLS)
@@ -110,7 +118,7 @@ def test_the_error_names_what_was_given_and_expected(what: str) -> None:
 
 def test_no_public_name_is_left_out() -> None:
     called = {what.partition(":")[0].partition(".")[0] for what in CALLS}
-    without_arguments = {"Never", "Bfloat16", "STRATEGIES"}
+    without_arguments = {"Never", "Bfloat16", "STRATEGIES", "SoloComm"}
     abstract = {name for name in swarmstep.__all__ if inspect.isabstract(getattr(swarmstep, name))}
     made_by_the_library = {"Round", "MembershipChange", "SimComm", "Membership"}
     assert {*swarmstep.__all__} <= called | without_arguments | abstract | made_by_the_library

@@ -20,6 +20,7 @@ from torch.utils.data import (
     get_worker_info,
 )
 
+from swarmstep.arguments import check_type
 from swarmstep.comm.base import Comm
 from swarmstep.errors import UsageError
 from swarmstep.seeding import generator, mix
@@ -52,6 +53,7 @@ def shard(data: Data, comm: Comm, seed: int = 0) -> Data:
         UsageError: a loader with a sampler of its own (give `shard` its dataset instead), fewer examples than
             workers, or an elastic group, where ranks change.
     """
+    check_type("shard: comm", comm, Comm)
     if getattr(comm, "elastic", False):
         raise UsageError(
             "shard: in an elastic group the ranks change; draw each batch by (sync.steps, sync.comm.rank, "
@@ -126,6 +128,8 @@ def seed_rank(seed: int, rank: int) -> int:
     In `simulate` the workers have one process, and so one generator of Python's and of NumPy's, which the last
     call seeds; torch's of the CPU is each worker's own.
     """
+    check_type("seed_rank: seed", seed, int)
+    check_type("seed_rank: rank", rank, int)
     own = mix(seed, "rank", rank)
     random.seed(own)
     np.random.seed(own % 2**32)  # noqa: NPY002

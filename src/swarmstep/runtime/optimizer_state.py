@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ Rule = str | Mapping[str, int]  # "local", "mean", or in which rounds by the nam
 LOCAL, MEAN = "local", "mean"
 
 
+@runtime_checkable
 class Keeper(Protocol):
     """An optimizer: what it remembers of each parameter is a mapping of names to tensors."""
 

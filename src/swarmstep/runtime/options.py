@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from swarmstep.arguments import Checked
+from swarmstep.arguments import Checked, check_type
 from swarmstep.comm.base import Comm
 from swarmstep.comm.codec import Codec
 from swarmstep.errors import UsageError
@@ -101,5 +101,7 @@ class Options(Checked):
             raise UsageError(f"offload: expected None or 'cpu', found {self.offload!r}")
         if self.island is not None and self.probe is not None:
             raise UsageError("probe: does not go with an island, since a worker's model is in shards")
+        for optimizer in self.optimizers:
+            check_type("Options: optimizers", optimizer, Keeper)
         others = {"delay": self.delay, "island": self.island}
         optimizer_state.check(self.optimizer_state, self.optimizers, others)

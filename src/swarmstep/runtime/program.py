@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable
 
+from swarmstep.arguments import check_type
 from swarmstep.comm.background import T
 from swarmstep.comm.dist import DistComm
 from swarmstep.comm.group import Group
@@ -36,6 +37,9 @@ def run(train: Callable[[Group], T], workers: int = 4, *, exact: bool = False) -
     Raises:
         SystemExit: in an elastic group where this worker cannot go on with the others, and is to be replaced.
     """
+    check_type("run: workers", workers, int)
+    if not callable(train):
+        check_type("run: train", train, Callable)
     if "SWARMSTEP_WORKER" in os.environ:
         return _elastic(train, exact)
     if "RANK" not in os.environ:
