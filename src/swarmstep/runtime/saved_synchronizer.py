@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from swarmstep.comm.group import Group
-from swarmstep.errors import UsageError
+from swarmstep.errors import CommError, UsageError
 from swarmstep.runtime import own_checkpoint, synchronizer_state
 from swarmstep.runtime.first_step import FirstStep
 from swarmstep.runtime.options import Stateful
@@ -36,8 +36,8 @@ class SavedSynchronizer(SynchronizerView):
         """Write a checkpoint: the swarm's state, the model, and what else goes on with it. Every rank calls it.
 
         Each rank writes a file of its own, FOLDER/step-N/rank-N.pt, and waits for the others, but in an elastic
-        group; a round under way still lands at its step. The ranks may share the folder, or have disks of their
-        own.
+        group, where one is left out if a worker was lost in the round under way. That round still lands at its
+        step. The ranks may share the folder, or have disks of their own.
 
         Args:
             folder: made if absent.
@@ -51,7 +51,13 @@ class SavedSynchronizer(SynchronizerView):
         """
         model = self._replica.model
         own_checkpoint.check_things("Synchronizer.save", things, model)
-        state = {**own_checkpoint.state_of(model, things), "sync": self.state_dict()}
+        state = own_checkpoint.state_of(model, things)
+        try:
+            state["sync"] = self.state_dict()
+        except CommError:
+            if not self.comm.elastic:
+                raise
+            return  # the round under way has failed: the next step goes on without the lost worker
         own_checkpoint.write(Path(folder), self.steps, state, self.comm, keep)
 
     def load(self, folder: str | Path, *things: Stateful) -> bool:
