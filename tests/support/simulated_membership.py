@@ -377,7 +377,7 @@ class SimulatedStore:
     def multi_get(self, keys: list[str]) -> list[bytes]:
         while not self.check(keys):
             self.world.sleep(POLL)
-        return self._do(lambda: [self.world.values[key] for key in keys])
+        return self._do(lambda: [self.world.values.get(key, b"") for key in keys])  # a late one finds none
 
     def compare_set(self, key: str, expected: str, desired: str) -> bytes:
         return self._do(lambda: self._compare_set(key, expected, desired.encode()))
