@@ -34,7 +34,7 @@ autodoc_member_order, autodoc_typehints, autodoc_class_signature = "bysource", "
 autodoc_typehints_description_target = "documented"
 napoleon_use_ivar = True
 # Docstrings are plain text, not reStructuredText: what is between backticks is code, and nothing else is marked.
-default_role, smartquotes = "code", False
+default_role, smartquotes_action = "code", "D"  # quotes stay as they are typed
 # Blocks without a language are formulas and output.
 highlight_language = "text"
 suppress_warnings = ["ref.python"]  # names that several modules have
