@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from examples import few
 from helpers import Trainer, same
 from swarmstep import Comm, DiLoCo, Every, LocalSGD, Metered, Strategy, simulate
 from swarmstep.comm import codecs
@@ -199,6 +200,7 @@ def bounded(comm: Comm, over: str, wild: float) -> Floats:
     return coded.mean(x)[0].numpy()
 
 
+@few
 @given(st.floats(1, 1e15))
 def test_one_worker_moves_the_mean_by_no_more_than_the_others_wherever_it_points(wild: float) -> None:
     """Over all workers by at most the median norm / W; over the senders, who may be one, by the median."""
