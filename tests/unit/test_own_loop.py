@@ -357,6 +357,7 @@ def test_no_warning_beside_an_error_or_without_a_step(end: str) -> None:
             with pytest.raises(ZeroDivisionError), trainer.sync:
                 1 / 0  # noqa: B018
 
+    gc.collect()  # what other tests have left
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
         simulate(train, 1)

@@ -53,6 +53,7 @@ def warned(move: Move, loss: Any = losses_differ, strategy: Strategy | None = No
         for step in range(12):
             move(model, step)
             sync.step(loss(comm.rank, step), lr=lr)
+        sync.finish()
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

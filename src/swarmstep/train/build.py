@@ -198,6 +198,8 @@ def build_options(config: Config) -> Options:
 
 def title_of(config: Config) -> str:
     """Return what a run is, in a line, with settings that follow from the number of workers."""
+    if config.layerwise or config.strategy != DiLoCo.card.name:
+        return config.title
     strategy = build_strategy(config)
     strategy = strategy.then if isinstance(strategy, Warmup) else strategy
     if not isinstance(strategy, DiLoCo) or None not in (strategy.lr, strategy.momentum):
