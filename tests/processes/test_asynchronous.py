@@ -182,7 +182,7 @@ def other_order(comm: Comm, run: str, order: list[Event]) -> str:
     """Return what is raised at the worker of which too much is expected."""
     method, x = made("pure")
     try:
-        with links(comm, method, run) as box:
+        with links(comm, method, run, patience=20.0) as box:  # the others, for node 1, which is soon gone
             replay_node(method, x, box, order)
     except (UsageError, PeerLost) as error:
         return type(error).__name__ + ": " + str(error)

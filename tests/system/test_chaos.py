@@ -273,7 +273,7 @@ def test_deaths_that_no_kill_explains() -> None:
 
 
 # The methods whose workers keep a common vector between the rounds; as their papers have it, not as the code says.
-COMMON = {"swarm", "diloco", "slowmo", "bmuf", "easgd"}
+COMMON = {"swarm", "diloco", "slowmo", "bmuf", "easgd", "edit"}
 
 
 @pytest.mark.parametrize("name", sorted(n for n, kind in STRATEGIES.items() if kind.target == "weights"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 import weakref
 
@@ -21,7 +22,8 @@ class Unfinished:
         weakref.finalize(owner, self._warn)
 
     def _warn(self) -> None:
-        if self.steps:
+        # A program that an error has ended says that, and no more.
+        if self.steps and getattr(sys, "last_value", None) is None:
             warnings.warn(
                 f"a Synchronizer ended without finish, after step {self.steps}: the model holds what this worker "
                 "has trained, and not the result of all; call finish() after the last step, or train in "
