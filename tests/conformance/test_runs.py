@@ -45,6 +45,7 @@ def test_the_rounds_are_where_the_trigger_says(variant: str, timing: str) -> Non
         assert rounds == [ROUNDS[timing]] * WORKERS
 
 
+@pytest.mark.slow
 @every_variant
 def test_workers_differ_and_a_round_changes_something(variant: str) -> None:
     found = simulated(variant, "every-3")

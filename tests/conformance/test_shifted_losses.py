@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from helpers import VARIANTS, same
 from swarmstep import PSOPS, Comm, Every, InformedSwarm, Options, Strategy, Synchronizer, simulate
-from whole_runs import fast_if
+from whole_runs import fast_if, fast_ones
 
 WORKERS, STEPS = 3, 8
 TRUST = {f"swarm:{mode}": InformedSwarm(trust=mode) for mode in ("uniform", "loss", "leave_one_out")}
@@ -29,11 +29,13 @@ MOVES = torch.randn(STEPS, WORKERS, 8, generator=torch.Generator().manual_seed(0
 LOSSES = torch.randint(1, 64, (STEPS, WORKERS), generator=torch.Generator().manual_seed(1)) / 16
 
 
+LOOK = [*TRUST, "swarm", "swarm:audit", "pso-ps", "pso-ps:ring"]  # at losses
+
+
 def cases(numbers: list[float], but: str = "") -> list[Any]:
     """Return all strategies with all numbers; of those that look at no loss all but the first are slow."""
-    look = [*TRUST, "swarm", "swarm:audit", "pso-ps", "pso-ps:ring"]
     return [
-        fast_if(name in look or number is numbers[0], name, number)
+        fast_if(name in LOOK or number is numbers[0], name, number)
         for name in STRATEGIES
         for number in numbers
         if name != but
@@ -72,7 +74,7 @@ def plain(name: str) -> Any:
     return simulate(lambda comm: walk(STRATEGIES[name], comm), WORKERS)
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", fast_ones(LOOK, STRATEGIES))
 @settings(max_examples=1)
 @given(st.integers(-(2**20), 2**20))
 def test_a_constant_changes_nothing(name: str, sixteenths: int) -> None:

@@ -127,6 +127,7 @@ def test_everybody_dead_and_others_begin_anew() -> None:
         assert alike(finish(world, "0.1", "1.1"))
 
 
+@pytest.mark.slow
 def test_one_who_waits_for_members_that_are_silent_but_not_dead_says_so_after_patience() -> None:
     plan = Plan("local-sgd", silence=1.0)
     with World(plan) as world:

@@ -357,7 +357,7 @@ def test_killed_after_the_round_counts_it_holds_for_the_survivors(method: str) -
 @pytest.mark.parametrize(
     "method", [name for name, (_, options) in METHODS.items() if options.get("delay") == 2 and "vote" not in name]
 )
-@pytest.mark.parametrize("lost", [True, False])
+@pytest.mark.parametrize("lost", fast_ones([True], [True, False]))
 def test_killed_while_a_round_travels(method: str, lost: bool) -> None:
     """Noticed where a round would land: the one under way is dropped by all, or the one after it."""
     real = found(method, 0, Fault(fault_points.EXCHANGED if lost else fault_points.LANDED, STRUCK // PERIOD))

@@ -100,6 +100,7 @@ def test_axes_curves_and_values(browser: Browser, file: Path) -> None:
     assert browser.complaints() == []
 
 
+@pytest.mark.slow
 def test_light_and_dark(browser: Browser, file: Path) -> None:
     paper = "getComputedStyle(document.body).backgroundColor"
     browser.open(file, 1200, dark=True)
@@ -112,7 +113,7 @@ def test_light_and_dark(browser: Browser, file: Path) -> None:
     assert browser.run(paper) == dark
 
 
-@pytest.mark.parametrize("width", [360, 1200])
+@pytest.mark.parametrize("width", [360, pytest.param(1200, marks=pytest.mark.slow)])
 def test_nothing_is_wider_than_the_page_and_something_is_to_be_seen(
     browser: Browser, file: Path, width: int
 ) -> None:
@@ -141,7 +142,7 @@ CUT_OFF = """
 """
 
 
-@pytest.mark.parametrize("width", [390, 1400])
+@pytest.mark.parametrize("width", [390, pytest.param(1400, marks=pytest.mark.slow)])
 def test_nothing_is_cut_off_without_a_mark(browser: Browser, file: Path, width: int) -> None:
     browser.open(file, width)
     browser.run("document.querySelectorAll('details').forEach((one) => { one.open = true; })")

@@ -35,6 +35,7 @@ from swarmstep import (
 )
 from swarmstep.errors import CheckpointError, UsageError
 from swarmstep.runtime.state_transfer import tensors_of
+from whole_runs import fast_ones
 
 CASES: dict[str, tuple[Strategy, dict[str, Any]]] = {
     "plain": (LocalSGD(when=Every(3)), {}),
@@ -107,7 +108,7 @@ def finished(comm: Comm, case: str, steps: int) -> list[Tensor]:
     return everything(trainer.model)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", fast_ones([*CASES][::2], CASES))
 def test_evaluate_shows_what_finish_leaves_and_leaves_no_trace(case: str) -> None:
     """After each step: against a run that finishes there, and one that never evaluates."""
     plain = simulate(lambda comm: look(comm, case, 7, False)[0], 3)

@@ -181,6 +181,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @few
 @given(stops=st.sets(st.integers(1, 59), min_size=1, max_size=3))
 def test_any_stops(stops: set[int], whole: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
