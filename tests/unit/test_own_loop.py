@@ -148,6 +148,20 @@ def test_evaluate_gives_every_tensor_back() -> None:
     simulate(train, 2)
 
 
+@pytest.mark.parametrize("views", [False, True])
+def test_an_evaluation_in_half_precision_gives_the_model_back(views: bool) -> None:
+    def train(comm: Comm) -> None:
+        trainer = Trainer(LocalSGD(when=Every(2)), comm, views=views)
+        for _ in range(2):
+            trainer.step()
+        before = everything(trainer.model)
+        trainer.sync.evaluate(lambda model: [*model.half().parameters()])
+        assert same(everything(trainer.model), before)
+        trainer.step()
+
+    simulate(train, 2)
+
+
 def test_an_evaluation_that_fails_gives_the_model_back() -> None:
     def train(comm: Comm) -> None:
         trainer = Trainer(LocalSGD(when=Every(2)), comm, delay=1)
