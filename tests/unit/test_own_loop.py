@@ -305,6 +305,16 @@ def test_a_run_goes_on_from_its_checkpoint_bit_for_bit(case: str, tmp_path: Path
     assert same(simulate(resumed, 3), simulate(whole, 3))
 
 
+def test_a_run_goes_on_from_a_checkpoint_of_before_there_were_eager_rounds() -> None:
+    def train(comm: Comm) -> None:
+        sync = Trainer(LocalSGD(when=Every(2)), comm).sync
+        saved = sync.state_dict()
+        saved["configuration"].pop("eager", None)
+        sync.load_state_dict(saved)
+
+    simulate(train, 2)
+
+
 def test_another_number_of_workers_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
     def save(comm: Comm) -> list[Tensor]:
         trainer = Trainer(LocalSGD(when=Every(4)), comm)
