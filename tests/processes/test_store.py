@@ -224,6 +224,6 @@ def test_addresses() -> None:
     assert store_at("10.0.0.1:29500") == TcpAddress("10.0.0.1", 29500)
     assert store_at("etcd://a:1,[::1]:2") == EtcdAddress(("a:1", "[::1]:2"), "swarmstep")
     assert str(store_at("etcd://a:1,b:2/mine")) == "etcd://a:1,b:2/mine"
-    for text in ("etcd://", "etcd://a", "a:b", "etcd://a:1,b"):
+    for text in ("etcd://", "etcd://a", "a:b", "etcd://a:1,b", "etcd://a..b:1", f"{64 * 'a'}:1"):
         with pytest.raises(UsageError, match="the store"):
             store_at(text)

@@ -149,6 +149,20 @@ def test_evaluate_gives_every_tensor_back() -> None:
     simulate(train, 2)
 
 
+@pytest.mark.parametrize("views", [False, True])
+def test_an_evaluation_in_half_precision_gives_the_model_back(views: bool) -> None:
+    def train(comm: Comm) -> None:
+        trainer = Trainer(LocalSGD(when=Every(2)), comm, views=views)
+        for _ in range(2):
+            trainer.step()
+        before = everything(trainer.model)
+        trainer.sync.evaluate(lambda model: [*model.half().parameters()])
+        assert same(everything(trainer.model), before)
+        trainer.step()
+
+    simulate(train, 2)
+
+
 def test_an_evaluation_that_fails_gives_the_model_back() -> None:
     def train(comm: Comm) -> None:
         trainer = Trainer(LocalSGD(when=Every(2)), comm, delay=1)
@@ -290,6 +304,16 @@ def test_a_run_goes_on_from_its_checkpoint_bit_for_bit(case: str, tmp_path: Path
     simulate(begun, 3)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000003", "step-00000005"]
     assert same(simulate(resumed, 3), simulate(whole, 3))
+
+
+def test_a_run_goes_on_from_a_checkpoint_of_before_there_were_eager_rounds() -> None:
+    def train(comm: Comm) -> None:
+        sync = Trainer(LocalSGD(when=Every(2)), comm).sync
+        saved = sync.state_dict()
+        saved["configuration"].pop("eager", None)
+        sync.load_state_dict(saved)
+
+    simulate(train, 2)
 
 
 def test_another_number_of_workers_goes_on_from_a_checkpoint(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, WeightedRandomSampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, WeightedRandomSampler
 
 from swarmstep import Comm, seed_rank, shard, simulate
 from swarmstep.errors import UsageError
@@ -91,6 +91,9 @@ def test_what_cannot_be_divided_is_named() -> None:
             shard(Numbers(1), comm)
         with pytest.raises(UsageError, match="a sampler of its own"):
             shard(DataLoader(Numbers(4), sampler=WeightedRandomSampler([1.0] * 4, 4)), comm)
+        data = Numbers(8)
+        with pytest.raises(UsageError, match="a sampler of its own"):  # a pass is 4 examples, not all
+            shard(DataLoader(data, sampler=RandomSampler(data, num_samples=4)), comm)
 
     simulate(refuse, 2)
 

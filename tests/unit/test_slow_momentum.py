@@ -136,3 +136,17 @@ def test_what_is_out_of_range_is_named() -> None:
     for given_ in ((1.0, 0.7), (-0.1, 0.7), (0.9, 1.1)):
         with pytest.raises(UsageError, match="PrimalAveraging: expected"):
             PrimalAveraging(torch.optim.SGD([point()], 0.1), *given_)
+
+
+def test_the_mean_of_bfloat16_weights_does_not_stand_still() -> None:
+    results: list[float] = []
+    for dtype in (torch.float32, torch.bfloat16):
+        p = nn.Parameter(torch.ones(8, dtype=dtype))
+        optimizer = PrimalAveraging(torch.optim.SGD([p], lr=0.01))
+        for _ in range(300):
+            p.grad = p.detach().clone()
+            optimizer.step()
+        optimizer.eval()
+        results.append(float(p[0].detach()))
+    assert results[0] < 0.3
+    assert abs(results[1] - results[0]) < 0.05

@@ -132,10 +132,18 @@ def store_at(text: str) -> TcpAddress | EtcdAddress:
     endpoints = tuple(places.split(","))
     for place in endpoints:
         host, _, port = place.rpartition(":")
-        if not host or not port.isdecimal() or int(port) > 65535:
+        if not _is_name(host.strip("[]")) or not port.isdecimal() or int(port) > 65535:
             example = f"{ETCD}10.0.0.1:2379,10.0.0.2:2379,10.0.0.3:2379/RUN, or HOST:PORT"
             raise UsageError(f"the store {text!r}: expected {example}, found {place!r}")
     if text.startswith(ETCD):
         return EtcdAddress(endpoints, run or "swarmstep")
     host, _, port = text.rpartition(":")
     return TcpAddress(host, int(port))
+
+
+def _is_name(host: str) -> bool:
+    """Return whether a text can be the name or address of a machine: a resolver takes it."""
+    try:
+        return bool(host.encode("idna"))
+    except UnicodeError:  # an empty part, or one that is too long
+        return False

@@ -80,7 +80,8 @@ def _loader(loader: DataLoader[Any], comm: Comm, seed: int) -> DataLoader[Any]:
     part = shard(loader.dataset, comm, seed)
     kept = {name: getattr(loader, name) for name in _KEPT}
     iterable = isinstance(part, IterableDataset)
-    shuffles = type(loader.sampler) is RandomSampler and not loader.sampler.replacement
+    drawn = loader.sampler
+    shuffles = type(drawn) is RandomSampler and not drawn.replacement and len(drawn) == len(drawn.data_source)
     usual = loader.batch_size is not None or loader.batch_sampler is None
     if not iterable and not (usual and (shuffles or type(loader.sampler) is SequentialSampler)):
         raise UsageError(

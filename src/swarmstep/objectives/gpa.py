@@ -35,7 +35,7 @@ class PrimalAveraging(Wrapper):
     Raises:
         UsageError: a value is out of its range; a step in evaluation; weights were changed since the last step.
 
-    Cost: no traffic; two vectors of the size of the parameters, x and z.
+    Cost: no traffic; two vectors of the size of the parameters, z, and x in float32 at least.
 
     Source: generalized primal averaging, arXiv 2512.17131, from a summary and its authors' public code: the three
     lines, my = 0.7 and mx. Keeping both x and z is ours; one of them and y would do.
@@ -47,7 +47,8 @@ class PrimalAveraging(Wrapper):
         super().__init__(optimizer)
         self.mx, self.my, self.training = mx, my, True
         self._parameters: list[Tensor] = [p for group in self.param_groups for p in group["params"]]
-        self._x = [p.detach().clone() for p in self._parameters]
+        # In bfloat16 a share of 1 - mx of a difference would mostly be rounded away, and x would stand still.
+        self._x = [p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True) for p in self._parameters]
         self._z = [p.detach().clone() for p in self._parameters]
         self._versions = [p._version for p in self._parameters]
 

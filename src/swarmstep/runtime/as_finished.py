@@ -38,6 +38,8 @@ def kept(model: nn.Module) -> Generator[None]:
     buffers = [(part, dict(part.named_buffers(recurse=False, remove_duplicate=False))) for part in modes]
     tensors = [local_shard(tensor.detach()) for tensor in (*model.parameters(), *model.buffers())]
     values = [tensor.clone() for tensor in tensors]
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    memory = [(t, t.data) for t in (*model.parameters(), *gradients) if local_shard(t) is t]
     devices = {tensor.device for tensor in tensors if tensor.device.type == "cuda"}
     try:
         with torch.random.fork_rng(devices):
@@ -50,6 +52,9 @@ def kept(model: nn.Module) -> Generator[None]:
         for part, own in buffers:
             for name, buffer in own.items():
                 setattr(part, name, buffer)
+        for tensor, own_data in memory:
+            if (tensor.dtype, tensor.data_ptr()) != (own_data.dtype, own_data.data_ptr()):  # model.half(), say
+                tensor.data = own_data
         _put_back(tensors, values)
 
 

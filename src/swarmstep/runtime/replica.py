@@ -96,10 +96,10 @@ class Replica:
             "probe": "given" if options.probe else "none",
             "delay": str(options.delay),
             "mix": str(options.mix),
-            "eager": str(options.eager),
             "fragments": str(options.fragments),
             "codec": repr(options.codec),
             # Checkpoints of before there was a choice do not say.
+            **({"eager": "True"} if options.eager else {}),
             **(
                 {} if options.optimizer_state == LOCAL else {"optimizer state": described(options.optimizer_state)}
             ),

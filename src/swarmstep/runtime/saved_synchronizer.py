@@ -75,7 +75,8 @@ class SavedSynchronizer(SynchronizerView):
             Whether this run goes on; `steps` then says from where. False: there is no checkpoint at all.
 
         Raises:
-            CheckpointError: no checkpoint is complete, or it is of another model, strategy or number of things.
+            CheckpointError: no checkpoint is complete, it is of another model, strategy or number of things, or it
+                is of another number of workers and has a round under way.
             UsageError: as in `save`.
         """
         model, comm, place = self._replica.model, self.comm, Path(folder)
