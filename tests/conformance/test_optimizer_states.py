@@ -170,7 +170,7 @@ def refusals(comm: Comm) -> None:
         Options(optimizer_state="mean")
     strategies = (Synchronous(), CoordinateMedian(), NoLoCo(), GossipRing(), Warmup(NoLoCo(), 1))
     for strategy in strategies:
-        with pytest.raises(UsageError, match="does not average the workers' weights"):
+        with pytest.raises(UsageError, match="does not take the plain mean of the workers' weights"):
             AdamTrainer(strategy, comm, optimizer_state="mean")
 
 

@@ -218,6 +218,15 @@ def test_a_group_that_the_environment_does_not_describe_is_refused(pool: Pool) -
         assert f"RANK={rank + 1} and WORLD_SIZE=4; use DistComm(group)" in said
 
 
+def leave_what_exists(comm: Comm) -> bool:
+    DistComm.from_env("gloo").close()
+    return dist.is_initialized()
+
+
+def test_a_group_that_exists_is_left_as_it_is(pool: Pool) -> None:
+    assert all(pool.run(leave_what_exists))
+
+
 def join_what_exists(end: Any, secrets: tuple[str, str]) -> None:
     dist.init_process_group("gloo")  # as Ray Train does
     os.environ["SWARMSTEP_SECRET"] = secrets[dist.get_rank()]

@@ -27,6 +27,14 @@ class Numbers(Dataset[int]):
         return index
 
 
+class Counted(IterableDataset[int]):
+    def __len__(self) -> int:
+        return 11
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(11))
+
+
 class Endless(IterableDataset[int]):
     def __init__(self, count: int) -> None:
         self.count = count
@@ -112,3 +120,14 @@ def test_seeds_differ_from_rank_to_rank() -> None:
         random.setstate(before[0])
         np.random.set_state(before[1])  # noqa: NPY002
         torch.set_rng_state(before[2])
+
+
+@pytest.mark.parametrize("workers", [1, 3, 4])
+def test_a_stream_that_knows_its_length_still_does(workers: int) -> None:
+    def lengths(comm: Comm) -> tuple[int, int]:
+        loader = shard(DataLoader(Counted(), batch_size=None), comm)
+        return len(loader), len([*loader])
+
+    found = simulate(lengths, workers)
+    assert all(said == had for said, had in found)
+    assert sum(had for _, had in found) == 11

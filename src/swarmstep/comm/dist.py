@@ -67,6 +67,7 @@ class DistComm(Collectives, Group):
         group: Any = data if data is not None else dist.group.WORLD
         super().__init__(group, control if control is not None else group, exact=exact)
         self._heartbeat = heartbeat
+        self._ends_group = True
         self._silence, self._patience = silence, patience
         self._belong_to(epoch)
         self._vote = epoch.membership.vote("", self.size, first=True) if epoch else None
@@ -113,14 +114,19 @@ class DistComm(Collectives, Group):
         if joined.secret:
             prove(first, joined.secret)
         joined.heartbeat.start()
-        return cls(None, joined.control, joined.heartbeat, exact=exact, silence=silence, patience=patience)
+        comm = cls(None, joined.control, joined.heartbeat, exact=exact, silence=silence, patience=patience)
+        comm._ends_group = joined.formed
+        return comm
 
     def close(self) -> None:
-        """Leave the group; call it once, at the end of the program."""
+        """Leave the group; call it once, at the end of the program.
+
+        torch's process groups end with it, unless `from_env` has found one that was there before.
+        """
         self.settle()
         if self._heartbeat:
             self._heartbeat.stop()
-        if dist.is_initialized():
+        if self._ends_group and dist.is_initialized():
             dist.destroy_process_group()
 
     @property

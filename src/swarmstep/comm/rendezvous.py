@@ -31,11 +31,13 @@ class Rendezvous(NamedTuple):
         secret: that the members prove to each other, if the environment gives one.
         control: a gloo group of all ranks, where the default group is not gloo.
         heartbeat: of this process, not started.
+        formed: whether the default group is ours, and was not there before.
     """
 
     secret: bytes | None
     control: Any
     heartbeat: Heartbeat
+    formed: bool
 
 
 def find(backend: str | None, patience: float) -> Rendezvous:
@@ -58,18 +60,24 @@ def find(backend: str | None, patience: float) -> Rendezvous:
         )
     secret = secret_of(os.environ)
     host, port = _meeting_place(secret), os.environ["MASTER_PORT"]
+    formed = not dist.is_initialized()
     limit = timedelta(seconds=patience + 60)  # our own limit ends first, with the better message
     try:
-        prefix = _joined(host, int(port), patience) if dist.is_initialized() else _form(backend, patience, limit)
+        prefix = _form(backend, patience, limit) if formed else _joined(host, int(port), patience)
         own_store = PrefixStore(prefix, TCPStore(host, int(port), is_master=False))
         names = [*map(str, range(dist.get_world_size()))]
         heartbeat = Heartbeat(own_store, str(dist.get_rank()), names, host=host)
         control: Any = dist.new_group(backend="gloo", timeout=limit) if dist.get_backend() != "gloo" else None
     except (RuntimeError, ValueError) as error:
+        if not formed:
+            raise CommError(
+                f"rank {os.environ['RANK']}: a process group exists, but its store is not at {host}:{port} "
+                f"(MASTER_ADDR, MASTER_PORT): {brief(error)}; set them, or give the group: DistComm(group)"
+            ) from error
         raise CommError(
             f"rank {os.environ['RANK']}: the group at {host}:{port} could not be formed: {brief(error)}"
         ) from error
-    return Rendezvous(secret, control, heartbeat)
+    return Rendezvous(secret, control, heartbeat, formed)
 
 
 def _meeting_place(secret: bytes | None) -> str:

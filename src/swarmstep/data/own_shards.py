@@ -98,6 +98,10 @@ class _Strided(IterableDataset[Any]):
     def __init__(self, data: IterableDataset[Any], rank: int, size: int) -> None:
         self._data, self._rank, self._size = data, rank, size
 
+    def __len__(self) -> int:
+        """How many of them there are, where the other one knows its length."""
+        return len(range(self._rank, len(self._data), self._size))  # type: ignore[arg-type]
+
     def __iter__(self) -> Iterator[Any]:
         info = get_worker_info()
         process, processes = (info.id, info.num_workers) if info else (0, 1)

@@ -63,8 +63,8 @@ class Replica:
             )
         if options.optimizer_state != LOCAL and not averages(strategy):
             raise UsageError(
-                f"optimizer_state: {name} does not average the workers' weights, so a mean of their optimizers' "
-                "states belongs to nobody's; take 'local'"
+                f"optimizer_state: {name} does not take the plain mean of the workers' weights, so that a mean of "
+                "their optimizers' states would belong to other weights; take 'local'"
             )
         if options.eager and type(strategy).alone is Strategy.alone:
             raise UsageError(f"eager: {name} has no step that a worker could take before the others'; take DiLoCo")

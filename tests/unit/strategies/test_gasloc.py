@@ -13,7 +13,7 @@ from swarmstep import DiLoCo, Every, GASLoC, GossipRing, NoLoCo, Options, Strate
 from swarmstep.comm.codecs import TopK
 from swarmstep.errors import UsageError
 from swarmstep.runtime.startup_checks import check_elastic
-from swarmstep.strategies.parts.named_graphs import pairs
+from swarmstep.strategies.parts.named_graphs import complete, graph_of_round, pairs, ring
 
 Neighbours = Callable[[int, int], set[int]]  # (rank, size)
 
@@ -177,3 +177,10 @@ def test_what_does_not_go_with_it_is_refused_before_the_first_step() -> None:
         check_elastic(GASLoC(overlapped="ring"))
     with pytest.raises(UsageError, match="needs a reference"):
         made(GASLoC(), Options(codec=TopK(0.1)))
+
+
+def test_a_ring_that_has_shrunk_is_complete() -> None:
+    """In an elastic group fewer may be left than the degree needs: all are neighbours then."""
+    assert graph_of_round("ring:4", 4, 0, 0) == complete(4)
+    assert graph_of_round("ring:4", 1, 0, 0) == complete(1)
+    assert graph_of_round("ring:4", 6, 0, 0) == ring(6, 4)

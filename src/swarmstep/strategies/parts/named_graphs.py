@@ -93,7 +93,8 @@ def parse(spec: str, size: int) -> Graph:
 
 @functools.lru_cache(maxsize=16)
 def _parsed(spec: str, size: int) -> Graph:
-    return parse(spec, size)
+    degree = spec.removeprefix("ring:")
+    return complete(size) if degree.isdecimal() and int(degree) >= size else parse(spec, size)
 
 
 def check_spec(name: str, spec: str, *, changing: bool = False) -> None:
@@ -120,8 +121,8 @@ def graph_of_round(spec: str, size: int, seed: int, step: int) -> Graph:
     """Return the graph in which the workers mix in the round of this step.
 
     Args:
-        spec: as of `parse`; or ``pairs``: other random pairs in each round, with an odd size one is left alone; or
-            ``none``: nobody has a neighbour.
+        spec: as of `parse`, but a ring among so few that all are neighbours is ``complete``; or ``pairs``: other
+            random pairs in each round, with an odd size one is left alone; or ``none``: nobody has a neighbour.
         size: of the group.
         seed: of the run.
         step: of the round.
