@@ -74,7 +74,7 @@ def card_table(card: Card) -> str:
 
 def methods_table() -> str:
     """Return all methods beside each other."""
-    head = "| method | what it does | sent in a round (P) | kept (P) | paper |\n|---|---|---|---|---|\n"
+    head = "| method | what it does | use when | avoid when |\n|---|---|---|---|\n"
     rows: list[str] = []
     for card in (*CARDS.values(), *ASYNCHRONOUS.values(), *LAYERWISE.values(), *ALSO.values()):
         page = f"{card.name}.md" if (HERE / "methods" / f"{card.name}.md").exists() else ""

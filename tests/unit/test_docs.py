@@ -1,4 +1,4 @@
-"""The documentation: every block is run, or says why not; every link leads somewhere.
+"""The documentation: every block is run, or says why not; every link leads somewhere; no merge was left half done.
 
 Python here, shell commands in tests/system/test_docs.py, which takes minutes; all calls of `swarmstep` are parsed
 by the command itself in test_command_line.py.
@@ -60,3 +60,8 @@ def test_links_lead_to_files(page: Path) -> None:
     text = re.sub(r"^```.*?^```$|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", text):
         assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_no_mark_of_a_merge_has_stayed(page: Path) -> None:
+    assert not re.findall(r"^(?:<{7} .*|>{7} .*)$", page.read_text(encoding="utf-8"), re.MULTILINE)

@@ -160,6 +160,6 @@ def _against(advised: Price, steps: int) -> list[str]:
     return [
         "What speaks against a larger n than you need:",
         f"  {steps:,} steps have {rounds} rounds of n = {advised.every}{few}.",
-        "  The result gets worse with n (README, What it gives: n = 16 and 64 side by side).",
+        "  The result gets worse with n (docs/results.md, the paper's question: n = 1 to 256).",
         "  A worker that is lost takes its steps since the last round with it.",
     ]

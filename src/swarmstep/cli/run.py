@@ -36,7 +36,8 @@ def run(
     """
     path = Path(program).expanduser()
     if path.suffix != ".py" or not path.is_file():
-        raise UsageError(f"run: expected a Python program that ends in .py, found {program}")
+        found = program if path.exists() else f"no file {program}"
+        raise UsageError(f"run: expected a Python program that ends in .py, found {found}")
     if not 1 <= workers <= 1000:
         raise UsageError(f"--workers: expected 1 to 1000, found {workers}")
     from swarmstep.train.supervise import supervise
