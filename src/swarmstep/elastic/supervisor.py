@@ -290,8 +290,8 @@ class Supervisor:
         """Return why a worker has ended: its own error message, else the end of its standard error."""
         if code < 0:
             return f"worker {worker} was ended by {signal_name(code)}"
-        unknown = f"worker {worker} ended with code {code} and said nothing" if code else ""
-        return last_line(self._errors, worker) or unknown
+        why = ", for which see above" if self._options.shown else " and said nothing"
+        return last_line(self._errors, worker) or (f"worker {worker} ended with code {code}{why}" if code else "")
 
     def _report(self, kind: str, slot: Slot, **more: Any) -> None:
         event = {"kind": kind, "time": time.time(), "worker": slot.worker, "slot": slot.number, **more}
