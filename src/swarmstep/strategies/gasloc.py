@@ -13,7 +13,7 @@ from swarmstep.errors import UsageError
 from swarmstep.ownership import Own
 from swarmstep.signal import Layout, Roll, Signal
 from swarmstep.strategies.base import Strategy, check_range
-from swarmstep.strategies.parts.named_graphs import NONE, PAIRS, check_spec, graph_of_round, parse
+from swarmstep.strategies.parts.named_graphs import NONE, check_spec, graph_of_round
 from swarmstep.when import Every, When
 
 
@@ -98,9 +98,6 @@ class GASLoC(Strategy[GASLoCState, GASLoCMessage]):
         return self.overlapped != NONE
 
     def init(self, x: Tensor, layout: Layout, comm: Comm) -> GASLoCState:
-        if not getattr(comm, "elastic", False):  # there the group may shrink to fewer than a ring needs
-            for spec in {self.graph, self.overlapped} - {PAIRS, NONE}:
-                parse(spec, comm.size)  # a degree that does not go with the size is refused here
         return GASLoCState(x.clone(), x.clone(), x.clone() if self.follows_up else x.new_zeros(1))
 
     def exchange(self, x: Tensor, state: GASLoCState, signal: Signal, roll: Roll, comm: Comm) -> GASLoCMessage:

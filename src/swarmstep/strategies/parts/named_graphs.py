@@ -98,7 +98,7 @@ def _parsed(spec: str, size: int) -> Graph:
 
 
 def check_spec(name: str, spec: str, *, changing: bool = False) -> None:
-    """Raise UsageError unless `spec` names a graph for some number of workers.
+    """Raise UsageError unless `spec` names a graph for every number of workers; a ring's degree is even.
 
     Args:
         name: of the argument.
@@ -110,7 +110,7 @@ def check_spec(name: str, spec: str, *, changing: bool = False) -> None:
         spec in _NAMED
         or spec == NONE
         or (changing and spec == PAIRS)
-        or (ring_of == "ring" and colon and degree.isdecimal())
+        or (ring_of == "ring" and colon and degree.isdecimal() and int(degree) and int(degree) % 2 == 0)
     ):
         return
     more = f"{PAIRS}, " if changing else ""
