@@ -11,6 +11,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from swarmstep.comm.group import KEPT, Decision
+from swarmstep.console import in_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +168,7 @@ class Round:
         return (
             f"round {self.number} at step {self.step}: {self.strategy} of {self.participants} of "
             f"{len(self.losses)} workers{left_out if self.distrusted else ''}{loss}, "
-            f"{self.bytes_sent / 1e6:.3g} MB sent, {self.seconds:.3g} s"
+            f"{in_bytes(self.bytes_sent)} sent, {self.seconds:.3g} s"
         )
 
 

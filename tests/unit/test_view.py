@@ -13,7 +13,8 @@ import threading
 
 import pytest
 
-from swarmstep.train.progress import Lines, LiveView, Progress, choose_view, describe, in_bytes
+from swarmstep.console import in_bytes
+from swarmstep.train.progress import Lines, LiveView, Progress, choose_view, describe
 
 LOOK = Progress(30, 120, [0.5, math.nan, math.inf], 7, 1_234_567, {"test_accuracy": 0.91})
 

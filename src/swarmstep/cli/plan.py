@@ -13,7 +13,7 @@ import typer
 from swarmstep.cli.json_output import Json, print_json, reserved_stdout
 from swarmstep.cli.options import options_of, path
 from swarmstep.cli.text import aligned, examples
-from swarmstep.console import plain
+from swarmstep.console import in_bytes, plain
 from swarmstep.planner.settings import PlanSettings
 
 if TYPE_CHECKING:
@@ -103,7 +103,6 @@ def _as_json(found: Plan) -> dict[str, Any]:
 def _described(found: Plan, settings: PlanSettings, steps: int) -> str:
     from swarmstep.network.link import in_words
     from swarmstep.planner.prices import GOAL
-    from swarmstep.train.progress import in_bytes
 
     work = found.work
     lines = [

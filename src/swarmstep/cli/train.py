@@ -13,6 +13,7 @@ from swarmstep.cli.exit_codes import EXIT_CODES
 from swarmstep.cli.json_output import Json, print_json, reserved_stdout
 from swarmstep.cli.options import completion, fields_of, given, options_of, path
 from swarmstep.cli.text import aligned, examples, literal
+from swarmstep.console import in_bytes
 from swarmstep.errors import ResultNotFinite, UsageError
 from swarmstep.launch.stopping import StopRequest
 from swarmstep.train.config import Config, Group, Invocation
@@ -96,7 +97,6 @@ def train(
 
 def print_summary(summary: dict[str, Any], *, as_json: bool) -> None:
     """Print how a run ended: for a person, or as JSON."""
-    from swarmstep.train.progress import in_bytes
     from swarmstep.train.work_done import WorkDone, unequal, work_table
 
     if as_json:

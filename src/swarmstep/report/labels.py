@@ -10,7 +10,7 @@ from typing import NamedTuple
 from swarmstep.compare.labels import link_in_words
 from swarmstep.compare.sections import MethodRow, Section
 from swarmstep.compare.statistics import Estimate
-from swarmstep.train.progress import in_bytes
+from swarmstep.console import in_bytes
 
 DASH = "\N{EN DASH}"  # for unknown values
 NONE = Estimate(math.nan, math.nan, math.nan, 0)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from swarmstep.console import in_bytes
 from swarmstep.train.work_done import WorkDone, work_table
 
 SHOWN = 8  # workers
@@ -183,15 +184,6 @@ def known(scores: Mapping[str, float]) -> dict[str, float]:
 def describe_distrust(worker: Mapping[str, Any]) -> str:
     """Return which worker is left out, since when and why; `worker` has the fields of a `Distrust`."""
     return f"rank {worker['rank']} since step {worker['since']}: {worker['why']}"
-
-
-def in_bytes(count: float) -> str:
-    """Return a number of bytes as people read it."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            break
-        count /= 1000
-    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
 
 
 def _losses(losses: list[float]) -> str:
