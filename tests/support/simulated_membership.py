@@ -276,7 +276,10 @@ class World:
     def judge(self) -> None:
         """Say that it took too long, unless the state is gone with those who held it."""
         held = {worker.name for worker in self.living} & self.tip_holders
-        untold = [name for name in self.holders if not int(self.values.get(dead_key(name), b"0"))]
+        # Whoever is of a group that was decided may hold its weights, as far as the others can know.
+        groups = [json.loads(value) for key, value in self.values.items() if key.endswith("/members")]
+        may_hold = self.holders.union(name for group in groups for name, _ in group)
+        untold = [name for name in may_hold if not int(self.values.get(dead_key(name), b"0"))]
         if held or not untold:
             self.violate(f"no progress: {sorted(w.name for w in self.living)} do not train together")
         self.end()
