@@ -18,6 +18,11 @@ def test_the_invariants_hold() -> None:
     assert simulation.first_violation(range(25)) is None
 
 
+def test_who_waits_for_others_notices_that_its_heartbeats_have_ended() -> None:
+    """Found here: after a store that was away it waited for the dead, of whom it heard no more."""
+    assert simulation.first_violation(range(53_650, 53_651)) is None
+
+
 @pytest.mark.slow
 def test_the_invariants_hold_for_many_seeds() -> None:
     assert simulation.first_violation(range(25, 5000)) is None

@@ -91,11 +91,14 @@ class Formation:
 
         Raises:
             RunOver: this worker is in no group, and the run is over.
+            RuntimeError: the store does not answer, or has not answered a heartbeat.
         """
         store, key, began = self._link.store, members_key(number), time.monotonic()
         while not store.check([key]):
             if time.monotonic() > deadline:
                 return None
+            if error := self._link.heartbeat.error:  # nothing is learnt of the others any more
+                raise RuntimeError(f"the heartbeats have ended: {error}")
             if self._link.name not in self.members and (store.add(OVER, 0) or store.add(STOP, 0)):
                 raise RunOver(f"worker {self._link.name}: the run is over; there is nothing left to do")
             chosen = self.choose(number, time.monotonic() - began, resumes=resumes)
