@@ -103,3 +103,38 @@ class Group(Comm):
     @abstractmethod
     def recycle(self) -> None:
         """Let the memory of everything that the verbs have returned be reused."""
+
+
+class InProcessGroup(Group):
+    """A group within one process: nobody is lost, nothing runs in the background, all results are new tensors."""
+
+    @property
+    def elastic(self) -> bool:
+        return False
+
+    @property
+    def epoch(self) -> int:
+        return 0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def sources(self) -> tuple[int | None, ...]:
+        return ()
+
+    def decide(self) -> Decision:
+        return KEPT
+
+    def renew(self) -> Group:
+        raise not_elastic(self)
+
+    def settle(self) -> None:
+        """Nothing is under way: a task has run when `start` returns."""
+
+    def reusing(self) -> Group:
+        return self
+
+    def recycle(self) -> None:
+        """Nothing is reused: all results are new tensors."""

@@ -16,12 +16,12 @@ from torch import Tensor
 from swarmstep.arguments import check_type
 from swarmstep.comm.background import Done, T
 from swarmstep.comm.base import checked_rows, checked_source, checked_src, divided, rank_ordered_sum, weighted
-from swarmstep.comm.group import KEPT, Decision, Group, not_elastic
+from swarmstep.comm.group import Group, InProcessGroup
 from swarmstep.comm.world import Call, Meeting, World
 from swarmstep.errors import CommError, UsageError
 
 
-class SimComm(Group):
+class SimComm(InProcessGroup):
     """One worker's view of a group within one process; made by `simulate`."""
 
     def __init__(self, world: World[Any], group: Meeting, world_rank: int, virtual_time: bool) -> None:
@@ -32,39 +32,8 @@ class SimComm(Group):
         self.size = len(group.members)
         self._parts: dict[str, SimComm] = {}
 
-    @property
-    def elastic(self) -> bool:
-        return False
-
-    @property
-    def epoch(self) -> int:
-        return 0
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return ()
-
-    @property
-    def sources(self) -> tuple[int | None, ...]:
-        return ()
-
-    def decide(self) -> Decision:
-        return KEPT
-
-    def renew(self) -> Group:
-        raise not_elastic(self)
-
     def start(self, task: Callable[[], T]) -> Done[T]:
         return _Overlapped(task, self._world.now, self._world_rank)
-
-    def settle(self) -> None:
-        """Nothing is under way: a task has run when `start` returns."""
-
-    def reusing(self) -> SimComm:
-        return self
-
-    def recycle(self) -> None:
-        """Nothing is reused: all results are new tensors."""
 
     def clock(self) -> float:
         """Return virtual time, or this worker's own processor time: what the others compute does not count."""

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from swarmstep.comm.background import Done, T
 from swarmstep.comm.base import checked_rows, checked_source, checked_src
-from swarmstep.comm.group import KEPT, Decision, Group, not_elastic
+from swarmstep.comm.group import InProcessGroup
 from swarmstep.errors import CommError, UsageError
 
 
-class SoloComm(Group):
+class SoloComm(InProcessGroup):
     """The group of a worker that trains alone, by a method that helps one, too: DiLoCo with one worker is SNOO.
 
     ``Synchronizer(model, DiLoCo(lr=None, momentum=None, when=Every(30)), SoloComm())`` needs no launcher and no
@@ -57,36 +57,5 @@ class SoloComm(Group):
     def sent(self, x: Tensor) -> Tensor:
         return x
 
-    @property
-    def elastic(self) -> bool:
-        return False
-
-    @property
-    def epoch(self) -> int:
-        return 0
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return ()
-
-    @property
-    def sources(self) -> tuple[int | None, ...]:
-        return ()
-
-    def decide(self) -> Decision:
-        return KEPT
-
-    def renew(self) -> Group:
-        raise not_elastic(self)
-
     def start(self, task: Callable[[], T]) -> Done[T]:
         return Done(task)
-
-    def settle(self) -> None:
-        """Nothing is under way: a task has run when `start` returns."""
-
-    def reusing(self) -> SoloComm:
-        return self
-
-    def recycle(self) -> None:
-        """Nothing is reused: all results are new tensors."""
