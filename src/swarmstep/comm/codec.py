@@ -12,6 +12,7 @@ from torch import Tensor
 from swarmstep.arguments import Checked
 from swarmstep.comm.base import Comm
 from swarmstep.comm.scratch import Scratch
+from swarmstep.errors import UsageError
 
 Shapes = Sequence[Sequence[int]]  # of the tensors in a vector, in their order
 
@@ -36,6 +37,13 @@ class Codec(Checked, ABC):
             scratch: for intermediate results.
             referenced: whether there is a reference.
         """
+
+
+def take_over(into: Tensor, reference: Tensor) -> None:
+    """Make `into` [P] the next reference vector, as `Coding.commit` does; UsageError if it has another length."""
+    if reference.numel() != len(into):
+        raise UsageError(f"commit: expected {len(into)} elements, found {list(reference.shape)}")
+    into.copy_(reference.reshape(-1))
 
 
 class Coding(ABC):

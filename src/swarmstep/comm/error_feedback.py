@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from swarmstep.comm.base import Comm, rank_ordered_sum
-from swarmstep.comm.codec import Coding
+from swarmstep.comm.codec import Coding, take_over
 from swarmstep.comm.scratch import Scratch
 from swarmstep.comm.vector_codec import VectorCodec, chunk_length
-from swarmstep.errors import CommError, UsageError
+from swarmstep.errors import CommError
 from swarmstep.ownership import Own, Place, Shared
 
 if TYPE_CHECKING:
@@ -59,11 +59,7 @@ class ErrorFeedback(Coding):
 
     def commit(self, reference: Tensor) -> None:
         if self._referenced:
-            if reference.numel() != len(self.state.reference):
-                raise UsageError(
-                    f"commit: expected {len(self.state.reference)} elements, found {list(reference.shape)}"
-                )
-            self.state.reference.copy_(reference.reshape(-1))
+            take_over(self.state.reference, reference)
             if self.staged_length:
                 self.state.residual.copy_(self._scratch.floats("residual", self.staged_length))
             if self._averaged:

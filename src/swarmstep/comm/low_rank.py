@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from swarmstep.comm.base import Comm
-from swarmstep.comm.codec import Codec, Coding, Shapes
+from swarmstep.comm.codec import Codec, Coding, Shapes, take_over
 from swarmstep.comm.scratch import Scratch
 from swarmstep.errors import UsageError
 from swarmstep.ownership import Own, Shared
@@ -111,11 +111,7 @@ class Factors(Coding):
         return self._state
 
     def commit(self, reference: Tensor) -> None:
-        if reference.numel() != len(self._state.reference):
-            raise UsageError(
-                f"commit: expected {len(self._state.reference)} elements, found {list(reference.shape)}"
-            )
-        self._state.reference.copy_(reference.reshape(-1))
+        take_over(self._state.reference, reference)
         for name, staged in self.staged().items():
             getattr(self._state, name).copy_(staged)
         self.discard()

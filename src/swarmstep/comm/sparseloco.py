@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from swarmstep.comm.base import Comm
-from swarmstep.comm.codec import Codec, Coding, Shapes
+from swarmstep.comm.codec import Codec, Coding, Shapes, take_over
 from swarmstep.comm.error_feedback import WEIGHT
 from swarmstep.comm.low_rank import ordered_sum
 from swarmstep.comm.packing import bins_of, packed_bins, packed_places, places_of
@@ -154,11 +154,7 @@ class Packets(Coding):
         return self._state
 
     def commit(self, reference: Tensor) -> None:
-        if reference.numel() != len(self._state.reference):
-            raise UsageError(
-                f"commit: expected {len(self._state.reference)} elements, found {list(reference.shape)}"
-            )
-        self._state.reference.copy_(reference.reshape(-1))
+        take_over(self._state.reference, reference)
         if self.staged_length:
             self._state.residual.copy_(self._scratch.floats("residual", self.staged_length))
         self.discard()
