@@ -1,0 +1,189 @@
+"""All methods on text, tuned alike: who wins, by how much, and what cannot be told apart?
+
+    python benchmarks/ranking.py --seeds 3            # measures what is not there yet, and prints the table
+    python benchmarks/ranking.py --seeds 0            # prints the table
+
+Each method's inner learning rate is the best of RATES at TUNED, with a seed of its own; that rate is taken in all of the
+method's cells. Runs are kept in benchmarks/results/ranking.json and never repeated. Data come from SWARMSTEP_DATA.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import multiprocessing
+import os
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from swarmstep.train.build import resolve
+from swarmstep.train.config import Config
+from swarmstep.train.job import Job
+from swarmstep.train.lockstep_coordinator import simulated
+from swarmstep.workloads import BUILT_IN, load
+
+FILE = Path(__file__).parent / "results" / "ranking.json"
+WORKLOAD, MODEL = "text", "gpt-small"
+STEPS = {1: 1280, 4: 640, 16: 384}  # of each worker, by their number
+RATES = (0.5, 1.0, 2.0)  # times the workload's own learning rate
+TUNING_SEED = 100
+TUNED_AT = {1: 1, 4: 4, 16: 4}  # with so many workers; n = 16
+EVERY = (16, 64)
+NEVER = 0  # the n of a method that has none
+
+Options = Mapping[str, Any]
+
+
+class Method(NamedTuple):
+    """How a method is asked for, and where it is measured."""
+
+    options: Options  # of Config; "{n}" stands for the steps between rounds
+    workers: tuple[int, ...] = (4, 16)
+    rounds: bool = True  # whether it has an n
+
+
+def _outer(**settings: Any) -> Options:
+    return {"strategy": "diloco", "settings": {name: str(value) for name, value in settings.items()}}
+
+
+MUON: Options = {"optimizer": "muon"}
+BY_WORKERS = _outer(lr="none", momentum="none")
+SECOND = {"exp_avg": 3, "exp_avg_sq": 6}
+METHODS: Mapping[str, Method] = {
+    "synchronous": Method({"strategy": "synchronous"}, rounds=False),
+    "synchronous, Muon": Method({"strategy": "synchronous", **MUON}, rounds=False),
+    "local-sgd": Method({"strategy": "local-sgd"}),
+    "swarm": Method({"strategy": "swarm"}),
+    "diloco": Method(BY_WORKERS),
+    "diloco, 0.7 and 0.9": Method(_outer(lr=0.7, momentum=0.9), (4,)),
+    "local-sgd, Muon": Method({"strategy": "local-sgd", **MUON}, (4,)),
+    "swarm, Muon": Method({"strategy": "swarm", **MUON}),
+    "muloco": Method({**BY_WORKERS, **MUON}),
+    "sparseloco": Method({**_outer(lr=1, momentum=0), "codec": "sparseloco"}),
+    "slowmo": Method({"strategy": "slowmo"}),
+    "des-loc": Method({"strategy": "local-sgd", "optimizer_state": "exp_avg=3,exp_avg_sq=6"}, (4,)),
+    "mt-dao": Method(
+        {"strategy": "local-sgd", "optimizer": "mt-dao", "optimizer_state": "slow_avg=3,exp_avg_sq=6"}
+    ),
+    "gasloc": Method({"strategy": "gasloc"}),
+    "noloco": Method({"strategy": "noloco"}),
+    "edit": Method({"strategy": "edit"}, (4,)),
+    "pso-ps": Method({"strategy": "pso-ps"}, (4,)),
+    "sparta": Method({"strategy": "sparta", "every": 1}, rounds=False),
+    "independent": Method({"strategy": "independent"}, (4,), rounds=False),
+    "one worker": Method({"strategy": "independent"}, (1,), rounds=False),
+    "one worker, Muon": Method({"strategy": "independent", **MUON}, (1,), rounds=False),
+    "snoo": Method(BY_WORKERS, (1,)),
+}
+KEY = ("method", "workers", "every", "rate", "seed")
+
+
+class Cell(NamedTuple):
+    """A run to be made."""
+
+    method: str
+    workers: int
+    every: int
+    rate: float  # times the workload's own
+    seed: int
+
+
+def config(cell: Cell) -> Config:
+    """Return the run's Config."""
+    defaults = BUILT_IN[WORKLOAD].defaults
+    options = dict(METHODS[cell.method].options)
+    own: dict[str, Any] = {"every": cell.every} if cell.every else {}
+    settings = {name: value.format(n=cell.every) for name, value in options.pop("settings", {}).items()}
+    given = dataclasses.asdict(defaults) | own | {"model": MODEL, "eval_every": 10**9, "workers": cell.workers}
+    given |= {"steps": STEPS[cell.workers], "lr": cell.rate * defaults.lr, "seed": cell.seed, "settings": settings}
+    return Config(WORKLOAD, **given | options)
+
+
+def run(cell: Cell) -> dict[str, Any]:
+    """Train once in this process; return what is kept of it."""
+    torch.set_num_threads(1)
+    data = load(WORKLOAD)
+    summary = simulated(resolve(config(cell), data), data, Job(quiet=True, keep=False))
+    loss = summary["test_loss"]
+    return cell._asdict() | {
+        "test_loss": loss if math.isfinite(loss) else None,
+        "bytes": round(summary["bytes_sent_per_worker"]),
+    }
+
+
+def read() -> list[dict[str, Any]]:
+    """Return the rows so far."""
+    return json.loads(FILE.read_text())["rows"] if FILE.exists() else []
+
+
+def keep(rows: list[dict[str, Any]]) -> None:
+    """Write the rows, in order."""
+    rows.sort(key=lambda row: [str(row[name]) for name in KEY])
+    lines = ",\n".join(json.dumps(row) for row in rows)
+    FILE.write_text(f'{{"command": "python benchmarks/ranking.py", "rows": [\n{lines}\n]}}\n')
+
+
+def measure(cells: Iterable[Cell], jobs: int) -> None:
+    """Run what is not there yet."""
+    done = {tuple(row[name] for name in KEY) for row in read()}
+    todo = [cell for cell in cells if cell not in done]
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        for future in as_completed([pool.submit(run, cell) for cell in todo]):
+            keep([*read(), future.result()])  # another call may have added to it
+            print(*future.result().values(), flush=True)
+
+
+def ns(name: str, among: tuple[int, ...] = EVERY) -> tuple[int, ...]:
+    """Return the n that a method is measured at."""
+    return among if METHODS[name].rounds else (NEVER,)
+
+
+def tuning() -> list[Cell]:
+    """Return the runs that a method's rate is chosen by."""
+    return [
+        Cell(name, TUNED_AT[method.workers[0]], *ns(name, EVERY[:1]), rate, TUNING_SEED)
+        for name, method in METHODS.items()
+        for rate in RATES
+    ]
+
+
+def chosen() -> dict[str, float]:
+    """Return each method's rate, of those that are tuned."""
+    losses: dict[str, dict[float, float]] = {}
+    for row in read():
+        if row["seed"] == TUNING_SEED:
+            loss = math.inf if row["test_loss"] is None else row["test_loss"]
+            losses.setdefault(row["method"], {})[row["rate"]] = loss
+    return {name: min(of, key=of.__getitem__) for name, of in losses.items() if len(of) == len(RATES)}
+
+
+def planned(seed: int, workers: int) -> list[Cell]:
+    """Return the runs of a seed."""
+    rates = chosen()
+    return [
+        Cell(name, workers, every, rates[name], seed)
+        for name, method in METHODS.items()
+        if workers in method.workers
+        for every in ns(name)
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--workers", type=int, nargs="+", default=[*STEPS])
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    args = parser.parse_args()
+    if args.seeds:
+        measure(tuning(), args.jobs)
+    measure([cell for seed in range(args.seeds) for w in args.workers for cell in planned(seed, w)], args.jobs)
+
+
+if __name__ == "__main__":
+    main()
