@@ -3,8 +3,9 @@
     python benchmarks/ranking.py --seeds 3            # measures what is not there yet, and prints the table
     python benchmarks/ranking.py --seeds 0            # prints the table
 
-Each method's inner learning rate is the best of RATES at TUNED, with a seed of its own; that rate is taken in all of the
-method's cells. Runs are kept in benchmarks/results/ranking.json and never repeated. Data come from SWARMSTEP_DATA.
+Each method's inner learning rate is the best of three, with 4 workers (or one), n = 16 and a seed of its own: the
+workload's, twice that, and on the better side half or twice as much again. That rate is taken in all of the
+method's cells. Runs are kept in benchmarks/results/ranking.json and never repeated. Data: SWARMSTEP_DATA.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import json
 import math
 import multiprocessing
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,9 +32,8 @@ from swarmstep.workloads import BUILT_IN, load
 FILE = Path(__file__).parent / "results" / "ranking.json"
 WORKLOAD, MODEL = "text", "gpt-small"
 STEPS = {1: 1280, 4: 640, 16: 384}  # of each worker, by their number
-RATES = (0.5, 1.0, 2.0)  # times the workload's own learning rate
+RATES = (1.0, 2.0)  # times the workload's own learning rate; then a third one beside the better
 TUNING_SEED = 100
-TUNED_AT = {1: 1, 4: 4, 16: 4}  # with so many workers; n = 16
 EVERY = (16, 64)
 NEVER = 0  # the n of a method that has none
 
@@ -54,7 +54,6 @@ def _outer(**settings: Any) -> Options:
 
 MUON: Options = {"optimizer": "muon"}
 BY_WORKERS = _outer(lr="none", momentum="none")
-SECOND = {"exp_avg": 3, "exp_avg_sq": 6}
 METHODS: Mapping[str, Method] = {
     "synchronous": Method({"strategy": "synchronous"}, rounds=False),
     "synchronous, Muon": Method({"strategy": "synchronous", **MUON}, rounds=False),
@@ -66,16 +65,24 @@ METHODS: Mapping[str, Method] = {
     "swarm, Muon": Method({"strategy": "swarm", **MUON}),
     "muloco": Method({**BY_WORKERS, **MUON}),
     "sparseloco": Method({**_outer(lr=1, momentum=0), "codec": "sparseloco"}),
-    "slowmo": Method({"strategy": "slowmo"}),
+    "slowmo": Method({"strategy": "slowmo"}, (4,)),
     "des-loc": Method({"strategy": "local-sgd", "optimizer_state": "exp_avg=3,exp_avg_sq=6"}, (4,)),
     "mt-dao": Method(
-        {"strategy": "local-sgd", "optimizer": "mt-dao", "optimizer_state": "slow_avg=3,exp_avg_sq=6"}
+        {"strategy": "local-sgd", "optimizer": "mt-dao", "optimizer_state": "slow_avg=3,exp_avg_sq=6"}, (4,)
     ),
     "gasloc": Method({"strategy": "gasloc"}),
-    "noloco": Method({"strategy": "noloco"}),
+    "noloco": Method({"strategy": "noloco"}, (4,)),
     "edit": Method({"strategy": "edit"}, (4,)),
+    "sparta-diloco": Method(
+        {
+            "strategy": "sparta-diloco",
+            "settings": {"outer_every": "{n}", "lr": "none", "momentum": "none"},
+            "every": 1,
+        },
+        (4,),
+    ),
     "pso-ps": Method({"strategy": "pso-ps"}, (4,)),
-    "sparta": Method({"strategy": "sparta", "every": 1}, rounds=False),
+    "sparta": Method({"strategy": "sparta", "every": 1}, (4,), rounds=False),
     "independent": Method({"strategy": "independent"}, (4,), rounds=False),
     "one worker": Method({"strategy": "independent"}, (1,), rounds=False),
     "one worker, Muon": Method({"strategy": "independent", **MUON}, (1,), rounds=False),
@@ -144,30 +151,40 @@ def ns(name: str, among: tuple[int, ...] = EVERY) -> tuple[int, ...]:
     return among if METHODS[name].rounds else (NEVER,)
 
 
-def tuning() -> list[Cell]:
-    """Return the runs that a method's rate is chosen by."""
+def tuned() -> dict[str, dict[float, float]]:
+    """Return method -> rate -> test loss of the tuning runs so far; infinite where a run has diverged."""
+    found: dict[str, dict[float, float]] = {name: {} for name in METHODS}
+    for row in read():
+        if row["seed"] == TUNING_SEED:
+            found[row["method"]][row["rate"]] = math.inf if row["test_loss"] is None else row["test_loss"]
+    return found
+
+
+def best(losses: Mapping[float, float]) -> float:
+    """Return the rate of the lowest loss."""
+    return min(losses, key=losses.__getitem__)
+
+
+def tuning(rates: Callable[[Mapping[float, float]], Iterable[float]]) -> list[Cell]:
+    """Return the runs at the rates that follow from a method's losses so far."""
     return [
-        Cell(name, TUNED_AT[method.workers[0]], *ns(name, EVERY[:1]), rate, TUNING_SEED)
-        for name, method in METHODS.items()
-        for rate in RATES
+        Cell(name, METHODS[name].workers[0], *ns(name, EVERY[:1]), rate, TUNING_SEED)
+        for name, losses in tuned().items()
+        for rate in rates(losses)
     ]
 
 
-def chosen() -> dict[str, float]:
-    """Return each method's rate, of those that are tuned."""
-    losses: dict[str, dict[float, float]] = {}
-    for row in read():
-        if row["seed"] == TUNING_SEED:
-            loss = math.inf if row["test_loss"] is None else row["test_loss"]
-            losses.setdefault(row["method"], {})[row["rate"]] = loss
-    return {name: min(of, key=of.__getitem__) for name, of in losses.items() if len(of) == len(RATES)}
+def beside(losses: Mapping[float, float]) -> tuple[float]:
+    """Return the third rate: beyond the better one of the first two."""
+    low, high = RATES
+    return (2 * high,) if losses[high] < losses[low] else (low / 2,)
 
 
 def planned(seed: int, workers: int) -> list[Cell]:
     """Return the runs of a seed."""
-    rates = chosen()
+    losses = tuned()
     return [
-        Cell(name, workers, every, rates[name], seed)
+        Cell(name, workers, every, best(losses[name]), seed)
         for name, method in METHODS.items()
         if workers in method.workers
         for every in ns(name)
@@ -181,7 +198,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args()
     if args.seeds:
-        measure(tuning(), args.jobs)
+        measure(tuning(lambda _: RATES), args.jobs)
+        measure(tuning(beside), args.jobs)
     measure([cell for seed in range(args.seeds) for w in args.workers for cell in planned(seed, w)], args.jobs)
 
 
