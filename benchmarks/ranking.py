@@ -3,9 +3,10 @@
     python benchmarks/ranking.py --seeds 3            # measures what is not there yet, and prints the table
     python benchmarks/ranking.py --seeds 0            # prints the table
 
-Each method's inner learning rate is the best of three, with 4 workers (or one), n = 16, half the steps and a seed of
-its own: the workload's, twice that, and on the better side half or twice as much again. That rate is taken in all
-of the method's cells. Runs are kept in benchmarks/results/ranking.json and never repeated. Data: SWARMSTEP_DATA.
+Each method's inner learning rate is the best of three, with 4 workers (or one), n = 16, half the steps and a seed
+of its own: the workload's, twice that, and on the better side half or twice as much again. That rate is taken in
+all of the method's cells. Runs are kept in benchmarks/results/ranking.json and never repeated. Data come from
+SWARMSTEP_DATA.
 """
 
 from __future__ import annotations
@@ -16,22 +17,27 @@ import json
 import math
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
+from swarmstep import Round, SimComm, simulate
+from swarmstep.objectives import PrimalAveraging, PseudoSynchronization
+from swarmstep.objectives.inner import Inner
 from swarmstep.train.build import resolve
 from swarmstep.train.config import Config
 from swarmstep.train.job import Job
-from swarmstep.train.lockstep_coordinator import simulated
+from swarmstep.train.lockstep_coordinator import Lockstep, open_logger
+from swarmstep.train.trainer import Trainer
 from swarmstep.workloads import BUILT_IN, load
 
 FILE = Path(__file__).parent / "results" / "ranking.json"
 WORKLOAD, MODEL = "text", "gpt-small"
-STEPS = {1: 1280, 4: 640, 16: 320}  # of each worker, by their number
+STEPS = {1: 640, 4: 640, 16: 320}  # of each worker, by their number
 RATES = (1.0, 2.0)  # times the workload's own learning rate; then a third one beside the better
 TUNING_SEED = 100
 EVERY = (16, 64)
@@ -46,6 +52,7 @@ class Method(NamedTuple):
     options: Options  # of Config; "{n}" stands for the steps between rounds
     workers: tuple[int, ...] = (4, 16)
     rounds: bool = True  # whether it has an n
+    around: Callable[[Inner, int], Inner] = lambda optimizer, rank: optimizer  # what stands around the optimizer
 
 
 def _outer(**settings: Any) -> Options:
@@ -56,13 +63,13 @@ MUON: Options = {"optimizer": "muon"}
 BY_WORKERS = _outer(lr="none", momentum="none")
 METHODS: Mapping[str, Method] = {
     "synchronous": Method({"strategy": "synchronous"}, rounds=False),
-    "synchronous, Muon": Method({"strategy": "synchronous", **MUON}, rounds=False),
+    "synchronous+muon": Method({"strategy": "synchronous", **MUON}, rounds=False),
     "local-sgd": Method({"strategy": "local-sgd"}),
     "swarm": Method({"strategy": "swarm"}),
     "diloco": Method(BY_WORKERS),
-    "diloco, 0.7 and 0.9": Method(_outer(lr=0.7, momentum=0.9), (4,)),
-    "local-sgd, Muon": Method({"strategy": "local-sgd", **MUON}, (4,)),
-    "swarm, Muon": Method({"strategy": "swarm", **MUON}),
+    "diloco+paper": Method(_outer(lr=0.7, momentum=0.9), (4,)),
+    "local-sgd+muon": Method({"strategy": "local-sgd", **MUON}, (4,)),
+    "swarm+muon": Method({"strategy": "swarm", **MUON}),
     "muloco": Method({**BY_WORKERS, **MUON}),
     "sparseloco": Method({**_outer(lr=1, momentum=0), "codec": "sparseloco"}),
     "slowmo": Method({"strategy": "slowmo"}, (4,)),
@@ -81,12 +88,19 @@ METHODS: Mapping[str, Method] = {
         },
         (4,),
     ),
+    "palsgd": Method(
+        {"strategy": "local-sgd"},
+        (4,),
+        around=lambda optimizer, rank: PseudoSynchronization(optimizer, 0.1, 0.1, rank=rank),
+    ),
     "pso-ps": Method({"strategy": "pso-ps"}, (4,)),
     "sparta": Method({"strategy": "sparta", "every": 1}, (4,), rounds=False),
     "independent": Method({"strategy": "independent"}, (4,), rounds=False),
-    "one worker": Method({"strategy": "independent"}, (1,), rounds=False),
-    "one worker, Muon": Method({"strategy": "independent", **MUON}, (1,), rounds=False),
+    "alone": Method({"strategy": "independent"}, (1,), rounds=False),
     "snoo": Method(BY_WORKERS, (1,)),
+    "gpa": Method(
+        {"strategy": "independent"}, (1,), rounds=False, around=lambda optimizer, rank: PrimalAveraging(optimizer)
+    ),
 }
 KEY = ("method", "workers", "every", "rate", "seed")
 
@@ -113,11 +127,37 @@ def config(cell: Cell) -> Config:
     return Config(WORKLOAD, **given | options)
 
 
+class Watched(Lockstep):
+    """Tells what stands around the optimizer of rounds, and of the end."""
+
+    def round_landed(self, report: Round) -> None:
+        super().round_landed(report)
+        for part in self.trainer.optimizer.parts:
+            if isinstance(part, PseudoSynchronization):
+                part.landed()
+
+    def after_step(self, loss: Tensor, landed: list[Round]) -> None:
+        super().after_step(loss, landed)
+        for part in self.trainer.optimizer.parts:
+            if isinstance(part, PrimalAveraging) and self.trainer.taken == self.trainer.steps:
+                part.eval()
+
+
 def run(cell: Cell) -> dict[str, Any]:
     """Train once in this process; return what is kept of it."""
     torch.set_num_threads(1)
-    data = load(WORKLOAD)
-    summary = simulated(resolve(config(cell), data), data, Job(quiet=True, keep=False))
+    data, job = load(WORKLOAD), Job(quiet=True, keep=False)
+    resolved = resolve(config(cell), data)
+
+    def worker(comm: SimComm) -> dict[str, Any]:
+        trainer = Trainer(resolved, data, comm, job, None)
+        around = METHODS[cell.method].around
+        trainer.optimizer.parts = tuple(around(part, comm.rank) for part in trainer.optimizer.parts)
+        summary = trainer.train(Watched(trainer, open_logger(resolved, comm, job), job))
+        assert summary is not None
+        return summary
+
+    summary = simulate(worker, cell.workers)[0]
     loss = summary["test_loss"]
     return cell._asdict() | {
         "test_loss": loss if math.isfinite(loss) else None,
@@ -166,12 +206,13 @@ def best(losses: Mapping[float, float]) -> float:
     return min(losses, key=losses.__getitem__)
 
 
-def tuning(rates: Callable[[Mapping[float, float]], Iterable[float]]) -> list[Cell]:
+def tuning(methods: Sequence[str], rates: Callable[[Mapping[float, float]], Iterable[float]]) -> list[Cell]:
     """Return the runs at the rates that follow from a method's losses so far."""
+    losses = tuned()
     return [
         Cell(name, METHODS[name].workers[0], *ns(name, EVERY[:1]), rate, TUNING_SEED)
-        for name, losses in tuned().items()
-        for rate in rates(losses)
+        for name in methods
+        for rate in rates(losses[name])
     ]
 
 
@@ -181,27 +222,29 @@ def beside(losses: Mapping[float, float]) -> tuple[float]:
     return (2 * high,) if losses[high] < losses[low] else (low / 2,)
 
 
-def planned(seed: int, workers: int) -> list[Cell]:
+def planned(methods: Sequence[str], seed: int, workers: int) -> list[Cell]:
     """Return the runs of a seed."""
     losses = tuned()
     return [
         Cell(name, workers, every, best(losses[name]), seed)
-        for name, method in METHODS.items()
-        if workers in method.workers
+        for name in methods
+        if workers in METHODS[name].workers
         for every in ns(name)
     ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("methods", nargs="*", default=[*METHODS], help=f"of {', '.join(METHODS)}")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--workers", type=int, nargs="+", default=[*STEPS])
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args()
     if args.seeds:
-        measure(tuning(lambda _: RATES), args.jobs)
-        measure(tuning(beside), args.jobs)
-    measure([cell for seed in range(args.seeds) for w in args.workers for cell in planned(seed, w)], args.jobs)
+        measure(tuning(args.methods, lambda _: RATES), args.jobs)
+        measure(tuning(args.methods, beside), args.jobs)
+    cells = [cell for seed in range(args.seeds) for w in args.workers for cell in planned(args.methods, seed, w)]
+    measure(cells, args.jobs)
 
 
 if __name__ == "__main__":
