@@ -1,11 +1,11 @@
 """All methods on text, tuned alike: who wins, by how much, and what cannot be told apart?
 
-    python benchmarks/ranking.py --seeds 3            # measures what is not there yet, and prints the table
-    python benchmarks/ranking.py --seeds 0            # prints the table
+    python benchmarks/ranking.py --seeds 3            # measures what is not there yet
+    python benchmarks/ranking_table.py                # prints the tables
 
-Each method's inner learning rate is the best of three, with 4 workers (or one), n = 16, half the steps and a seed
-of its own: the workload's, twice that, and on the better side half or twice as much again. That rate is taken in
-all of the method's cells. Runs are kept in benchmarks/results/ranking.json and never repeated. Data come from
+Each method's inner learning rate is the best of three, with 4 workers (or one), n = 16, half the steps of twice the
+examples, and a seed of its own: the workload's, twice that, and on the better side half or twice as much again.
+That rate is taken in all of the method's cells. Runs are kept in benchmarks/results/ranking.json and never repeated. Data come from
 SWARMSTEP_DATA.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import math
 import multiprocessing
@@ -33,11 +34,12 @@ from swarmstep.train.config import Config
 from swarmstep.train.job import Job
 from swarmstep.train.lockstep_coordinator import Lockstep, open_logger
 from swarmstep.train.trainer import Trainer
-from swarmstep.workloads import BUILT_IN, load
+from swarmstep.workloads import BUILT_IN, Workload, load
 
 FILE = Path(__file__).parent / "results" / "ranking.json"
 WORKLOAD, MODEL = "text", "gpt-small"
 STEPS = {1: 640, 4: 640, 16: 320}  # of each worker, by their number
+BATCH = 4  # examples of a worker's step; steps and batch are such that n = 64 has ten rounds
 RATES = (1.0, 2.0)  # times the workload's own learning rate; then a third one beside the better
 TUNING_SEED = 100
 EVERY = (16, 64)
@@ -122,8 +124,15 @@ def config(cell: Cell) -> Config:
     own: dict[str, Any] = {"every": cell.every} if cell.every else {}
     settings = {name: value.format(n=cell.every) for name, value in options.pop("settings", {}).items()}
     given = dataclasses.asdict(defaults) | own | {"model": MODEL, "eval_every": 10**9, "workers": cell.workers}
-    steps = STEPS[cell.workers] // (2 if cell.seed == TUNING_SEED else 1)
-    given |= {"steps": steps, "lr": cell.rate * defaults.lr, "seed": cell.seed, "settings": settings}
+    tuning = cell.seed == TUNING_SEED
+    steps, batch = STEPS[cell.workers] // (2 if tuning else 1), BATCH * (2 if tuning else 1)
+    given |= {
+        "steps": steps,
+        "batch": batch,
+        "lr": cell.rate * defaults.lr,
+        "seed": cell.seed,
+        "settings": settings,
+    }
     return Config(WORKLOAD, **given | options)
 
 
@@ -143,10 +152,16 @@ class Watched(Lockstep):
                 part.eval()
 
 
+@functools.cache
+def text() -> Workload:
+    """Return the data, read once in a process."""
+    return load(WORKLOAD)
+
+
 def run(cell: Cell) -> dict[str, Any]:
     """Train once in this process; return what is kept of it."""
     torch.set_num_threads(1)
-    data, job = load(WORKLOAD), Job(quiet=True, keep=False)
+    data, job = text(), Job(quiet=True, keep=False)
     resolved = resolve(config(cell), data)
 
     def worker(comm: SimComm) -> dict[str, Any]:
@@ -201,18 +216,18 @@ def tuned() -> dict[str, dict[float, float]]:
     return found
 
 
-def best(losses: Mapping[float, float]) -> float:
+def best(found: Mapping[float, float]) -> float:
     """Return the rate of the lowest loss."""
-    return min(losses, key=losses.__getitem__)
+    return min(found, key=found.__getitem__)
 
 
 def tuning(methods: Sequence[str], rates: Callable[[Mapping[float, float]], Iterable[float]]) -> list[Cell]:
     """Return the runs at the rates that follow from a method's losses so far."""
-    losses = tuned()
+    found = tuned()
     return [
         Cell(name, METHODS[name].workers[0], *ns(name, EVERY[:1]), rate, TUNING_SEED)
         for name in methods
-        for rate in rates(losses[name])
+        for rate in rates(found[name])
     ]
 
 
@@ -224,9 +239,9 @@ def beside(losses: Mapping[float, float]) -> tuple[float]:
 
 def planned(methods: Sequence[str], seed: int, workers: int) -> list[Cell]:
     """Return the runs of a seed."""
-    losses = tuned()
+    found = tuned()
     return [
-        Cell(name, workers, every, best(losses[name]), seed)
+        Cell(name, workers, every, best(found[name]), seed)
         for name in methods
         if workers in METHODS[name].workers
         for every in ns(name)
