@@ -3,10 +3,10 @@
     python benchmarks/ranking.py --seeds 3            # measures what is not there yet
     python benchmarks/ranking_table.py                # prints the tables
 
-Each method's inner learning rate is the best of three, with 4 workers (or one), n = 16, half the steps of twice the
-examples, and a seed of its own: the workload's, twice that, and on the better side half or twice as much again.
-That rate is taken in all of the method's cells. Runs are kept in benchmarks/results/ranking.json and never repeated. Data come from
-SWARMSTEP_DATA.
+Each method's inner learning rate is the best of three, with 4 workers (or one), n = 16, half the steps of twice
+the examples, and a seed of its own: the workload's, twice that, and on the better side half or twice as much
+again. That rate is taken in all of the method's cells. Runs are kept in benchmarks/results/ranking.json and never
+repeated. Data come from SWARMSTEP_DATA.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from swarmstep import Round, SimComm, simulate
+from swarmstep.errors import NotFinite, ResultNotFinite
 from swarmstep.objectives import PrimalAveraging, PseudoSynchronization
 from swarmstep.objectives.inner import Inner
 from swarmstep.train.build import resolve
@@ -43,6 +44,7 @@ BATCH = 4  # examples of a worker's step; steps and batch are such that n = 64 h
 RATES = (1.0, 2.0)  # times the workload's own learning rate; then a third one beside the better
 TUNING_SEED = 100
 EVERY = (16, 64)
+DIVERGED = 8 * math.log(2)  # the loss of a run that has diverged: that of guessing bytes
 NEVER = 0  # the n of a method that has none
 
 Options = Mapping[str, Any]
@@ -124,15 +126,9 @@ def config(cell: Cell) -> Config:
     own: dict[str, Any] = {"every": cell.every} if cell.every else {}
     settings = {name: value.format(n=cell.every) for name, value in options.pop("settings", {}).items()}
     given = dataclasses.asdict(defaults) | own | {"model": MODEL, "eval_every": 10**9, "workers": cell.workers}
-    tuning = cell.seed == TUNING_SEED
-    steps, batch = STEPS[cell.workers] // (2 if tuning else 1), BATCH * (2 if tuning else 1)
-    given |= {
-        "steps": steps,
-        "batch": batch,
-        "lr": cell.rate * defaults.lr,
-        "seed": cell.seed,
-        "settings": settings,
-    }
+    half = 2 if cell.seed == TUNING_SEED else 1
+    given |= {"steps": STEPS[cell.workers] // half, "batch": BATCH * half, "settings": settings}
+    given |= {"lr": cell.rate * defaults.lr, "seed": cell.seed}
     return Config(WORKLOAD, **given | options)
 
 
@@ -172,12 +168,11 @@ def run(cell: Cell) -> dict[str, Any]:
         assert summary is not None
         return summary
 
-    summary = simulate(worker, cell.workers)[0]
-    loss = summary["test_loss"]
-    return cell._asdict() | {
-        "test_loss": loss if math.isfinite(loss) else None,
-        "bytes": round(summary["bytes_sent_per_worker"]),
-    }
+    try:
+        summary = simulate(worker, cell.workers)[0]
+    except (NotFinite, ResultNotFinite):
+        return cell._asdict() | {"test_loss": DIVERGED, "bytes": 0}
+    return cell._asdict() | {"test_loss": summary["test_loss"], "bytes": round(summary["bytes_sent_per_worker"])}
 
 
 def read() -> list[dict[str, Any]]:
@@ -208,11 +203,11 @@ def ns(name: str, among: tuple[int, ...] = EVERY) -> tuple[int, ...]:
 
 
 def tuned() -> dict[str, dict[float, float]]:
-    """Return method -> rate -> test loss of the tuning runs so far; infinite where a run has diverged."""
+    """Return method -> rate -> test loss of the tuning runs so far."""
     found: dict[str, dict[float, float]] = {name: {} for name in METHODS}
     for row in read():
         if row["seed"] == TUNING_SEED:
-            found[row["method"]][row["rate"]] = math.inf if row["test_loss"] is None else row["test_loss"]
+            found[row["method"]][row["rate"]] = row["test_loss"]
     return found
 
 

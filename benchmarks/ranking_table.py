@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,95 +15,85 @@ REFERENCE = {1: "alone", 4: "local-sgd", 16: "local-sgd"}  # whose loss the othe
 Rows = Sequence[Mapping[str, Any]]
 
 
-def losses(rows: Rows, method: str, workers: int, every: int) -> dict[int, float]:
-    """Return seed -> test loss of a cell, infinite where a run has diverged. n is nothing to some."""
+def cell(rows: Rows, method: str, workers: int, every: int) -> Rows:
+    """Return the runs of a cell; n is nothing to methods that have none."""
     of = (method, workers, every if ranking.METHODS[method].rounds else ranking.NEVER)
-    return {
-        row["seed"]: math.inf if row["test_loss"] is None else row["test_loss"]
-        for row in rows
-        if (row["method"], row["workers"], row["every"]) == of and row["seed"] != ranking.TUNING_SEED
-    }
+    found = [row for row in rows if (row["method"], row["workers"], row["every"]) == of]
+    return [row for row in found if row["seed"] != ranking.TUNING_SEED]
 
 
 def ratio(rows: Rows, method: str, other: str, workers: int, every: int) -> Estimate | None:
     """Return a method's test loss as a multiple of another's, over common seeds; None where there is none."""
-    a, b = (losses(rows, name, workers, every) for name in (method, other))
+    runs = (cell(rows, name, workers, every) for name in (method, other))
+    a, b = ({run["seed"]: run["test_loss"] for run in of} for of in runs)
     seeds = sorted(a.keys() & b.keys())
     return geometric([a[seed] / b[seed] for seed in seeds]) if seeds else None
 
 
-def ranked(rows: Rows, workers: int, every: int) -> list[str]:
-    """Return the methods of a condition, the best first, by the ratio to the reference's loss."""
+def ranked(rows: Rows, workers: int, every: int) -> dict[str, Estimate]:
+    """Return the methods of a condition with the ratios of their losses to the reference's, the best first."""
     found = {name: ratio(rows, name, REFERENCE[workers], workers, every) for name in ranking.METHODS}
-    return sorted((n for n, r in found.items() if r), key=lambda n: found[n].mean)  # pyright: ignore
+    known = [(name, of) for name, of in found.items() if of]
+    return dict(sorted(known, key=lambda pair: pair[1].mean))
 
 
 def told(found: Estimate | None) -> bool:
     """Return whether a ratio is told apart from 1 by its interval."""
-    return found is not None and not math.isnan(found.low) and not found.low <= 1 <= found.high
+    return found is not None and (found.high < 1 or found.low > 1)
 
 
-def megabytes(rows: Rows, method: str, workers: int, every: int) -> str:
-    """Return what a worker sends in a run, in MB."""
-    of = (method, workers, every if ranking.METHODS[method].rounds else ranking.NEVER)
-    sent = [
-        r["bytes"]
-        for r in rows
-        if (r["method"], r["workers"], r["every"]) == of and r["seed"] != ranking.TUNING_SEED
-    ]
-    return f"{sum(sent) / len(sent) / 1e6:.3g}" if sent else ""
+OF_N = ("MB", "loss", "ratio", "seeds")
+HEAD = ("method", "rate", *(f"n = {n}: {what}" for n in ranking.EVERY for what in OF_N))
 
 
 def table(rows: Rows, workers: int) -> list[tuple[str, ...]]:
-    """Return a head and a line for each method: its rate, and for each n bytes, loss and ratio; the best first."""
-    reference = REFERENCE[workers]
-    of_n = [(f"n = {n}: MB sent", "test loss", f"times {reference}'s", "seeds") for n in ranking.EVERY]
-    lines: list[tuple[str, ...]] = [("method", "rate", *(word for words in of_n for word in words))]
-    names = ranked(rows, workers, ranking.EVERY[0])
-    for name in names + [n for n in ranked(rows, workers, ranking.EVERY[1]) if n not in names]:
-        cells: list[str] = []
-        for n in ranking.EVERY:
-            of, found = losses(rows, name, workers, n), ratio(rows, name, reference, workers, n)
-            if not of or found is None:
-                cells += [""] * 4
-                continue
-            shown = "" if name == reference else between(found, 3)
-            cells += [megabytes(rows, name, workers, n), f"{sum(of.values()) / len(of):.3f}", shown, str(len(of))]
-        rate = next(row["rate"] for row in rows if (row["method"], row["workers"]) == (name, workers))
-        lines.append((name, f"{rate:g}", *cells))
-    return lines
+    """Return HEAD and a line for each method, the best at the first n first."""
+    found = {n: ranked(rows, workers, n) for n in ranking.EVERY}
+    names = dict.fromkeys(name for of in found.values() for name in of)
+    return [HEAD, *((name, *_line(rows, name, workers, found)) for name in names)]
+
+
+def _line(rows: Rows, name: str, workers: int, found: Mapping[int, Mapping[str, Estimate]]) -> list[str]:
+    line: list[str] = []
+    for n, of in found.items():
+        runs = cell(rows, name, workers, n)
+        line = line or [f"{run['rate']:g}" for run in runs[:1]]
+        if name not in of:
+            line += [""] * len(OF_N)
+            continue
+        loss, sent = (sum(run[key] for run in runs) / len(runs) for key in ("test_loss", "bytes"))
+        ratio_of = "" if name == REFERENCE[workers] else between(of[name], 3)
+        line += [f"{sent / 1e6:.3g}", f"{loss:.3f}", ratio_of, str(of[name].count)]
+    return line
+
+
+def short(rows: Rows, workers: int) -> list[tuple[str, ...]]:
+    """Return the table without rates, losses and numbers of seeds."""
+    return [tuple(line[i] for i in (0, 2, 4, 6, 8)) for line in table(rows, workers)]
 
 
 def verdict(rows: Rows, workers: int, every: int) -> str:
-    """Say who wins a condition, by how much, and what is not told apart; with Muon and without."""
-    reference = REFERENCE[workers]
-    names = [name for name in ranked(rows, workers, every) if ranking.METHODS[name].rounds or workers == 1]
-    muon = {name for name in names if ranking.METHODS[name].options.get("optimizer") == "muon"}
-    parts: list[str] = []
-    for what, among in (("", names), ("Without Muon ", [name for name in names if name not in muon])):
-        if not among or (what and among == names):
+    """Say which method with rounds wins, by how much, and what is not told apart, also of those without Muon."""
+    reference, found = REFERENCE[workers], ranked(rows, workers, every)
+    with_rounds = [name for name in found if ranking.METHODS[name].rounds or workers == 1]
+    plain = [name for name in with_rounds if ranking.METHODS[name].options.get("optimizer") != "muon"]
+    said: list[str] = []
+    for what, names in (("", with_rounds), ("without Muon ", plain)):
+        best, *others = names
+        if what and best == with_rounds[0]:
             continue
-        best, *others = among
         even = [name for name in others if not told(ratio(rows, name, best, workers, every))]
-        lead = f"{what}`{best}` ends lowest"
-        if best != reference:
-            lead += f", at {_span(ratio(rows, best, reference, workers, every))} of `{reference}`'s loss"
-        parts.append(f"{lead}; {_listed('not told apart from it', even)}")
-    apart = [n for n in names if n not in muon and n != reference]
-    found = {name: ratio(rows, name, reference, workers, every) for name in apart}
-    above = [name for name, of in found.items() if of and told(of) and of.low > 1]
-    even = [name for name, of in found.items() if not told(of)]
-    parts.append(f"{_listed(f'Told to be worse than `{reference}`', above)}; {_listed('not told from it', even)}")
-    return f"n = {every}: {'. '.join(parts)}."
+        by = f" at {between(found[best], 3)} times the loss of `{reference}`" if best != reference else ""
+        said.append(f"{what}`{best}` ends lowest{by} (not told from it: {_listed(even)})")
+    others = [name for name in plain if name != reference]
+    worse = [name for name in others if found[name].low > 1]
+    even = [name for name in others if not told(found[name])]
+    said.append(f"worse than `{reference}`: {_listed(worse)}; not told from it: {_listed(even)}")
+    return f"With n = {every} {'; '.join(said)}."
 
 
-def _span(found: Estimate | None) -> str:
-    assert found
-    return between(found, 3)
-
-
-def _listed(what: str, names: Sequence[str]) -> str:
-    return f"{what}: {', '.join(f'`{name}`' for name in names) or 'none'}"
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names) or "none"
 
 
 def main() -> None:
