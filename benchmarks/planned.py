@@ -43,8 +43,8 @@ def planned(workload: str, options: list[str], workers: int, link: str) -> dict[
 
 def trained(
     workload: str, options: list[str], price: dict[str, Any], workers: int, link: str, least: int
-) -> float:
-    """Return the seconds of a step of real training, from the fifth round on: the first ones test all workers."""
+) -> dict[str, float]:
+    """Return what a step of real training takes, from the fifth round on: the first ones test all workers."""
     with tempfile.TemporaryDirectory() as folder:
         out, first = Path(folder) / "run", max(least, FIRST * price["every"])
         words = [
@@ -73,7 +73,13 @@ def trained(
         group(words, workers, link)
         rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         before, after, *_ = [row for row in rows if row["kind"] == "evaluation"]  # of which none is during a round
-        return (after["seconds"] - before["seconds"]) / (after["step"] - before["step"])
+        steps = after["step"] - before["step"]
+        done = json.loads((out / "summary.json").read_text())
+        # A step's own time in the whole run: what else the machine did meanwhile is in it.
+        return {
+            "real_seconds": (after["seconds"] - before["seconds"]) / steps,
+            "real_step_seconds": done["compute_seconds"] / done["steps"],
+        }
 
 
 def of(row: dict[str, Any]) -> tuple[object, ...]:
@@ -101,9 +107,10 @@ def main() -> None:
             real = trained(given.workload, options, price, given.workers, link, given.steps)
             where = {"workload": given.workload, "model": given.model, "workers": given.workers, "link": link}
             found = {"found": plan["link"], "step_seconds": plan["work"]["step_seconds"]}
-            row = {**where, **found, **price, "real_seconds": real}
+            row = {**where, **found, **price, **real}
             rows = [*(old for old in rows if of(old) != of(row)), row]
-            said = f"planned {price['seconds']:.4f} s, real {real:.4f} s, {price['seconds'] / real - 1:+.0%}"
+            off = price["seconds"] / real["real_seconds"] - 1
+            said = f"planned {price['seconds']:.4f} s, real {real['real_seconds']:.4f} s, {off:+.0%}"
             print(link, price["method"], price["every"], price["codec"], price["delay"], said, flush=True)
             FILE.write_text(
                 json.dumps({"command": "sudo python benchmarks/planned.py", "rows": rows}, indent=1) + "\n"

@@ -20,7 +20,7 @@ from swarmstep.network.collective_costs import seconds_of
 from swarmstep.network.link import Link, parse
 from swarmstep.planner.group import fitted
 from swarmstep.planner.measure import measured
-from swarmstep.planner.prices import GOAL, Plan, Price, RoundWork, Work, plan
+from swarmstep.planner.prices import GOAL, Plan, Price, RoundWork, Timed, Work, plan
 from swarmstep.planner.settings import PlanSettings
 from swarmstep.train.build import resolve
 from swarmstep.train.config import Config
@@ -61,11 +61,20 @@ def test_ddp_hides_what_fits_into_the_backward_pass() -> None:
 
 
 def test_what_was_measured_takes_the_place_of_what_is_computed() -> None:
-    rounds = {"": replace(WORK.rounds[""], call_seconds=1.0), "int8": WORK.rounds["int8"]}
-    found = plan(replace(WORK, rounds=rounds, reduce_seconds=2.0, look_seconds=0.5), 4, LINK)
-    assert found.prices[0].seconds == pytest.approx(0.02 / 3 + 2.0 + 0.5 / 25)
-    assert price(found, 1).seconds == pytest.approx(0.02 + 1.0 + 0.01 + 0.5 / 25)
-    assert price(found, 1, "int8").seconds == pytest.approx(0.02 + seconds_of(CODED, LINK) + 0.032 + 0.5 / 25)
+    rounds = {"": replace(WORK.rounds[""], timed=Timed(1.0, 0.3)), "int8": WORK.rounds["int8"]}
+    work = replace(WORK, rounds=rounds, reduced=Timed(2.0, 0.1), looked=Timed(0.5, 0.0))
+    found = plan(work, 4, LINK)
+    step = 0.02 + 0.5 / 25
+    assert found.prices[0].seconds == pytest.approx(step - 0.02 * 2 / 3 + 2.0)
+    assert price(found, 1).seconds == pytest.approx(step + 1.0 + 0.01)
+    assert price(found, 1, "int8").seconds == pytest.approx(step + seconds_of(CODED, LINK) + 0.032)
+    (late,) = [
+        p for p in plan(replace(work, rounds={"": rounds[""]}), 4, LINK).prices if p.delay and p.every == 128
+    ]
+    assert late.delay == 50
+    assert late.seconds == pytest.approx(step + (0.3 + 0.01) / 128), "the processor's part of a call is not hidden"
+    fast = plan(replace(work, reduced=Timed(0.005, 0.004)), 4, LINK).prices[0]
+    assert fast.seconds == pytest.approx(step + 0.004)
 
 
 def test_who_shares_cores_is_slower_in_all_it_does_itself() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,7 +15,7 @@ from swarmstep.comm.metered import Call
 from swarmstep.network.collective_costs import CALL, HOP, seconds_of
 from swarmstep.network.link import Link
 from swarmstep.planner.measure import measured_step
-from swarmstep.planner.prices import LOOK, Work
+from swarmstep.planner.prices import LOOK, Timed, Work
 from swarmstep.train.config import Config
 from swarmstep.train.rank_0 import from_rank_0
 from swarmstep.workloads import Workload
@@ -54,18 +53,18 @@ def measured_among(
     small = _timed(comm, lambda: comm.gather(torch.zeros(2, dtype=torch.float64)), SMALL)
     vector = torch.zeros(max(parameters, LEAST))
     large = _timed(comm, lambda: reduce_gradient(vector), LARGE)
-    found = fitted(small, large, len(vector), comm.size)
+    found = fitted(small.seconds, large.seconds, len(vector), comm.size)
     # A gradient smaller than that vector is computed from the link.
-    reduce = large if len(vector) == parameters else None
-    seconds = {codec: _round_seconds(comm, [Call(*call) for call in calls]) for codec, calls in rounds.items()}
+    reduced = large if len(vector) == parameters else None
+    timed = {codec: _timed_round(comm, [Call(*call) for call in calls]) for codec, calls in rounds.items()}
     if work is None:
         return None, found
     slowed = work.slowed(slowest)
-    timed = {codec: replace(round_, call_seconds=seconds[codec]) for codec, round_ in slowed.rounds.items()}
-    return replace(slowed, rounds=timed, reduce_seconds=reduce, look_seconds=look), found
+    between = {codec: replace(round_, timed=timed[codec]) for codec, round_ in slowed.rounds.items()}
+    return replace(slowed, rounds=between, reduced=reduced, looked=look), found
 
 
-def _round_seconds(comm: Group, calls: list[Call]) -> float | None:
+def _timed_round(comm: Group, calls: list[Call]) -> Timed | None:
     """Return the seconds of the calls of a round, one after another; None if a part of the group makes some."""
     if any(call.size != comm.size for call in calls):
         return None
@@ -92,13 +91,13 @@ def fitted(small: float, large: float, elements: int, workers: int) -> Link:
     return Link(low, delay)
 
 
-def _timed(comm: Group, call: Callable[[], object], times: int) -> float:
+def _timed(comm: Group, call: Callable[[], object], times: int) -> Timed:
     """Return the median seconds of a collective, of the rank that waited longest; the first one warms up."""
-    found: list[float] = []
+    found: list[tuple[float, float]] = []
     for _ in range(1 + times):
         comm.gather(torch.zeros(1))
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), time.process_time()
         call()
-        found.append(time.perf_counter() - began)
-    seconds = torch.tensor(found[1:], dtype=torch.float64)
-    return statistics.median(comm.gather(seconds).max(0).values.tolist())
+        found.append((time.perf_counter() - began, time.process_time() - worked))
+    longest = comm.gather(torch.tensor(found[1:], dtype=torch.float64)).max(0).values
+    return Timed(*longest.median(0).values.tolist())

@@ -22,6 +22,19 @@ EVERY = (1, 8, 32, 128)
 
 
 @dataclass(frozen=True)
+class Timed:
+    """What calls took between the processes.
+
+    Args:
+        seconds: until the last worker had its result.
+        busy: seconds of a worker's processor in that time, which no computing can hide where cores are shared.
+    """
+
+    seconds: float
+    busy: float
+
+
+@dataclass(frozen=True)
 class RoundWork:
     """One round of a method.
 
@@ -29,19 +42,13 @@ class RoundWork:
         calls: what each worker sends.
         own_seconds: of a worker's own work, such as coding.
         probe_seconds: of a test of trust; 0 for methods that test nobody.
-        call_seconds: of the calls, where they were measured; None: they are computed from the link.
+        timed: the calls, where they were measured; None: they are computed from the link.
     """
 
     calls: tuple[Call, ...]
     own_seconds: float
     probe_seconds: float = 0.0
-    call_seconds: float | None = None
-
-    def sending(self, link: Link) -> float:
-        """Return the seconds of the calls."""
-        return (
-            sum(seconds_of(call, link) for call in self.calls) if self.call_seconds is None else self.call_seconds
-        )
+    timed: Timed | None = None
 
 
 @dataclass(frozen=True)
@@ -53,16 +60,16 @@ class Work:
         parameters: of the model, and its averaged buffers: elements of the vector.
         rounds: by codec; "" without one.
         bytes_kept: by a worker: model, gradient, optimizer and method.
-        reduce_seconds: of an all-reduce of the gradient, as DDP does it, where it was measured.
-        look_seconds: of a look at all workers, where it was measured.
+        reduced: an all-reduce of the gradient, as DDP does it, where it was measured.
+        looked: a look at all workers, where it was measured.
     """
 
     step_seconds: float
     parameters: int
     rounds: Mapping[str, RoundWork]
     bytes_kept: int
-    reduce_seconds: float | None = None
-    look_seconds: float | None = None
+    reduced: Timed | None = None
+    looked: Timed | None = None
 
     def slowed(self, step_seconds: float) -> Work:
         """Return the work of a worker whose steps take so long, because others share its cores."""
@@ -176,28 +183,30 @@ class _Table:
     link: Link
     strategy: str
 
+    def sending(self, timed: Timed | None, *calls: Call) -> Timed:
+        """Return what calls take."""
+        return timed or Timed(sum(seconds_of(call, self.link) for call in calls), 0.0)
+
     def alone(self) -> float:
         """Return the seconds of a step without rounds, with its share of a look at all workers."""
-        look = self.work.look_seconds
-        if look is None:
-            look = seconds_of(Call("gather", LOOK, self.workers), self.link)
-        return self.work.step_seconds + look / LOOK_EVERY
+        look = self.sending(self.work.looked, Call("gather", LOOK, self.workers))
+        return self.work.step_seconds + look.seconds / LOOK_EVERY
 
     def ddp(self) -> Price:
         """Return the price of DDP: its gradients travel from the first layer whose gradient is there on."""
-        step, sending = self.work.step_seconds, self.work.reduce_seconds
-        if sending is None:
-            sending = seconds_of(Call("mean", 4 * self.work.parameters, self.workers), self.link)
-        seconds = self.alone() + max(0.0, sending - (1 - FORWARD) * step)
+        step = self.work.step_seconds
+        sending = self.sending(self.work.reduced, Call("mean", 4 * self.work.parameters, self.workers))
+        seconds = self.alone() + max(sending.busy, sending.seconds - (1 - FORWARD) * step)
         return Price("ddp", 1, "", 0, seconds, step / seconds)
 
     def price(self, every: int, codec: str, late: bool) -> Price:
         """Return the price of rounds of n steps."""
         round_, step = self.work.rounds[codec], self.work.step_seconds
-        sending = round_.sending(self.link)
-        delay = min(every, math.ceil(sending / step)) if late else 0
+        sending = self.sending(round_.timed, *round_.calls)
+        delay = min(every, math.ceil(sending.seconds / step)) if late else 0
         own = round_.own_seconds + round_.probe_seconds * min(1.0, every / TESTED)
-        seconds = self.alone() + (max(0.0, sending - delay * step) + own) / every
+        waiting = max(sending.busy, sending.seconds - delay * step)
+        seconds = self.alone() + (waiting + own) / every
         return Price(self.strategy, every, codec, delay, seconds, step / seconds)
 
     def smallest(self, codec: str, late: bool, most: int) -> Price | None:
