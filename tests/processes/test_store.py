@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import http.server
 import random
+import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -218,6 +220,26 @@ def test_without_a_majority_a_call_ends(tmp_path: Path, monkeypatch: pytest.Monk
         cluster.restart(0)
         cluster.leader()
         assert store.add("n", 1) == 1
+
+
+@pytest.mark.parametrize("reply", [b"[]", b"null", b"<html>"])
+def test_another_program_at_the_address_is_named(reply: bytes) -> None:
+    class Other(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(reply)
+
+        def log_message(self, format: str, *args: object) -> None: ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Other) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        found = re.escape(reply.decode())
+        with pytest.raises(RuntimeError, match=f"200 OK: expected a JSON object, found '{found}'"):
+            EtcdStore([f"127.0.0.1:{server.server_address[1]}"], "swarmstep", 0.0)
+        server.shutdown()
+        thread.join()
 
 
 def test_addresses() -> None:

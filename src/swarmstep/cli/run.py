@@ -15,7 +15,7 @@ from swarmstep.errors import UsageError
 app = typer.Typer(add_completion=False)
 
 EPILOG = examples(
-    "swarmstep run examples/elastic.py",
+    "swarmstep run my.py",
     "swarmstep run --workers 8 train.py --epochs 3",
 )
 
@@ -29,10 +29,10 @@ def run(
 ) -> int:
     """Run a Python program of your own as W processes, and start again those that die.
 
-    Each process joins the others with `swarmstep.run(train)`; examples/train.py shows how. A process that ends
-    with exit code 0 says that the run is over. Ctrl-C asks them to stop, which ends `sync.until` after the next
-    Round (`event.decision.stop`); Ctrl-C again ends them. Options that stand after the program are the program's
-    own. Exits with the code of the run. With --json, what the processes print goes to standard error.
+    Each process joins the others with `swarmstep.run(train)`, which calls your function train(comm). A process
+    that ends with exit code 0 says that the run is over. Ctrl-C asks them to stop, which ends `sync.until` after
+    the next Round (`event.decision.stop`); Ctrl-C again ends them. Options that stand after the program are the
+    program's own. Exits with the code of the run. With --json, what the processes print goes to standard error.
     """
     path = Path(program).expanduser()
     if path.suffix != ".py" or not path.is_file():

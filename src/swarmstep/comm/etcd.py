@@ -217,12 +217,15 @@ class EtcdStore(Store):
         self._connection.request("POST", f"/v3/{what}", content)
         response = self._connection.getresponse()
         text = response.read()
-        if response.status == http.client.OK:
-            return json.loads(text)
         try:
             said = json.loads(text)
         except ValueError:
-            raise _NotNow(f"{response.status} {response.reason}") from None
+            said = None
+        if not isinstance(said, dict):  # of a proxy in between, or of another program
+            found = text[:60].decode(errors="replace")
+            raise _NotNow(f"{response.status} {response.reason}: expected a JSON object, found {found!r}")
+        if response.status == http.client.OK:
+            return said
         message = said.get("message") or said.get("error") or text.decode(errors="replace")
         if said.get("code") in AGAIN:
             raise _NotNow(message)

@@ -15,7 +15,7 @@ from swarmstep.train.run_folder import RunFolder
 
 NOBODY_JOINED = (
     "{program} has ended, and none of its {workers} processes has joined the others: each was alone; join them by "
-    "swarmstep.run(train), as examples/train.py does, or start the program with python"
+    "swarmstep.run(train), where train(comm) is your function, or start the program with python"
 )
 
 
