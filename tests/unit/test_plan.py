@@ -79,8 +79,10 @@ def test_what_was_measured_takes_the_place_of_what_is_computed() -> None:
 
 def test_who_shares_cores_is_slower_in_all_it_does_itself() -> None:
     slow = WORK.slowed(0.05)
+    round_ = slow.rounds["int8"]
     assert slow.step_seconds == 0.05
-    assert slow.rounds["int8"] == RoundWork((CODED,), pytest.approx(0.03 * 2.5), pytest.approx(0.2 * 2.5))
+    assert (round_.own_seconds, round_.probe_seconds) == pytest.approx((0.03 * 2.5, 0.2 * 2.5))
+    assert round_.calls == (CODED,)
     assert slow.bytes_kept == WORK.bytes_kept
 
 
