@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 
 from swarmstep.arguments import check_type
 from swarmstep.comm.background import T
@@ -35,19 +35,21 @@ def run(train: Callable[[Group], T], workers: int = 4, *, exact: bool = False) -
         worker that is left stands in for a lost one.
 
     Raises:
-        SystemExit: in an elastic group where this worker cannot go on with the others, and is to be replaced.
+        SystemExit: what the workers do together has failed, as is said in a line, with the error as its cause. A
+            worker of an elastic group is to be replaced then.
     """
     check_type("run: workers", workers, int)
     if not callable(train):
         check_type("run: train", train, Callable)
     if "SWARMSTEP_WORKER" in os.environ:
         return _elastic(train, exact)
-    if "RANK" not in os.environ:
-        return simulate(train, workers)[0]
-    comm = DistComm.from_env(exact=exact)
-    result = train(comm)
-    comm.close()
-    return result if comm.rank == 0 else None
+    with _in_a_line():
+        if "RANK" not in os.environ:
+            return simulate(train, workers)[0]
+        comm = DistComm.from_env(exact=exact)
+        result = train(comm)
+        comm.close()
+        return result if comm.rank == 0 else None
 
 
 def _elastic(train: Callable[[Group], T], exact: bool) -> T | None:
@@ -55,13 +57,20 @@ def _elastic(train: Callable[[Group], T], exact: bool) -> T | None:
         members = Membership.from_env(exact=exact)
         stack.callback(members.leave)
         stack.enter_context(contextlib.suppress(RunOver))  # the run has ended without this worker
-        try:
+        with _in_a_line():
             result = train(members.join())
             members.end()
             return members.conclude(lambda: result)
-        except RunOver:
-            raise
-        except CommError as error:
-            say(str(error))
-            raise SystemExit(error.exit_code) from error
     return None
+
+
+@contextlib.contextmanager
+def _in_a_line() -> Generator[None]:
+    """End the program where workers cannot go on together, and say why in a line."""
+    try:
+        yield
+    except RunOver:
+        raise
+    except CommError as error:
+        say(str(error))
+        raise SystemExit(error.exit_code) from error
