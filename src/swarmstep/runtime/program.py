@@ -57,7 +57,6 @@ def _elastic(train: Callable[[Group], T], exact: bool) -> T | None:
         stack.enter_context(contextlib.suppress(RunOver))  # the run has ended without this worker
         try:
             result = train(members.join())
-            members.end()
             return members.conclude(lambda: result)
         except RunOver:
             raise
