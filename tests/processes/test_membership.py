@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from elastic_world import Fault, Plan, World
 from forking import CONTEXT
@@ -18,10 +19,11 @@ from launched import SOON
 from swarmstep import fault_points
 from swarmstep.checkpoint.saver import Saver
 from swarmstep.comm.background import LAST_WAIT
-from swarmstep.comm.process_groups import serve_store
+from swarmstep.comm.process_groups import close_connections, serve_store
 from swarmstep.comm.store import TcpAddress
 from swarmstep.elastic.keys import candidates_key
 from swarmstep.elastic.membership import Membership
+from swarmstep.errors import CommError
 
 
 def regrouped(end: Any, port: int, folder: Any) -> None:
@@ -53,6 +55,41 @@ def test_a_checkpoint_write_that_blocks_does_not_delay_regrouping(tmp_path: Path
     assert here.recv() == 1
     process.join(SOON)
     assert process.exitcode == 0
+
+
+def gathers_or_closes(end: Any, port: int, name: str) -> None:
+    """Take part in a collective, or close the connections as one does who gives it up; stay until told to go."""
+    membership = Membership(TcpAddress("127.0.0.1", port), name, start=5, patience=15.0)
+    comm = membership.join()
+    comm.decide()
+    said = ""
+    try:
+        if comm.rank == 4:
+            close_connections(dist.group.WORLD, range(5))
+        else:
+            comm.gather(torch.ones(3))
+    except CommError as error:
+        said = type(error).__name__
+    end.send(said)
+    end.recv()
+    membership.leave()
+
+
+def test_all_notice_that_one_has_given_up_a_collective_though_all_live_on() -> None:
+    """Not only its neighbours: at the end of a run nobody forms a next group, by which the others would notice."""
+    _store, port = serve_store()
+    ends, processes = [], []
+    for slot in range(5):
+        here, there = CONTEXT.Pipe()
+        ends.append(here)
+        processes.append(CONTEXT.Process(target=gathers_or_closes, args=(there, port, f"{slot}.0")))
+        processes[-1].start()
+        there.close()
+    said = [end.recv() for end in ends]
+    for end, process in zip(ends, processes, strict=True):
+        end.send("go")
+        process.join(SOON)
+    assert said == ["PeerLost"] * 4 + [""]
 
 
 def begun(world: World, *names: str) -> None:

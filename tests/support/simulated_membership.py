@@ -30,8 +30,9 @@ from swarmstep.comm.group import Decision
 from swarmstep.comm.heartbeat import Heartbeat, dead_key
 from swarmstep.elastic import commit_vote, formation, membership, store_link
 from swarmstep.elastic.commit_vote import COMMIT
+from swarmstep.elastic.keys import FINISH
 from swarmstep.elastic.membership import Membership
-from swarmstep.errors import CommError, PeerLost
+from swarmstep.errors import CommError, PeerLost, RunOver
 
 SILENCE = 1.0  # simulated seconds, as all that follow
 POLL = 0.1  # between two looks
@@ -111,6 +112,11 @@ class World:
         self.holders: set[str] = set()  # who has ever been in a group that has begun
         self._events: list[tuple[float, int, Any]] = []
         self._count = 0
+        more = random.Random(f"{seed} more")  # apart: what happens for earlier seeds stays as it was found
+        self.finish = more.uniform(1.0, FAULTS) if more.random() < 0.3 else math.inf  # when all are to finish
+        self.starved = more.random() < 0.3  # whether workers and calls also stand still for seconds
+        self.concluded: State = ()  # what the one had who did what one does for all at the end
+        self.done = False  # a worker has ended in peace: nobody is started any more
 
     # The clock, and who runs.
 
@@ -137,6 +143,8 @@ class World:
         me = self.current
         assert me
         self._check(me)
+        if self.starved and self.now < FAULTS and self.rng.random() < 0.03:
+            seconds += self.rng.expovariate(0.5)
         self.wake(me, self.now + max(seconds, 0.01) * (1.0 + self.rng.random()))
         following = self._next()
         if following is not me:
@@ -163,6 +171,8 @@ class World:
             self.at(self.rng.random(), lambda slot=slot: self.start(slot))
         for _ in range(self.rng.randint(1, 8)):
             self.at(self.rng.uniform(1.0, FAULTS), self.strike)
+        if self.finish < FAULTS:
+            self.at(self.finish, lambda: self._tell(FINISH))
         self.at(FAULTS, self.heal)
         self.at(FAULTS + CALM, self.judge)
         following = self._next()
@@ -174,7 +184,7 @@ class World:
 
     def start(self, slot: int) -> None:
         """Start the next worker of a slot."""
-        if self.over:
+        if self.over or self.done:
             return
         worker = Worker(f"{slot}.{self.incarnations[slot]}")
         self.incarnations[slot] += 1
@@ -190,8 +200,13 @@ class World:
             self._check(worker)
             with fault_points.interfering(lambda point, **what: self.point()):
                 train(self, worker)
+            self.leave_in_peace(worker)
         except Killed:
             pass
+        except RunOver:
+            if not self.concluded:
+                self.violate("a worker takes the run for over, and nobody has concluded it")
+            self.leave_in_peace(worker)
         except CommError:
             self.kill(worker)
         except Violation as error:
@@ -255,16 +270,26 @@ class World:
         worker.dead = True
         self.leave(worker)
         self.wake(worker, self.now)
+        if self.done and not self.living:
+            self.end()
         if told:
-            self.at(self.now + self.rng.uniform(0.0, 1.0), lambda: self._tell(worker))
+            self.at(self.now + self.rng.uniform(0.0, 1.0), lambda: self._tell(dead_key(worker.name)))
             slot = int(worker.name.partition(".")[0])
             self.at(self.now + self.rng.uniform(0.5, 3.0), lambda: self.start(slot))
 
-    def _tell(self, worker: Worker) -> None:
+    def _tell(self, key: str) -> None:
         if self.now < self.outage:
-            self.at(self.outage, lambda: self._tell(worker))
+            self.at(self.outage, lambda: self._tell(key))
         else:
-            self.values[dead_key(worker.name)] = b"1"
+            self.values[key] = b"1"
+
+    def leave_in_peace(self, worker: Worker) -> None:
+        """Note that a worker has ended because the run is over."""
+        worker.dead = self.done = True
+        self.leave(worker)
+        self.at(self.now + self.rng.uniform(0.0, 1.0), lambda: self._tell(dead_key(worker.name)))
+        if not self.living:
+            self.end()
 
     def heal(self) -> None:
         """Have everything work from now on."""
@@ -280,8 +305,9 @@ class World:
         groups = [json.loads(value) for key, value in self.values.items() if key.endswith("/members")]
         may_hold = self.holders.union(name for group in groups for name, _ in group)
         untold = [name for name in may_hold if not int(self.values.get(dead_key(name), b"0"))]
-        if held or not untold:
-            self.violate(f"no progress: {sorted(w.name for w in self.living)} do not train together")
+        if held or self.done or not untold:
+            what = "end" if self.finish < FAULTS else "train together"
+            self.violate(f"no progress: {sorted(w.name for w in self.living)} do not {what}")
         self.end()
 
     def leave(self, worker: Worker) -> None:
@@ -321,7 +347,11 @@ class World:
         verdict = self.values.get(key)
         if verdict is not None and not verdict.startswith(COMMIT.encode()):
             raise Violation(f"{key}: a worker takes {verdict!r} for a commit")
-        if self.now >= FAULTS and {*comm.names} == {worker.name for worker in self.living}:
+        if (
+            self.now >= FAULTS
+            and self.finish > FAULTS
+            and {*comm.names} == {worker.name for worker in self.living}
+        ):
             self.end()
 
 
@@ -337,13 +367,14 @@ class SimulatedStore:
         world, rng = self.world, self.world.rng
         if self.at_once:
             return task()
+        lateness = 1.0 if world.starved and world.now < FAULTS else 10.0
         if rng.random() < 0.1:
-            world.sleep(rng.expovariate(10.0))
+            world.sleep(rng.expovariate(lateness))
         result, fate = None, rng.choice(["never", "late", "in time"]) if world.limited else "in time"
         if world.reaches(self.worker):
             result, fate = task(), "done"
             if rng.random() < 0.1:
-                world.sleep(rng.expovariate(10.0))  # the answer is late
+                world.sleep(rng.expovariate(lateness))  # the answer is late
         deadline = world.now + LIMIT if world.limited else math.inf
         while not world.reaches(self.worker):
             world.sleep(POLL)
@@ -526,10 +557,13 @@ def train(world: World, worker: Worker) -> None:
                 if {*comm.exchange(state)} != {state}:
                     raise Violation(f"epoch {comm.epoch}: members of one group hold different states")
                 following = (*state, (comm.epoch, number))
-                renew = comm.decide(following).renew
-                state = following
+                decision = comm.decide(following)
+                renew, state = decision.renew, following
                 world.landed(comm, number)
                 number += 1
+                if decision.finish:
+                    comm.decide(state)  # as `Rounds.finish` does
+                    return _conclude(world, member, comm, state)
         except PeerLost:
             pass
         comm = member.renew()
@@ -546,6 +580,22 @@ def _enter(world: World, comm: Group, state: State) -> State:
     comm.decide(base)
     world.landed(comm, 0)
     return base
+
+
+def _conclude(world: World, member: Membership, comm: Group, state: State) -> None:
+    """Do what a worker does whose run is over."""
+
+    def task() -> None:
+        world.sleep(STEP * world.rng.random())
+        world.point()
+        if state[: len(world.tip)] != world.tip:
+            raise Violation(f"worker {member.name} concludes the run with {state[-3:]}, not {world.tip[-3:]}")
+        world.concluded = state
+
+    with contextlib.suppress(PeerLost):
+        comm.exchange(0)  # the mean figures
+    member.conclude(task)
+    member.leave()
 
 
 class _Clock:

@@ -279,6 +279,43 @@ def test_one_worker_alone_goes_on_from_its_checkpoint(start: Callable[..., Run])
     assert summary(run.folder)["steps_taken"] == 120
 
 
+DIES_AT_THE_END = """
+import os, signal, traceback
+from pathlib import Path
+import torch
+from torch import nn
+from swarmstep.workloads import Defaults, Examples, Workload
+
+class Model(nn.Linear):
+    def forward(self, x):
+        marker = Path(__file__).with_suffix(".died")
+        concludes = "conclude" in {frame.name for frame in traceback.extract_stack()}
+        if concludes and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(x)
+
+def classes():
+    x = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
+    examples = Examples(x, x[:, :3].argmax(1))
+    defaults = Defaults(optimizer="sgd", lr=0.1, batch=4, every=4, steps=16, eval_every=1000)
+    return Workload("classes", examples, examples, {"linear": lambda: Model(4, 3)}, defaults, classes=3)
+"""
+
+
+@pytest.mark.slow
+def test_who_is_killed_while_it_evaluates_the_result_has_a_successor(
+    start: Callable[..., Run], tmp_path: Path
+) -> None:
+    """The run must not be over before: the command would end with 0, and without a result."""
+    (tmp_path / "own.py").write_text(DIES_AT_THE_END)
+    run = start(*ELASTIC, "--checkpoint-every", "8", workload=f"{tmp_path / 'own.py'}:classes", workers=1)
+    assert run.end() == 0, run.said()
+    assert "worker 0.0 is lost: worker 0.0 was ended by SIGKILL" in run.said()
+    assert summary(run.folder)["steps_taken"] == 16
+    assert (run.folder / "model.safetensors").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["small", "tied", "half"])  # BatchNorm and dropout; tied weights; bfloat16
 def test_a_model_of_ones_own_bears_a_kill(model: str, start: Callable[..., Run]) -> None:

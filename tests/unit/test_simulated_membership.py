@@ -11,6 +11,7 @@ from swarmstep.elastic import commit_vote, formation
 from swarmstep.elastic.commit_vote import COMMIT, CommitVote, first_verdict
 from swarmstep.elastic.formation import Formation
 from swarmstep.elastic.keys import vote_key
+from swarmstep.elastic.membership import Membership
 from swarmstep.errors import CommError, PeerLost
 
 
@@ -94,8 +95,19 @@ def word_counts(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Formation, "_candidates", believed)
 
 
+def over_too_soon(patch: pytest.MonkeyPatch) -> None:
+    """The run is over before one has concluded it, who may die. This one was in the code."""
+    conclude = Membership.conclude
+
+    def concluded(self: Membership, task: Callable[[], object]) -> object:
+        self.end()
+        return conclude(self, task)
+
+    patch.setattr(Membership, "conclude", concluded)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("bug", [no_seal, silent_is_dead, gives_up_alone, asks_once, word_counts])
+@pytest.mark.parametrize("bug", [no_seal, silent_is_dead, gives_up_alone, asks_once, word_counts, over_too_soon])
 def test_a_bug_is_found_within_1000_seeds(
     bug: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from swarmstep.comm.interfaces import own_address
 from swarmstep.comm.store import Store
 from swarmstep.comm.witness import Witness, vouched
+from swarmstep.waiting import Wait
 
 PERIOD = 0.5  # seconds between two heartbeats
 
@@ -95,7 +96,8 @@ class Heartbeat:
     def _run(self) -> None:
         try:
             while not self._stop.wait(self.period):
-                self._beat()
+                with Wait("the store, to answer a heartbeat"):
+                    self._beat()
         except Exception as error:
             self.error = error
 

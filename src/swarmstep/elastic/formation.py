@@ -15,6 +15,7 @@ from swarmstep.elastic.commit_vote import ABORT, COMMIT, first_verdict
 from swarmstep.elastic.keys import OVER, STOP, candidates_key, forming_key, members_key, vote_key
 from swarmstep.elastic.store_link import StoreLink
 from swarmstep.errors import RunOver
+from swarmstep.waiting import Wait
 
 START_WAIT = 60.0  # seconds that the first workers wait for those who should start with them
 RESTART_WAIT = 10.0  # the same where all were lost, and those who are started again begin anew
@@ -62,6 +63,7 @@ class Formation:
         self.epoch = -1
         self.members: list[str] = []
         self.held: tuple[int, int] | None = None
+        self._awaited = ""  # who has to come before the next group can be chosen
 
     def register(self) -> int:
         """Register this worker as a candidate for the next group, and return that group's epoch."""
@@ -94,19 +96,22 @@ class Formation:
             RuntimeError: the store does not answer, or has not answered a heartbeat.
         """
         store, key, began = self._link.store, members_key(number), time.monotonic()
-        while not store.check([key]):
-            if time.monotonic() > deadline:
-                return None
-            if error := self._link.heartbeat.error:  # nothing is learnt of the others any more
-                raise RuntimeError(f"the heartbeats have ended: {error}")
-            if self._link.name not in self.members and (store.add(OVER, 0) or store.add(STOP, 0)):
-                raise RunOver(f"worker {self._link.name}: the run is over; there is nothing left to do")
-            chosen = self.choose(number, time.monotonic() - began, resumes=resumes)
-            if chosen:
-                fault_points.reach(fault_points.CHOOSING)
-                store.compare_set(key, "", json.dumps(chosen))
-            else:
-                time.sleep(POLL)
+        with Wait("") as wait:
+            while not store.check([key]):
+                if time.monotonic() > deadline:
+                    return None
+                if error := self._link.heartbeat.error:  # nothing is learnt of the others any more
+                    raise RuntimeError(f"the heartbeats have ended: {error}")
+                chosen = self.choose(number, time.monotonic() - began, resumes=resumes)
+                wait.what = f"the members of group {number}: {self._awaited}"
+                # Looked at after the choice: members that have ended in peace have said before that it is over.
+                if self._link.name not in self.members and (store.add(OVER, 0) or store.add(STOP, 0)):
+                    raise RunOver(f"worker {self._link.name}: the run is over; there is nothing left to do")
+                if chosen:
+                    fault_points.reach(fault_points.CHOOSING)
+                    store.compare_set(key, "", json.dumps(chosen))
+                else:
+                    time.sleep(POLL)
         members = self._decided(number)
         self.epoch, self.members = number, [member.name for member in members]
         return members
@@ -129,7 +134,9 @@ class Formation:
         names = [candidate.name for candidate in candidates]
         self._link.heartbeat.watch([*self.members, *(name for name in names if name not in self.members)])
         lost = self._link.lost(self._silence)
-        if any(name not in names and name not in lost for name in self.members):
+        missing = [name for name in self.members if name not in names and name not in lost]
+        if missing:
+            self._awaited = f"{', '.join(missing)} of the last group, to register"
             return []
         candidates = [candidate for candidate in candidates if candidate.name not in lost]
         newest = self._newest(number, resumes)
@@ -138,9 +145,11 @@ class Formation:
             holding = [Member(name, rank) for (_, rank), name in sorted(holders)]
             known = {member.name for member in holding}
             return holding + [Member(c.name, None) for c in candidates if c.name not in known]
-        if newest >= 0:
-            return []  # somebody holds newer weights than all who are here, and may come back
+        if newest >= 0:  # somebody holds newer weights than all who are here, and may come back
+            self._awaited = f"one of group {newest}, who hold the newest weights"
+            return []
         candidates = [c for c in candidates if not c.held]  # the others join these once they have begun
+        self._awaited = f"{self._start} workers to begin, of whom {len(candidates)} are here"
         if len(candidates) < self._start and waited < (RESTART_WAIT if number else START_WAIT):
             return []
         return [Member(name, None) for name in sorted(c.name for c in candidates)]

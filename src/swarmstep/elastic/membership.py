@@ -30,6 +30,7 @@ from swarmstep.elastic.keys import (
 )
 from swarmstep.elastic.store_link import StoreLink
 from swarmstep.errors import CommError, PeerLost, UsageError
+from swarmstep.waiting import Wait
 
 T = TypeVar("T")
 
@@ -140,9 +141,13 @@ class Membership:
         """
         fault_points.reach(fault_points.LEAVING)
         deadline = time.monotonic() + self.patience
+        with Wait(f"a group after group {self.epoch}"):
+            return self._renewed(deadline)
+
+    def _renewed(self, deadline: float) -> DistComm:
         votes, self._votes = self._votes, []
         for vote in votes:
-            with contextlib.suppress(PeerLost):  # the store does not answer, so nobody learns of it
+            with Wait("the store, to give up a vote"), contextlib.suppress(PeerLost):  # nobody learns of it, then
                 vote.close()
         process_groups.dissolve()
         while time.monotonic() < deadline:
@@ -178,7 +183,8 @@ class Membership:
         store.add(candidates_key(number + 1), 0)
         heartbeat.watch(names, forming_key(number + 1))
         fault_points.reach(fault_points.FORMING)
-        process_groups.form(store, group_key(number), (rank, len(names)), limit, self.patience + 60)
+        with Wait(f"the members of group {number} to connect: {', '.join(names)}"):
+            process_groups.form(store, group_key(number), (rank, len(names)), limit, self.patience + 60)
         fault_points.reach(fault_points.FORMED)
         heartbeat.reset()
         self._prove(limit)
@@ -247,24 +253,29 @@ class Membership:
     def conclude(self, task: Callable[[], T]) -> T | None:
         """Run what one member does for all at the end; return its result on that member, None on the others.
 
-        The first rank runs it; if it is lost before it is done, the next one does.
+        The first rank runs it; if it is lost before it is done, the next one does. Once it is done the run is
+        over, as after `end`; if all are lost before, those who are started again begin as after any loss of all.
 
         Raises:
             CommError: it is not done within `patience` seconds, or the store cannot be reached.
         """
         link, deadline = self.link, time.monotonic() + self.patience
-        while not link.reached(lambda: link.store.add(CONCLUDED, 0)):
-            if self.leads():
-                result = task()
-                link.reached(lambda: link.store.add(CONCLUDED, 1))
-                return result
-            if time.monotonic() > deadline:
-                raise CommError(
-                    f"worker {self.name}: waited {self.patience:g} s for the first rank to conclude the run; "
-                    "to wait longer, raise patience (--patience SECONDS)"
-                )
-            time.sleep(POLL)
-        return None
+        with Wait(f"the first of {', '.join(self.formation.members)} to conclude the run"):
+            while not link.reached(lambda: link.store.add(CONCLUDED, 0)):
+                if self.leads():
+                    break
+                if time.monotonic() > deadline:
+                    raise CommError(
+                        f"worker {self.name}: waited {self.patience:g} s for the first rank to conclude the run; "
+                        "to wait longer, raise patience (--patience SECONDS)"
+                    )
+                time.sleep(POLL)
+            else:
+                return None
+        result = task()
+        self.end()
+        link.reached(lambda: link.store.add(CONCLUDED, 1))
+        return result
 
     def leave(self) -> None:
         """Leave for good; the others, if there are any, go on."""

@@ -18,6 +18,7 @@ from swarmstep.comm.store import Store, store_at
 from swarmstep.elastic.formation import begun
 from swarmstep.elastic.keys import OVER, STOP, candidates_key
 from swarmstep.elastic.slot import HOPELESS, Slot
+from swarmstep.elastic.stall import StallWatch
 from swarmstep.errors import CommError, Interrupted, ResultNotFinite
 from swarmstep.launch.fork_server import ForkServer, ProcessSpec
 from swarmstep.launch.processes import (
@@ -85,6 +86,7 @@ class Supervisor:
 
     Attributes:
         outcome: how the run has ended (None: it goes on).
+        stalls: tells what the workers wait for.
 
     Raises:
         CommError: a worker could not be started.
@@ -107,7 +109,7 @@ class Supervisor:
         self._slots = list[Slot]()
         self._interrupts = 0  # that have been acted on
         self._over: Outcome | None = None  # as a worker has reported; the others are about to end
-        self._deadline = math.inf  # for them
+        self._over_since = self._deadline = math.inf  # when it was over; until when they have to end
         self._stopping = False
         self._last_error = ""  # of the last worker that died
         self._unsaid = set[str]()  # keys to set, while the store does not answer
@@ -119,6 +121,7 @@ class Supervisor:
             self._slots = [Slot(number) for number in range(slots - self.workers, slots)]
             self._errors = self._options.errors or Path(stack.enter_context(_temporary_folder()))
             self._server = stack.enter_context(ForkServer(worker_environment()))
+            self.stalls = StallWatch(self._errors, self._folder, self.send_signal)
             self._stack = stack.pop_all()
         return self
 
@@ -189,6 +192,7 @@ class Supervisor:
                     self._start(slot)
         for pid, code in self._server.ended(min([seconds, *(s.wait for s in self._slots if s.wait > 0)])):
             self._note_end(next(slot for slot in self._slots if slot.pid == pid), code)
+        self.stalls.look(self.living, self._over_since)
         self.outcome = self.outcome or self._ending()
         return self.outcome
 
@@ -209,6 +213,7 @@ class Supervisor:
 
     def _end_within(self, seconds: float, outcome: Outcome) -> None:
         self._over = self._over or outcome
+        self._over_since = min(self._over_since, time.monotonic())
         self._deadline = time.monotonic() + seconds
 
     def _start(self, slot: Slot) -> None:

@@ -31,7 +31,8 @@ PRELOADED_MODULES = (
     "swarmstep.microbench.workers",
     "swarmstep.report",
 )
-LIMIT = 60.0  # seconds for an answer: imports take seconds, a fork takes milliseconds
+START_LIMIT = 300.0  # seconds for all imports, which take three where nothing else runs
+LIMIT = 60.0  # seconds for a fork, which takes milliseconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +85,7 @@ class ForkServer:
                 start_new_session=True,
             )
         try:
-            self._answer("ready")
+            self._answer("ready", limit=START_LIMIT)
         except BaseException:
             self._close()
             raise
@@ -134,15 +135,15 @@ class ForkServer:
         except OSError:
             raise self._lost() from None
 
-    def _answer(self, *kinds: str) -> dict[str, Any]:
+    def _answer(self, *kinds: str, limit: float = LIMIT) -> dict[str, Any]:
         """Return the next message that has one of these keys."""
-        deadline = time.monotonic() + LIMIT
+        deadline = time.monotonic() + limit
         while time.monotonic() < deadline:
             if select.select([self._channel], [], [], 1.0)[0]:
                 for message in self._receive():
                     if any(kind in message for kind in kinds):
                         return message
-        raise CommError(f"the fork server did not answer within {LIMIT:g} s; end it (pid {self.pid}), try again")
+        raise CommError(f"the fork server did not answer within {limit:g} s; end it (pid {self.pid}), try again")
 
     def _receive(self) -> list[dict[str, Any]]:
         """Receive messages; note the workers that have ended, and return the other messages."""

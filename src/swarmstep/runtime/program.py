@@ -15,11 +15,14 @@ from swarmstep.console import say
 from swarmstep.elastic.membership import Membership
 from swarmstep.errors import CommError, RunOver
 
+MANY = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")  # how many srun, Open MPI, MPICH have started
+
 
 def run(train: Callable[[Group], T], workers: int = 4, *, exact: bool = False) -> T | None:
     """Call `train(comm)` for each worker of the group that this program was started in.
 
-    - ``python PROGRAM.py``: `workers` workers inside this process (`simulate`).
+    - ``python PROGRAM.py``: `workers` workers inside this process (`simulate`). So does each process that srun or
+      mpirun starts without setting RANK, and says so.
     - ``torchrun --nproc-per-node W PROGRAM.py``, or whatever else sets RANK and its like: W processes
       (`DistComm.from_env`).
     - ``swarmstep run --workers W PROGRAM.py``: W processes of an elastic group, which are replaced when they die
@@ -45,11 +48,22 @@ def run(train: Callable[[Group], T], workers: int = 4, *, exact: bool = False) -
         return _elastic(train, exact)
     with _in_a_line():
         if "RANK" not in os.environ:
+            _say_if_one_of_many(workers)
             return simulate(train, workers)[0]
         comm = DistComm.from_env(exact=exact)
         result = train(comm)
         comm.close()
         return result if comm.rank == 0 else None
+
+
+def _say_if_one_of_many(workers: int) -> None:
+    """Say that the processes of srun or mpirun do not train together by themselves."""
+    size = next((os.environ[name] for name in MANY if os.environ.get(name, "1") != "1"), "")
+    if size:
+        say(
+            f"run: RANK is not set, so this process, one of {size}, simulates {workers} workers by itself; to "
+            "train together, start it with torchrun, or set RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT"
+        )
 
 
 def _elastic(train: Callable[[Group], T], exact: bool) -> T | None:
@@ -59,7 +73,6 @@ def _elastic(train: Callable[[Group], T], exact: bool) -> T | None:
         stack.enter_context(contextlib.suppress(RunOver))  # the run has ended without this worker
         with _in_a_line():
             result = train(members.join())
-            members.end()
             return members.conclude(lambda: result)
     return None
 

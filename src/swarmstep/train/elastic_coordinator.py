@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from swarmstep import waiting
 from swarmstep.checkpoint import loader, saver
 from swarmstep.comm.group import Group
 from swarmstep.elastic.membership import Membership
@@ -46,11 +47,13 @@ def run(config: Config, workload: Workload, membership: Membership, job: Job) ->
         stack.callback(membership.leave)
         stack.callback(logger.close)
         stack.enter_context(contextlib.suppress(RunOver))  # the run has ended without this worker
+        events = WorkerEvents(job.out, membership.name)
+        stack.enter_context(waiting.listening(lambda wait: events.write("waiting", what=wait.what)))
         began = time.monotonic()
         slot = int(membership.name.partition(".")[0])
         fault = stack.enter_context(faults.injected(config.fault, config.workers, config.seed, slot))
         trainer = Trainer(config, workload, membership.join(), job, fault)
-        return trainer.train(Elastic(trainer, logger, job, membership, began))
+        return trainer.train(Elastic(trainer, logger, job, membership, began, events))
     return None
 
 
@@ -66,14 +69,20 @@ class Elastic(Coordinator):
         job: how the run is carried out.
         membership: of this worker.
         began: when this worker wanted to join, by `time.monotonic`.
+        events: of this worker.
     """
 
     def __init__(
-        self, trainer: Trainer, logger: RunLogger, job: Job, membership: Membership, began: float
+        self,
+        trainer: Trainer,
+        logger: RunLogger,
+        job: Job,
+        membership: Membership,
+        began: float,
+        events: WorkerEvents,
     ) -> None:
         super().__init__(trainer, logger, job)
-        self.membership, self._began = membership, began
-        self.events = WorkerEvents(logger.path, membership.name)
+        self.membership, self._began, self.events = membership, began, events
         self._before = 0  # the step of the round before the latest; the same on all workers
         self._writing = False  # a checkpoint
         self._over = False
@@ -228,7 +237,6 @@ class Elastic(Coordinator):
     def conclude(self) -> dict[str, Any] | None:
         """Let one worker, the first that is left, evaluate its model; return the summary there."""
         means = self._means()
-        self.membership.end()
         self._settle()
         summary = self.membership.conclude(lambda: self._summarize(means))
         result = {"loss": summary["test_loss"], "accuracy": summary["test_accuracy"]} if summary else {}
