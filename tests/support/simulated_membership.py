@@ -106,6 +106,7 @@ class World:
         self.threads: list[threading.Thread] = []
         self.meetings: dict[str, Meeting] = {}
         self.groups: dict[int, list[str]] = {}  # by epoch
+        self.told: set[str] = set()  # whose deaths the store has been told
         self.tip: State = ()  # what the last commit says the weights contain
         self.tip_holders: set[str] = set()
         self.holders: set[str] = set()  # who has ever been in a group that has begun
@@ -265,6 +266,7 @@ class World:
             self.at(self.outage, lambda: self._tell(worker))
         else:
             self.values[dead_key(worker.name)] = b"1"
+            self.told.add(worker.name)
 
     def heal(self) -> None:
         """Have everything work from now on."""
@@ -277,9 +279,8 @@ class World:
         """Say that it took too long, unless the state is gone with those who held it."""
         held = {worker.name for worker in self.living} & self.tip_holders
         # Whoever is of a group that was decided may hold its weights, as far as the others can know.
-        groups = [json.loads(value) for key, value in self.values.items() if key.endswith("/members")]
-        may_hold = self.holders.union(name for group in groups for name, _ in group)
-        untold = [name for name in may_hold if not int(self.values.get(dead_key(name), b"0"))]
+        may_hold = self.holders.union(name for group in self.groups.values() for name in group)
+        untold = may_hold - self.told
         if held or not untold:
             self.violate(f"no progress: {sorted(w.name for w in self.living)} do not train together")
         self.end()
@@ -396,6 +397,9 @@ class SimulatedStore:
         if parts[-1] == "members":
             self.world.groups[int(parts[2])] = [name for name, _ in json.loads(desired)]
         return desired
+
+    def list_keys(self) -> list[str]:
+        return self._do(lambda: [*self.world.values])
 
     def delete_key(self, key: str) -> bool:
         return self._do(lambda: self.world.values.pop(key, None) is not None)

@@ -14,7 +14,7 @@ from swarmstep.comm import process_groups
 from swarmstep.comm.dist import DistComm
 from swarmstep.comm.epoch import Epoch
 from swarmstep.comm.secure.auth import prove, secret_of
-from swarmstep.comm.store import Address, forget, store_at
+from swarmstep.comm.store import Address, store_at
 from swarmstep.elastic.commit_vote import CommitVote
 from swarmstep.elastic.formation import POLL, Formation
 from swarmstep.elastic.keys import (
@@ -28,6 +28,7 @@ from swarmstep.elastic.keys import (
     saved_key,
     vote_key,
 )
+from swarmstep.elastic.retention import remove_old
 from swarmstep.elastic.store_link import StoreLink
 from swarmstep.errors import CommError, PeerLost, UsageError
 
@@ -211,13 +212,14 @@ class Membership:
             size: of the part.
             first: whether its first decision is that the group has begun.
         """
-        number, rank = self.epoch, self.formation.members.index(self.name)
+        number, members = self.epoch, self.formation.members
+        rank = members.index(self.name)
 
         def entered() -> None:
             self.formation.held = number, rank
             if rank == 0:
                 with contextlib.suppress(RuntimeError):  # it stays, then
-                    forget(self.link.store, group_key(number - 1))
+                    remove_old(self.link.store, number, members)
 
         requests = [candidates_key(number + 1), STOP, FINISH]
         vote = CommitVote(self.link.connect, vote_key(number, part), size, requests, *([entered] if first else []))
