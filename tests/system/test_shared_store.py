@@ -16,6 +16,7 @@ from etcd_cluster import Cluster, needs_etcd
 from swarmstep.comm.store import store_at
 from swarmstep.elastic.commit_vote import COMMIT, first_verdict
 from swarmstep.elastic.keys import members_key, vote_key
+from swarmstep.elastic.retention import kept
 from swarmstep.launch.interpreter import module_command
 
 SOON = 400.0  # seconds; far beyond what any wait here should take
@@ -28,8 +29,8 @@ def start(store: str, *more: str) -> subprocess.Popen[str]:
 
 
 def groups(store: Any) -> list[list[str]]:
-    """Return the names of the members of each group that has begun."""
-    found, number = list[list[str]](), 0
+    """Return the names of the members of each of the last groups that has begun."""
+    found, number = list[list[str]](), kept(store)[-1]
     while store.check([members_key(number)]):
         key = first_verdict(vote_key(number))
         if store.check([key]) and store.get(key).decode().startswith(COMMIT):

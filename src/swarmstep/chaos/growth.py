@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from swarmstep.chaos.slopes import Series, Slope, slope_of
+from swarmstep.chaos.slopes import Series, slope_of
 from swarmstep.elastic.supervisor import Supervisor
 
 SAMPLES = "growth.jsonl"
@@ -65,7 +65,7 @@ def _held(pid: int) -> dict[str, float]:
 def growth_of(path: Path) -> dict[str, dict[str, Any]]:
     """Return the growth of what was sampled into a file, such as "worker, memory"; a run may still write to it.
 
-    The workers have a slope in common. Each `Slope` comes with the mean, the unit, and the hours that were sampled.
+    The workers have a slope in common. Each `Slope` comes with the mean, the unit, and the hours that it is of.
     """
     series = defaultdict[tuple[str, str], defaultdict[str, list[tuple[float, float]]]](lambda: defaultdict(list))
     for row in _rows(path):

@@ -128,7 +128,7 @@ def peek(store: Store, key: str) -> str:
 
 
 def keys_of(store: Store) -> list[str]:
-    """Return the keys that there are; none where a store cannot list them, as the TCPStore of torch before 2.10."""
+    """Return the keys that there are; none where a store cannot list them, as the TCPStore of an older torch."""
     listed: Callable[[], list[str]] | None = getattr(store, "list_keys", None)
     return listed() if listed else []
 

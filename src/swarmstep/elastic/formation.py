@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 from swarmstep import fault_points
 from swarmstep.comm.heartbeat import dead_key
 from swarmstep.comm.store import Store, peek
-from swarmstep.elastic.commit_vote import ABORT, COMMIT, first_verdict
+from swarmstep.elastic.commit_vote import COMMIT, first_verdict
 from swarmstep.elastic.keys import OVER, STOP, candidates_key, forming_key, members_key, vote_key
-from swarmstep.elastic.retention import kept, members_of
+from swarmstep.elastic.retention import began, kept, members_of
 from swarmstep.elastic.store_link import StoreLink
 from swarmstep.errors import RunOver
 
@@ -163,7 +163,9 @@ class Formation:
         admitted = self._admitted()
         store, key = self._link.store, candidates_key(number)
         places = [f"{key}/{place}" for place in range(1, store.add(key, 0) + 1)]
-        rows: dict[str, Any] = dict(json.loads(row) for place in places if (row := peek(store, place)))  # once each
+        rows: dict[str, Any] = dict(
+            json.loads(row) for place in places if (row := peek(store, place))
+        )  # once each
         candidates = [Candidate(name, tuple(held) if held else None) for name, held in rows.items()]
         return [c for c in candidates if admitted is None or c.name in admitted]
 
@@ -175,7 +177,7 @@ class Formation:
         """
         earlier = kept(self._link.store)
         for epoch in reversed([*earlier, *range(earlier[-1] + 1, number)]):
-            if self._began(epoch):
+            if epoch < number and self._began(epoch):
                 if not all(self._link.store.add(dead_key(member.name), 0) for member in self._decided(epoch)):
                     return epoch
                 if resumes:
@@ -184,8 +186,7 @@ class Formation:
 
     def _began(self, number: int) -> bool:
         """Return whether a group has begun; if not, see to it that it never does."""
-        verdict = self._link.store.compare_set(first_verdict(vote_key(number)), "", ABORT)
-        return verdict.decode().startswith(COMMIT)
+        return began(self._link.store, number)
 
 
 def begun(store: Store) -> bool:

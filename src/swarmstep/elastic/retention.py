@@ -1,9 +1,10 @@
 """Which keys of an elastic run's store are still needed, and the removal of the others.
 
-The keys of an epoch are needed as long as a member of it may come back to it: to ask for its last verdict, or with
-its state as the newest one. It will not once it is dead, or is in a later group that has begun. So each group that
-begins says which earlier epochs are still needed, and then removes the keys of the others. Who finds keys missing,
-or an epoch decided that has passed long since, learns from `kept` where the run is now.
+The keys of an epoch are needed as long as a member of it may come back to it: to ask for its last verdict, which
+it does not once it is in a later group; or with its state as the newest one, which it has no longer once a later
+group has begun with it. So each group that begins says which earlier epochs are needed by somebody who is not dead,
+and then removes the keys of the others. Who finds keys missing, or an epoch decided that has passed long since,
+learns from `kept` where the run is now.
 """
 
 from __future__ import annotations
@@ -14,7 +15,16 @@ from typing import Any
 
 from swarmstep.comm.heartbeat import alive_key, dead_key, witness_key
 from swarmstep.comm.store import Store, keys_of, peek
-from swarmstep.elastic.keys import KEPT, candidates_key, epoch_key, group_key, members_key, saved_key
+from swarmstep.elastic.commit_vote import ABORT, COMMIT, first_verdict
+from swarmstep.elastic.keys import (
+    KEPT,
+    candidates_key,
+    epoch_key,
+    group_key,
+    members_key,
+    saved_key,
+    vote_key,
+)
 
 
 def kept(store: Store) -> list[int]:
@@ -50,7 +60,7 @@ def remove_old(store: Store, number: int, names: Sequence[str]) -> None:
         return  # a later group has done it
     epochs = {epoch for key in keys if (epoch := _epoch_of(key)) is not None}
     old = sorted(epoch for epoch in epochs if epoch < number)
-    needed = [epoch for epoch in old if _needed(store, epoch, {*names})]
+    needed = _needed(store, old, {*names})
     said = json.dumps([*needed, number])
     if keys and store.compare_set(KEPT, before, said).decode() == said:
         for epoch in old:
@@ -66,9 +76,22 @@ def _epoch_of(key: str) -> int | None:
     return int(number) if number.isdecimal() else None
 
 
-def _needed(store: Store, epoch: int, present: set[str]) -> bool:
-    """Return whether a member of an epoch may come back to it."""
-    return any(name not in present and not _count(store, dead_key(name)) for name, _ in members_of(store, epoch))
+def _needed(store: Store, epochs: Sequence[int], names: set[str]) -> list[int]:
+    """Return those of some epochs that a member may come back to, before a group of these names."""
+    needed, later, begun = list[int](), {*names}, {*names}  # who is in a later group, and in one that has begun
+    for epoch in reversed(epochs):
+        members = {name for name, _ in members_of(store, epoch)}
+        holds = bool(members) and began(store, epoch)
+        if any(not _count(store, dead_key(name)) for name in members - (begun if holds else later)):
+            needed.insert(0, epoch)
+        later |= members
+        begun |= members if holds else set()
+    return needed
+
+
+def began(store: Store, number: int) -> bool:
+    """Return whether a group has begun; if not, see to it that it never does."""
+    return store.compare_set(first_verdict(vote_key(number)), "", ABORT).decode().startswith(COMMIT)
 
 
 def _count(store: Store, key: str) -> int:
