@@ -97,6 +97,8 @@ class Heartbeat:
                 self._beat()
         except Exception as error:
             self.error = error
+        finally:
+            atexit.unregister(self.stop)  # which holds the connection
 
     def _beat(self) -> None:
         """Send a heartbeat, and look for those of the others."""

@@ -2,9 +2,9 @@
 
 The keys of an epoch are needed as long as a member of it may come back to it: to ask for its last verdict, which
 it does not once it is in a later group; or with its state as the newest one, which it has no longer once a later
-group has begun with it. So each group that begins says which earlier epochs are needed by somebody who is not dead,
-and then removes the keys of the others. Who finds keys missing, or an epoch decided that has passed long since,
-learns from `kept` where the run is now.
+group has begun with it. So each group that begins says which earlier epochs somebody may need who is not dead, and
+then removes the keys of the others. Who finds keys missing, or an epoch decided that has passed long since, learns
+from `kept` where the run is now.
 """
 
 from __future__ import annotations
