@@ -450,7 +450,7 @@ class SimulatedHeartbeat(Heartbeat):
 class SimulatedGroups:
     """What is used of `swarmstep.comm.process_groups`."""
 
-    FORM_TIMEOUT = 2.0
+    FORM_TIMEOUT, FORM_EACH = 2.0, 0.4
 
     def form(self, store: Any, name: str, place: tuple[int, int], limit: float, patience: float) -> None:
         world, (rank, size) = now_running(), place

@@ -17,6 +17,7 @@ from swarmstep.comm.torch_private import PrefixStore, TCPStore, all_groups, rese
 from swarmstep.errors import CommError
 
 FORM_TIMEOUT = 5.0  # seconds, at least, that the members of a new group have to connect
+FORM_EACH = 0.6  # the same for each of them: every pair of members makes a connection
 LOOPBACK = "lo" if sys.platform.startswith("linux") else "lo0"  # the interface
 UNUSED_TAG = (1 << 20) - 1  # of a message that nobody sends; next to the tags of `p2p`
 

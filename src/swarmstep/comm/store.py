@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol
 
 from swarmstep.comm import process_groups
@@ -131,6 +131,16 @@ def keys_of(store: Store) -> list[str]:
     """Return the keys that there are; none where a store cannot list them, as the TCPStore of an older torch."""
     listed: Callable[[], list[str]] | None = getattr(store, "list_keys", None)
     return listed() if listed else []
+
+
+def forget(store: Store, keys: Iterable[str], prefix: str) -> None:
+    """Remove those of a store's keys that begin like this; an etcd does it at once."""
+    if isinstance(store, EtcdStore):
+        store.delete_prefix(prefix)
+        return
+    for key in keys:
+        if key.startswith(prefix):
+            store.delete_key(key)
 
 
 def store_at(text: str) -> TcpAddress | EtcdAddress:

@@ -174,12 +174,13 @@ class Membership:
         names = self.formation.members
         if self.name not in names:
             return None  # this worker came too late, or was taken for lost
-        rank, limit = names.index(self.name), max(process_groups.FORM_TIMEOUT, self.silence)
+        rank, size = names.index(self.name), len(names)
+        limit = max(process_groups.FORM_TIMEOUT, process_groups.FORM_EACH * size, self.silence)
         store, heartbeat = self.link.store, self.link.heartbeat
         store.add(candidates_key(number + 1), 0)
         heartbeat.watch(names, forming_key(number + 1))
         fault_points.reach(fault_points.FORMING)
-        process_groups.form(store, group_key(number), (rank, len(names)), limit, self.patience + 60)
+        process_groups.form(store, group_key(number), (rank, size), limit, self.patience + 60)
         fault_points.reach(fault_points.FORMED)
         heartbeat.reset()
         self._prove(limit)

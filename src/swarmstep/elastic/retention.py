@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from swarmstep.comm.heartbeat import alive_key, dead_key, witness_key
-from swarmstep.comm.store import Store, keys_of, peek
+from swarmstep.comm.store import Store, forget, keys_of, peek
 from swarmstep.elastic.commit_vote import ABORT, COMMIT, first_verdict
 from swarmstep.elastic.keys import (
     KEPT,
@@ -66,7 +66,7 @@ def remove_old(store: Store, number: int, names: Sequence[str]) -> None:
         for epoch in old:
             # Who votes in an epoch looks for requests that belong to the following one.
             used = epoch in needed or epoch - 1 in needed
-            _remove(store, keys, f"{group_key(epoch) if used else epoch_key(epoch)}/")
+            forget(store, keys, f"{group_key(epoch) if used else epoch_key(epoch)}/")
         later = [epoch for epoch in epochs if epoch >= number]
         _remove_dead(store, keys, {*names} | _names_in(store, keys, [*needed, *later]))
 
@@ -96,12 +96,6 @@ def began(store: Store, number: int) -> bool:
 
 def _count(store: Store, key: str) -> int:
     return int(peek(store, key) or "0")
-
-
-def _remove(store: Store, keys: Iterable[str], prefix: str) -> None:
-    for key in keys:
-        if key.startswith(prefix):
-            store.delete_key(key)
 
 
 def _names_in(store: Store, keys: Iterable[str], epochs: Sequence[int]) -> set[str]:
