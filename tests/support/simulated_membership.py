@@ -107,6 +107,7 @@ class World:
         self.threads: list[threading.Thread] = []
         self.meetings: dict[str, Meeting] = {}
         self.groups: dict[int, list[str]] = {}  # by epoch
+        self.told: set[str] = set()  # the keys that the store has been told of
         self.tip: State = ()  # what the last commit says the weights contain
         self.tip_holders: set[str] = set()
         self.holders: set[str] = set()  # who has ever been in a group that has begun
@@ -282,6 +283,7 @@ class World:
             self.at(self.outage, lambda: self._tell(key))
         else:
             self.values[key] = b"1"
+            self.told.add(key)
 
     def leave_in_peace(self, worker: Worker) -> None:
         """Note that a worker has ended because the run is over."""
@@ -302,9 +304,8 @@ class World:
         """Say that it took too long, unless the state is gone with those who held it."""
         held = {worker.name for worker in self.living} & self.tip_holders
         # Whoever is of a group that was decided may hold its weights, as far as the others can know.
-        groups = [json.loads(value) for key, value in self.values.items() if key.endswith("/members")]
-        may_hold = self.holders.union(name for group in groups for name, _ in group)
-        untold = [name for name in may_hold if not int(self.values.get(dead_key(name), b"0"))]
+        may_hold = self.holders.union(name for group in self.groups.values() for name in group)
+        untold = [name for name in may_hold if dead_key(name) not in self.told]
         if held or self.done or not untold:
             what = "end" if self.finish < FAULTS else "train together"
             self.violate(f"no progress: {sorted(w.name for w in self.living)} do not {what}")
@@ -428,6 +429,9 @@ class SimulatedStore:
             self.world.groups[int(parts[2])] = [name for name, _ in json.loads(desired)]
         return desired
 
+    def list_keys(self) -> list[str]:
+        return self._do(lambda: [*self.world.values])
+
     def delete_key(self, key: str) -> bool:
         return self._do(lambda: self.world.values.pop(key, None) is not None)
 
@@ -477,7 +481,7 @@ class SimulatedHeartbeat(Heartbeat):
 class SimulatedGroups:
     """What is used of `swarmstep.comm.process_groups`."""
 
-    FORM_TIMEOUT = 2.0
+    FORM_TIMEOUT, FORM_EACH = 2.0, 0.4
 
     def form(self, store: Any, name: str, place: tuple[int, int], limit: float, patience: float) -> None:
         world, (rank, size) = now_running(), place

@@ -28,6 +28,7 @@ from swarmstep.chaos import command_line, consistency, disk, recovery, trial, ve
 from swarmstep.chaos import schedule as schedule_
 from swarmstep.chaos.disk import Disk
 from swarmstep.chaos.event_log import FaultLog, InjectedFault, Joined, Landed, Saved, Tail, event, injected_faults
+from swarmstep.chaos.growth import SAMPLES
 from swarmstep.chaos.injector import Injector
 from swarmstep.chaos.run_record import RunRecord
 from swarmstep.chaos.runner import RunContext, simulated_losses
@@ -605,7 +606,7 @@ def options(*given: str) -> ChaosSettings:
 
 
 def text_of(summary: Mapping[str, Any]) -> str:
-    return verdict_text.verdict_text({**summary, "skipped": {"cut": "needs root"}, "complaints": []})
+    return verdict_text.verdict_text({**summary, "skipped": {"cut": "needs root"}, "complaints": [], "growth": {}})
 
 
 @pytest.mark.parametrize(
@@ -724,6 +725,10 @@ def test_a_short_storm(
     written = (tmp_path / "storm" / "chaos.json").read_text()
     assert json.loads(written).items() >= summary.items()
     assert str(tmp_path) not in written + out
+    samples = [json.loads(line) for line in (tmp_path / "storm" / "storm" / SAMPLES).read_text().splitlines()]
+    assert {row["who"] for row in samples} >= {"supervisor", "store", "worker 0.0", "worker 1.0", "worker 2.0"}
+    for row in samples:
+        assert all(row[what] > 0 for what in row.keys() - {"time", "who"})
     assert "15 s with 3 faults, 3 workers" in err
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -50,6 +52,18 @@ def until(condition: Callable[[], Any]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)
+
+
+def test_a_heartbeat_that_has_ended_lets_go_of_its_connection(store: tuple[Any, int]) -> None:
+    """A worker opens another one after each network cut."""
+    beats = Heartbeat(connect("127.0.0.1", store[1], SOON), "a", [], period=0.01)
+    beats.start()
+    until(lambda: store[0].check(["swarmstep/alive/a"]) and store[0].add("swarmstep/alive/a", 0) > 1)
+    beats.stop()
+    gone = weakref.ref(beats)
+    del beats
+    gc.collect()
+    assert gone() is None
 
 
 def votes_on(store: tuple[Any, int], size: int, key: str = "b") -> list[CommitVote]:

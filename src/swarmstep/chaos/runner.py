@@ -14,6 +14,7 @@ from typing import IO, Any
 
 from swarmstep.chaos.disk import Disk
 from swarmstep.chaos.event_log import FaultLog, Tail, injected_faults
+from swarmstep.chaos.growth import Growth
 from swarmstep.chaos.injector import Injector
 from swarmstep.chaos.run_record import RunRecord
 from swarmstep.chaos.schedule import ScheduledFault
@@ -101,10 +102,11 @@ def _drive(
         injector.read_events()
         if outcome := _attend(supervisor, context, deadline, "the first committed round"):
             return outcome
-    started, last_report = time.monotonic(), 0.0
+    started, last_report, growth = time.monotonic(), 0.0, Growth(log.folder, supervisor)
     log.write("began")
     while (now := time.monotonic() - started) < seconds:
         injector.tick(now)
+        growth.sample()
         if _attend(supervisor, context):
             break
         if now - last_report >= PROGRESS_INTERVAL:

@@ -10,6 +10,7 @@ from typing import Any
 
 from swarmstep.chaos import disk
 from swarmstep.chaos.command_line import command_line, elastic, own_settings, simulation
+from swarmstep.chaos.growth import SAMPLES, growth_of
 from swarmstep.chaos.runner import RunContext, loss_of, run_supervised, simulated_losses
 from swarmstep.chaos.schedule import KINDS, ScheduledFault, schedule
 from swarmstep.chaos.settings import ChaosSettings
@@ -51,6 +52,7 @@ def run_trial(settings: ChaosSettings, folder: Path | None) -> tuple[dict[str, A
         if outcome.code:
             failures.append(f"the run ended with code {outcome.code}: {outcome.message}")
         summary |= {"skipped": skipped, "complaints": failures, "good": not failures}
+        summary["growth"] = growth_of(out / "storm" / SAMPLES)
         summary["command"] = command_line(settings)
         run_folder.write("chaos.json", {**own_settings(settings), **summary})
     finally:

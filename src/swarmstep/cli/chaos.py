@@ -26,8 +26,9 @@ healthy member strikes the next healthy one; one that would leave fewer than two
 the same run goes without faults for a while; after it, simulated runs without faults take as many steps. Both are
 what it is compared with.
 
-DIR holds everything: storm/storm.jsonl the faults, storm/events/ what each worker did. Only the checkpoints of a
-run with full disks are not kept: they are on a file system of their own, which is removed after the run.
+DIR holds everything: storm/storm.jsonl the faults, storm/events/ what each worker did, storm/growth.jsonl what
+each process and the store hold, from which a longer run says whether they grow. Only the checkpoints of a run with
+full disks are not kept: they are on a file system of their own, which is removed after the run.
 
 Exits with 0 if nothing was lost, and with 1 otherwise.
 """

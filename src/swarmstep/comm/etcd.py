@@ -109,6 +109,12 @@ class EtcdStore(Store):
         """Remove all keys that begin like this."""
         self._call("kv/deleterange", {"key": self._named(prefix), "range_end": self._named(prefix, 1)})
 
+    def list_keys(self) -> list[str]:
+        """Return all keys, apart from those of connections."""
+        body = {"key": self._named(""), "range_end": self._named("", 1), "keys_only": True}
+        rows = self._call("kv/range", body).get("kvs", ())
+        return [base64.b64decode(row["key"]).decode().removeprefix(f"{self._prefix}/") for row in rows]
+
     def num_keys(self) -> int:
         """Return how many keys there are, apart from those of connections."""
         body = {"key": self._named(""), "range_end": self._named("", 1), "count_only": True}

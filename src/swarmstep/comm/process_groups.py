@@ -18,6 +18,7 @@ from swarmstep.errors import CommError
 from swarmstep.waiting import Wait
 
 FORM_TIMEOUT = 5.0  # seconds, at least, that the members of a new group have to connect
+FORM_EACH = 0.6  # the same for each of them: every pair of members makes a connection
 LOOPBACK = "lo" if sys.platform.startswith("linux") else "lo0"  # the interface
 UNUSED_TAG = (1 << 20) - 1  # of a message that nobody sends; next to the tags of `p2p`
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol
 
 from swarmstep.comm import process_groups
@@ -9,6 +10,7 @@ from swarmstep.comm.etcd import EtcdStore
 from swarmstep.errors import UsageError
 
 ETCD = "etcd://"
+ABSENT = "\0"  # is never a value
 
 
 class Store(Protocol):
@@ -47,6 +49,10 @@ class Store(Protocol):
 
     def delete_key(self, key: str, /) -> bool:
         """Remove a key; return whether it had a value."""
+        ...
+
+    def num_keys(self) -> int:
+        """Return how many keys there are."""
         ...
 
 
@@ -116,10 +122,25 @@ class EtcdAddress(NamedTuple):
         return EtcdStore(self.endpoints, self.run, patience)
 
 
-def forget(store: Store, prefix: str) -> None:
-    """Remove all keys that begin like this, where a store can do that: an etcd can, torch's TCPStore cannot."""
+def peek(store: Store, key: str) -> str:
+    """Return the value of a key, without waiting for one; "" if there is none."""
+    return store.compare_set(key, ABSENT, ABSENT).decode().removeprefix(ABSENT)
+
+
+def keys_of(store: Store) -> list[str]:
+    """Return the keys that there are; none where a store cannot list them, as the TCPStore of an older torch."""
+    listed: Callable[[], list[str]] | None = getattr(store, "list_keys", None)
+    return listed() if listed else []
+
+
+def forget(store: Store, keys: Iterable[str], prefix: str) -> None:
+    """Remove those of a store's keys that begin like this; an etcd does it at once."""
     if isinstance(store, EtcdStore):
         store.delete_prefix(prefix)
+        return
+    for key in keys:
+        if key.startswith(prefix):
+            store.delete_key(key)
 
 
 def store_at(text: str) -> TcpAddress | EtcdAddress:

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 from swarmstep import fault_points
 from swarmstep.comm.heartbeat import dead_key
-from swarmstep.comm.store import Store
-from swarmstep.elastic.commit_vote import ABORT, COMMIT, first_verdict
+from swarmstep.comm.store import Store, peek
+from swarmstep.elastic.commit_vote import COMMIT, first_verdict
 from swarmstep.elastic.keys import OVER, STOP, candidates_key, forming_key, members_key, vote_key
+from swarmstep.elastic.retention import began, kept, members_of
 from swarmstep.elastic.store_link import StoreLink
 from swarmstep.errors import RunOver
 from swarmstep.waiting import Wait
@@ -69,6 +70,7 @@ class Formation:
         """Register this worker as a candidate for the next group, and return that group's epoch."""
         fault_points.reach(fault_points.REGISTERING)
         store, name = self._link.store, self._link.name
+        self.epoch = max(self.epoch, kept(store)[-1] - 1)
         while store.check([members_key(self.epoch + 1)]):
             self.epoch += 1
             self.members = [member.name for member in self._decided(self.epoch)]
@@ -84,7 +86,9 @@ class Formation:
         return number
 
     def await_members(self, number: int, deadline: float, *, resumes: bool) -> list[Member] | None:
-        """Return the members of a group once they are decided, and note them; None if the deadline has passed.
+        """Return the members of a group once they are decided, and note them.
+
+        None if the deadline has passed, or the others are further on.
 
         Args:
             number: the group's epoch.
@@ -100,6 +104,8 @@ class Formation:
             while not store.check([key]):
                 if time.monotonic() > deadline:
                     return None
+                if self._passed(number):
+                    return None
                 if error := self._link.heartbeat.error:  # nothing is learnt of the others any more
                     raise RuntimeError(f"the heartbeats have ended: {error}")
                 chosen = self.choose(number, time.monotonic() - began, resumes=resumes)
@@ -113,12 +119,20 @@ class Formation:
                 else:
                     time.sleep(POLL)
         members = self._decided(number)
+        if self._passed(number):  # its keys were removed, perhaps, before somebody late has decided it once more
+            return None
         self.epoch, self.members = number, [member.name for member in members]
         return members
 
+    def _passed(self, number: int) -> bool:
+        """Return whether a later group has begun than that of an epoch."""
+        return kept(self._link.store)[-1] > number
+
     def _decided(self, number: int) -> list[Member]:
-        rows: list[list[Any]] = json.loads(self._link.store.get(members_key(number)))
-        return [Member(name, source) for name, source in rows]
+        members = members_of(self._link.store, number)
+        if not members:
+            raise RuntimeError(f"the others are further on than epoch {number}")
+        return [Member(name, source) for name, source in members]
 
     def choose(self, number: int, waited: float, *, resumes: bool = False) -> list[Member]:
         """Return who should be in the next group; an empty list as long as others should be waited for.
@@ -158,7 +172,9 @@ class Formation:
         admitted = self._admitted()
         store, key = self._link.store, candidates_key(number)
         places = [f"{key}/{place}" for place in range(1, store.add(key, 0) + 1)]
-        rows = dict(json.loads(store.get(place)) for place in places if store.check([place]))  # each name once
+        rows: dict[str, Any] = dict(
+            json.loads(row) for place in places if (row := peek(store, place))
+        )  # once each
         candidates = [Candidate(name, tuple(held) if held else None) for name, held in rows.items()]
         return [c for c in candidates if admitted is None or c.name in admitted]
 
@@ -168,8 +184,9 @@ class Formation:
         -1: there is none, or it precedes a checkpoint. A group that has not begun by now never will: members that
         were taken for lost, and are not, may be about to begin it, and there must not be two swarms.
         """
-        for epoch in range(number - 1, -1, -1):
-            if self._began(epoch):
+        earlier = kept(self._link.store)
+        for epoch in reversed([*earlier, *range(earlier[-1] + 1, number)]):
+            if epoch < number and self._began(epoch):
                 if not all(self._link.store.add(dead_key(member.name), 0) for member in self._decided(epoch)):
                     return epoch
                 if resumes:
@@ -178,13 +195,12 @@ class Formation:
 
     def _began(self, number: int) -> bool:
         """Return whether a group has begun; if not, see to it that it never does."""
-        verdict = self._link.store.compare_set(first_verdict(vote_key(number)), "", ABORT)
-        return verdict.decode().startswith(COMMIT)
+        return began(self._link.store, number)
 
 
 def begun(store: Store) -> bool:
     """Return whether a group of the run that meets in this store has begun to train."""
-    number = 0
+    number = kept(store)[-1]
     while store.check([members_key(number)]):
         first = first_verdict(vote_key(number))
         if store.check([first]) and store.get(first).decode().startswith(COMMIT):

@@ -14,7 +14,7 @@ from swarmstep.comm import process_groups
 from swarmstep.comm.dist import DistComm
 from swarmstep.comm.epoch import Epoch
 from swarmstep.comm.secure.auth import prove, secret_of
-from swarmstep.comm.store import Address, forget, store_at
+from swarmstep.comm.store import Address, store_at
 from swarmstep.elastic.commit_vote import CommitVote
 from swarmstep.elastic.formation import POLL, Formation
 from swarmstep.elastic.keys import (
@@ -28,6 +28,7 @@ from swarmstep.elastic.keys import (
     saved_key,
     vote_key,
 )
+from swarmstep.elastic.retention import remove_old
 from swarmstep.elastic.store_link import StoreLink
 from swarmstep.errors import CommError, PeerLost, UsageError
 from swarmstep.waiting import Wait
@@ -178,13 +179,14 @@ class Membership:
         names = self.formation.members
         if self.name not in names:
             return None  # this worker came too late, or was taken for lost
-        rank, limit = names.index(self.name), max(process_groups.FORM_TIMEOUT, self.silence)
+        rank, size = names.index(self.name), len(names)
+        limit = max(process_groups.FORM_TIMEOUT, process_groups.FORM_EACH * size, self.silence)
         store, heartbeat = self.link.store, self.link.heartbeat
         store.add(candidates_key(number + 1), 0)
         heartbeat.watch(names, forming_key(number + 1))
         fault_points.reach(fault_points.FORMING)
         with Wait(f"the members of group {number} to connect: {', '.join(names)}"):
-            process_groups.form(store, group_key(number), (rank, len(names)), limit, self.patience + 60)
+            process_groups.form(store, group_key(number), (rank, size), limit, self.patience + 60)
         fault_points.reach(fault_points.FORMED)
         heartbeat.reset()
         self._prove(limit)
@@ -217,13 +219,14 @@ class Membership:
             size: of the part.
             first: whether its first decision is that the group has begun.
         """
-        number, rank = self.epoch, self.formation.members.index(self.name)
+        number, members = self.epoch, self.formation.members
+        rank = members.index(self.name)
 
         def entered() -> None:
             self.formation.held = number, rank
             if rank == 0:
                 with contextlib.suppress(RuntimeError):  # it stays, then
-                    forget(self.link.store, group_key(number - 1))
+                    remove_old(self.link.store, number, members)
 
         requests = [candidates_key(number + 1), STOP, FINISH]
         vote = CommitVote(self.link.connect, vote_key(number, part), size, requests, *([entered] if first else []))

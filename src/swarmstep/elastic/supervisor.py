@@ -16,7 +16,7 @@ from typing import Any, cast
 from swarmstep.comm.heartbeat import dead_key
 from swarmstep.comm.store import Store, store_at
 from swarmstep.elastic.formation import begun
-from swarmstep.elastic.keys import OVER, STOP, candidates_key
+from swarmstep.elastic.keys import KEPT, OVER, STOP, candidates_key
 from swarmstep.elastic.slot import HOPELESS, Slot
 from swarmstep.elastic.stall import StallWatch
 from swarmstep.errors import CommError, Interrupted, ResultNotFinite
@@ -148,7 +148,11 @@ class Supervisor:
     @property
     def joined(self) -> bool:
         """Whether a worker has asked to be in a group."""
-        return self._store.check([candidates_key(0)])
+        return self._store.check([candidates_key(0)]) or self._store.check([KEPT])
+
+    def keys(self) -> int:
+        """Return how many keys the store has; raise RuntimeError if it does not answer."""
+        return self._store.num_keys()
 
     def send_signal(self, worker: str, number: int) -> bool:
         """Send a signal to the worker of this name; return whether it was still running."""
