@@ -49,8 +49,10 @@ def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 class Machine:
     """`swarmstep train` on one machine, which writes its errors to a file."""
 
-    def __init__(self, network: Network | None, host: int, *options: str, secret: str = SECRET) -> None:
-        command = [sys.executable, "-m", "swarmstep", "train", "digits", "--out", f"out-{host}", *options]
+    def __init__(
+        self, network: Network | None, host: int, *options: str, secret: str = SECRET, workload: str = "digits"
+    ) -> None:
+        command = [sys.executable, "-m", "swarmstep", "train", workload, "--out", f"out-{host}", *options]
         self.errors = Path(f"errors-{host}")
         with self.errors.open("wb") as file:
             self.process = subprocess.Popen(
