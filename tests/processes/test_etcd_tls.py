@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +30,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 @pytest.fixture(scope="module")
 def client(authority: Authority) -> dict[str, str]:
     """What the environment of a machine that may use the etcd says."""
-    certificate, key = authority.issue("client")
+    certificate, key = authority.issue("client", named=False)
     files = {"CACERT": authority.certificate, "CERT": certificate, "KEY": key}
     return {f"ETCDCTL_{name}": str(path) for name, path in files.items()}
 
@@ -82,12 +83,10 @@ def test_without_a_certificate_or_with_a_strange_one_it_cannot_be_used(
     certificate, key = Authority(tmp_path / "theirs").issue("client")
     ours = {"ETCDCTL_CACERT": client["ETCDCTL_CACERT"]}
     strange = {**ours, "ETCDCTL_CERT": str(certificate), "ETCDCTL_KEY": str(key)}
-    for environ, why in (
-        (ours, "certificate required|bad certificate"),
-        (strange, "unknown ca|bad certificate"),
-    ):
-        with pytest.raises(RuntimeError, match=rf"etcd: no answer within 1 s; .*(?i:{why})"):
+    for environ in (ours, strange):
+        with pytest.raises(RuntimeError, match="no answer within 1 s") as refused:
             store(endpoint, environ, 1.0)
+        assert isinstance(refused.value.__cause__, (ssl.SSLError, ConnectionError))
     with pytest.raises(RuntimeError, match="no answer within 1 s"):
         EtcdStore([endpoint], "run", 1.0)  # plain HTTP
 

@@ -25,10 +25,11 @@ class Authority:
         usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
         self.certificate = self._write("ca", made.add_extension(usage, critical=True))
 
-    def issue(self, who: str) -> tuple[Path, Path]:
-        """Return the files of a certificate for 127.0.0.1, and of its key."""
+    def issue(self, who: str, named: bool = True) -> tuple[Path, Path]:
+        """Return the files of a certificate for 127.0.0.1, with or without a common name, and of its key."""
         key = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, who)])
+        kind = x509.NameOID.COMMON_NAME if named else x509.NameOID.ORGANIZATION_NAME
+        name = x509.Name([x509.NameAttribute(kind, who)])
         here = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
         certificate = self._write(who, self._of(name, key).add_extension(here, critical=False))
         path = self.folder / f"{who}.key"

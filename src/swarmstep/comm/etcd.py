@@ -234,7 +234,8 @@ class EtcdStore(Store):
         try:
             said = json.loads(text)
         except ValueError:
-            raise _NotNow(f"{response.status} {response.reason}") from None
+            said = text[:200].decode(errors="replace").strip()
+            raise _NotNow(f"{response.status} {response.reason}: {said}") from None
         message = said.get("message") or said.get("error") or text.decode(errors="replace")
         if said.get("code") == UNAUTHENTICATED:
             self._headers = {}  # what showed who asks has expired: it is taken anew
