@@ -9,16 +9,16 @@ import socket
 import ssl
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from safetensors.numpy import load_file
 
 from swarmstep.comm.secure.tls import contexts
-from tests.system.test_machines import LIMIT, SECRET, Machine
+from tests.system.test_machines import LIMIT, SECRET, Machine, clean, start
 
+assert all((clean, start))  # fixtures
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 HANDSHAKES = 1000
@@ -90,71 +90,59 @@ def attack(port: int, seed: int) -> None:
         connection.close()
 
 
-class Attacked(NamedTuple):
-    """Two runs, one of them attacked."""
-
-    quiet: Machine
-    first: Machine
-    others: list[tuple[int, str]]
-    unpickled: Path
-
-
-@pytest.fixture(scope="module")
-def attacked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Attacked]:
-    place, hook = tmp_path_factory.mktemp("doors"), hooked(tmp_path_factory.mktemp("hook"))
-    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
-        patch.chdir(place)
-        Path("own.py").write_text(OTHER_MODEL)
-        patch.setenv("PYTHONPATH", str(hook), prepend=os.pathsep)
-        patch.setenv("UNPICKLED", str(place / "unpickled"))
-        for name in ("SWARMSTEP_SECRET_FILE", "GLOO_SOCKET_IFNAME", "RANK", "WORLD_SIZE", "SWARMSTEP_WORKER"):
-            patch.delenv(name, raising=False)
-
-        def run(number: int, *options: str, workload: str = "digits") -> Machine:
-            machine = Machine(None, number, *options, workload=workload)
-            stack.callback(machine.process.wait)
-            stack.callback(machine.process.kill)
-            return machine
-
-        quiet = run(0, *RUN, "--checkpoint-every", "100")
-        assert quiet.process.wait(SOON) == 0, quiet.said()
-        first = run(1, *RUN, "--checkpoint-every", "100", "--pace", "0.5")
-        proxy = first.proxy()
-        first.until((first.folder / "events" / "0.jsonl").exists)
-        attack(int(proxy.rpartition(":")[2]), 0)
-        others = [run(2, "--join", proxy, "--batch", "7"), run(3, "--join", proxy, workload="own.py:workload")]
-        ends = [(other.process.wait(SOON), other.said()) for other in others]
-        assert first.process.poll() is None, "the run has ended before the attack did: the test says nothing"
-        yield Attacked(quiet, first, ends, place / "unpickled")
-
-
-def test_a_thousand_handshakes_and_a_member_with_other_settings_change_nothing(attacked: Attacked) -> None:
-    for (code, said), why in zip(
-        attacked.others, ("--batch 7: the run to join has", "WORKLOAD own.py:workload: models: "), strict=True
+@pytest.mark.usefixtures("forked")
+def test_a_thousand_handshakes_and_a_member_with_other_settings_change_nothing(
+    start: Callable[..., Machine],
+) -> None:
+    """A run with the attack, and one without: the weights at the end are the same, bit for bit."""
+    Path("own.py").write_text(OTHER_MODEL)
+    quiet = start(None, 0, *RUN)
+    assert quiet.process.wait(SOON) == 0, quiet.said()
+    first = start(None, 1, *RUN, "--pace", "0.5")
+    proxy = first.proxy()
+    first.until((first.folder / "events" / "0.jsonl").exists)
+    attack(int(proxy.rpartition(":")[2]), 0)
+    others = [
+        start(None, 2, "--join", proxy, "--batch", "7"),
+        start(None, 3, "--join", proxy, workload="own.py:workload"),
+    ]
+    for other, why in zip(
+        others, ("--batch 7: the run to join has", "WORKLOAD own.py:workload: models: "), strict=True
     ):
-        assert code == 2
-        assert said.startswith(f"swarmstep: {why}")
-    assert attacked.first.process.wait(SOON) == 0
-    said = attacked.first.said()
-    assert "which does not know the secret" in said
-    assert "which does not speak TLS 1.3" in said or "disconnected" in said
+        assert other.process.wait(SOON) == 2
+        assert other.said().startswith(f"swarmstep: {why}")
+    assert first.process.poll() is None, "the run has ended before the attack did: this says nothing"
+    assert first.process.wait(SOON) == 0
+    said = first.said()
+    assert "which does not know the secret" in said or "which does not speak TLS 1.3" in said
     assert "is lost" not in said
     assert len(said.splitlines()) < 20
-    found, expected = (load_file(m.folder / "model.safetensors") for m in (attacked.first, attacked.quiet))
+    found, expected = (load_file(machine.folder / "model.safetensors") for machine in (first, quiet))
     assert {name: array.tobytes() for name, array in found.items()} == {
         name: array.tobytes() for name, array in expected.items()
     }
 
 
-def test_no_process_of_a_run_unpickles_anything(attacked: Attacked) -> None:
-    """As its interpreters say themselves; checkpoints are written and the store is read meanwhile."""
-    folder = attacked.unpickled.parent
-    assert len(list(folder.glob("unpickled.*"))) >= 8  # two runs: command, what forks, and two workers
-    assert not attacked.unpickled.exists(), attacked.unpickled.read_text()
+def test_no_process_of_a_run_unpickles_anything(tmp_path: Path) -> None:
+    """As its interpreters say themselves, while workers meet, write checkpoints, and go on from them."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(hooked(tmp_path)), os.environ.get("PYTHONPATH", "")]),
+    }
+    environment["UNPICKLED"] = str(tmp_path / "unpickled")
+    run = ["digits", "--workers", "2", "--elastic", "local", "--every", "4", "--checkpoint-every", "8", "--out"]
+    for options in ([*run, "out", "--steps", "16"], ["--resume", "out", "--steps", "32"]):
+        command = [sys.executable, "-m", "swarmstep", "train", *options]
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=SOON)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "model.safetensors").exists()
+    assert len(list(tmp_path.glob("unpickled.*"))) >= 8  # two commands, what forks for each, and two workers
+    found = tmp_path / "unpickled"
+    assert not found.exists(), found.read_text()
 
 
 def test_the_hook_would_tell(tmp_path: Path) -> None:
     code = "import collections, pickle; pickle.loads(pickle.dumps(collections.OrderedDict()))"
-    environment = {**os.environ, "PYTHONPATH": str(hooked(tmp_path)), "UNPICKLED": str(tmp_path / "found")}
+    environment = {**os.environ, "PYTHONPATH": str(hooked(tmp_path)), "UNPICKLED": str(tmp_path / "unpickled")}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
-    assert "OrderedDict" in (tmp_path / "found").read_text()
+    assert "OrderedDict" in (tmp_path / "unpickled").read_text()

@@ -139,7 +139,7 @@ def joined(where: tuple[str, int], patience: float) -> Generator[Guest]:
             number = store.add(GUESTS, 1)
             name = _guest(number)
             heart = Heartbeat(beats, name, [])
-            if json.loads(text)["tunnel"]:
+            if json.loads(text).get("tunnel"):
                 own = process_groups.connect(tunnel.host, tunnel.port, patience)
                 private = PrivateNetwork(secret, number, own_address(where[0]), own, _machines)
                 interface = stack.enter_context(private).interface
