@@ -15,7 +15,10 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
+from swarmstep.comm.process_groups import connect, serve_store
+from swarmstep.comm.secure.proxy import Proxy
 from swarmstep.comm.secure.tls import contexts
+from swarmstep.comm.secure.tunnel import open_tunnel
 from tests.system.test_machines import LIMIT, SECRET, Machine, clean, start
 
 assert all((clean, start))  # fixtures
@@ -88,6 +91,26 @@ def attack(port: int, seed: int) -> None:
             connection.close()
     for connection in left:
         connection.close()
+
+
+def test_a_thousand_handshakes_leave_the_store_as_it_was() -> None:
+    """Each is refused, nothing reaches the store, and who is connected stays so."""
+    store, port = serve_store()
+    secret, lines = SECRET.encode(), list[str]()
+    with (
+        contextlib.closing(Proxy(port, secret, report=lines.append)) as proxy,
+        contextlib.closing(open_tunnel((proxy.host, proxy.port), secret)) as tunnel,
+    ):
+        member = connect(tunnel.host, tunnel.port, LIMIT)
+        member.set("key", "value")
+        before = member.num_keys()
+        attack(proxy.port, 0)
+        assert (member.get("key"), member.num_keys(), tunnel.error) == (b"value", before, None)
+        with contextlib.closing(open_tunnel((proxy.host, proxy.port), secret)):  # and others still get in
+            pass
+    assert proxy.refused == HANDSHAKES
+    assert len(lines) == HANDSHAKES.bit_length()
+    del store
 
 
 @pytest.mark.usefixtures("forked")
