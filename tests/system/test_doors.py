@@ -139,7 +139,7 @@ def test_a_thousand_handshakes_and_a_member_with_other_settings_change_nothing(
     said = first.said()
     assert "which does not know the secret" in said or "which does not speak TLS 1.3" in said
     assert "is lost" not in said
-    assert len(said.splitlines()) < 20
+    assert said.count(" refused ") < 20  # not a line for each
     found, expected = (load_file(machine.folder / "model.safetensors") for machine in (first, quiet))
     assert {name: array.tobytes() for name, array in found.items()} == {
         name: array.tobytes() for name, array in expected.items()
