@@ -343,7 +343,9 @@ def test_another_program_at_the_address_is_named(reply: bytes) -> None:
 def test_addresses() -> None:
     assert store_at("10.0.0.1:29500") == TcpAddress("10.0.0.1", 29500)
     assert store_at("etcd://a:1,[::1]:2") == EtcdAddress(("a:1", "[::1]:2"), "swarmstep")
-    assert str(store_at("etcd://a:1,b:2/mine")) == "etcd://a:1,b:2/mine"
+    assert store_at("etcds://a:1/mine") == EtcdAddress(("a:1",), "mine", secured=True)
+    for text in ("etcd://a:1,b:2/mine", "etcds://a:1,b:2/mine"):
+        assert str(store_at(text)) == text
     for text in ("etcd://", "etcd://a", "a:b", "etcd://a:1,b", "etcd://a..b:1", f"{64 * 'a'}:1"):
         with pytest.raises(UsageError, match="the store"):
             store_at(text)

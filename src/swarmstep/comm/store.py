@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol
 
 from swarmstep.comm import process_groups
 from swarmstep.comm.etcd import EtcdStore
+from swarmstep.comm.etcd_access import Access, tls_access
 from swarmstep.errors import UsageError
 
-ETCD = "etcd://"
+ETCD, SECURED = "etcd://", "etcds://"  # without and with TLS
 ABSENT = "\0"  # is never a value
 
 
@@ -99,13 +101,15 @@ class EtcdAddress(NamedTuple):
     Args:
         endpoints: HOST:PORT of each of etcd's machines.
         run: the name of the run.
+        secured: by TLS, with what the environment gives (`etcd_access.tls_access`).
     """
 
     endpoints: tuple[str, ...]
     run: str
+    secured: bool = False
 
     def __str__(self) -> str:
-        return f"{ETCD}{','.join(self.endpoints)}/{self.run}"
+        return f"{SECURED if self.secured else ETCD}{','.join(self.endpoints)}/{self.run}"
 
     @property
     def host(self) -> str:
@@ -118,8 +122,13 @@ class EtcdAddress(NamedTuple):
         return "see that a majority of etcd's machines is up (etcdctl endpoint status)"
 
     def connect(self, patience: float) -> EtcdStore:
-        """Return a new connection; raise RuntimeError if there is none within `patience` seconds."""
-        return EtcdStore(self.endpoints, self.run, patience)
+        """Return a new connection; raise RuntimeError if there is none within `patience` seconds.
+
+        Raises:
+            UsageError: the environment does not say how TLS is to be used.
+        """
+        access = tls_access(os.environ) if self.secured else Access()
+        return EtcdStore(self.endpoints, self.run, patience, access)
 
 
 def peek(store: Store, key: str) -> str:
@@ -144,20 +153,20 @@ def forget(store: Store, keys: Iterable[str], prefix: str) -> None:
 
 
 def store_at(text: str) -> TcpAddress | EtcdAddress:
-    """Return the address that a text describes: HOST:PORT, or etcd://HOST:PORT,HOST:PORT/RUN.
+    """Return the address that a text describes: HOST:PORT, or etcd://HOST:PORT,HOST:PORT/RUN, or etcds://...
 
     Raises:
         UsageError: it is none.
     """
-    places, _, run = text.removeprefix(ETCD).partition("/")
+    places, _, run = text.removeprefix(ETCD).removeprefix(SECURED).partition("/")
     endpoints = tuple(places.split(","))
     for place in endpoints:
         host, _, port = place.rpartition(":")
         if not _is_name(host.strip("[]")) or not port.isdecimal() or int(port) > 65535:
             example = f"{ETCD}10.0.0.1:2379,10.0.0.2:2379,10.0.0.3:2379/RUN, or HOST:PORT"
             raise UsageError(f"the store {text!r}: expected {example}, found {place!r}")
-    if text.startswith(ETCD):
-        return EtcdAddress(endpoints, run or "swarmstep")
+    if text.startswith((ETCD, SECURED)):
+        return EtcdAddress(endpoints, run or "swarmstep", text.startswith(SECURED))
     host, _, port = text.rpartition(":")
     return TcpAddress(host, int(port))
 

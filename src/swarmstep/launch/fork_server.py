@@ -136,13 +136,13 @@ class ForkServer:
 
     def _answer(self, *kinds: str) -> dict[str, Any]:
         """Return the next message that has one of these keys."""
-        deadline = time.monotonic() + limit
+        deadline = time.monotonic() + LIMIT
         while time.monotonic() < deadline:
             if select.select([self._channel], [], [], 1.0)[0]:
                 for message in self._receive():
                     if any(kind in message for kind in kinds):
                         return message
-        raise CommError(f"the fork server did not answer within {limit:g} s; end it (pid {self.pid}), try again")
+        raise CommError(f"the fork server did not answer within {LIMIT:g} s; end it (pid {self.pid}), try again")
 
     def _receive(self) -> list[dict[str, Any]]:
         """Receive messages; note the workers that have ended, and return the other messages."""

@@ -31,7 +31,9 @@ def etcd_at(text: str) -> EtcdAddress:
     """
     address = store_at(text)
     if not isinstance(address, EtcdAddress):
-        raise UsageError(f"--store {text}: expected etcd://HOST:PORT,HOST:PORT,HOST:PORT or etcd://.../RUN")
+        raise UsageError(
+            f"--store {text}: expected etcd://HOST:PORT,HOST:PORT,HOST:PORT or etcd://.../RUN; with TLS: etcds://..."
+        )
     if not _is_here(address):
         needed_secret("--store")
     return address
