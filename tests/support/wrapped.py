@@ -72,6 +72,9 @@ class Wrapped(Group):
     def decide(self) -> Decision:
         return self.inner.decide()
 
+    def meets(self, number: int, wanted: bool) -> bool:
+        return self.inner.meets(number, wanted)
+
     def renew(self) -> Group:
         return self.inner.renew()
 

@@ -155,6 +155,9 @@ class DistComm(Collectives, Group):
             return KEPT
         return self._vote.decide(lambda waited: self._watch.check("the vote", waited))
 
+    def meets(self, number: int, wanted: bool) -> bool:
+        return self._epoch.membership.meets(number, wanted) if self._epoch else wanted
+
     def renew(self) -> Group:
         if self._epoch is None:
             raise not_elastic(self)

@@ -76,6 +76,18 @@ class Group(Comm):
         """
 
     @abstractmethod
+    def meets(self, number: int, wanted: bool) -> bool:
+        """Return whether a round begins now that each member may want at another time.
+
+        In an elastic group: once all members have wanted it, or one of them is lost; this member's wish is made
+        known and stays. Else where this member wants it. Waits for nobody.
+
+        Args:
+            number: of the round.
+            wanted: whether this member wants it.
+        """
+
+    @abstractmethod
     def renew(self) -> Group:
         """Wait for the background tasks, and return the next group: the survivors, and those waiting to join.
 
@@ -126,6 +138,9 @@ class InProcessGroup(Group):
 
     def decide(self) -> Decision:
         return KEPT
+
+    def meets(self, number: int, wanted: bool) -> bool:
+        return wanted
 
     def renew(self) -> Group:
         raise not_elastic(self)

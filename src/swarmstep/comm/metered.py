@@ -141,6 +141,9 @@ class Metered(Group):
     def decide(self) -> Decision:
         return self._comm.decide()
 
+    def meets(self, number: int, wanted: bool) -> bool:
+        return self._comm.meets(number, wanted)
+
     def renew(self) -> Group:
         return self._comm.renew()
 

@@ -27,6 +27,7 @@ from swarmstep.elastic.keys import (
     group_key,
     saved_key,
     vote_key,
+    wanted_key,
 )
 from swarmstep.elastic.store_link import StoreLink
 from swarmstep.errors import CommError, PeerLost, UsageError
@@ -76,6 +77,7 @@ class Membership:
         self.silence, self.patience, self.exact = silence, patience, exact
         self._secret = secret
         self._votes: list[CommitVote] = []
+        self._wanted = ""  # the key of the last round that this worker has wanted
         self.link = StoreLink(address, name, patience)
         self.formation = Formation(self.link, start, silence, self._admitted)
 
@@ -202,6 +204,20 @@ class Membership:
     def trouble(self) -> str | None:
         """Return why waiting for the present group makes no sense, or None if it does."""
         return self.link.trouble(self.silence)
+
+    def meets(self, number: int, wanted: bool) -> bool:
+        """Return whether all members of the present group want a round, or one is lost; as `Group.meets`."""
+        lost = self.trouble() is not None
+        if not (wanted or lost):
+            return False
+        store, before, key = self.link.store, self._wanted, wanted_key(self.epoch, number)
+        with contextlib.suppress(RuntimeError):  # the store is gone, as the round will find
+            count = store.add(key, int(key != before))
+            self._wanted = key
+            if key != before and count == len(self.formation.members) and before:
+                store.delete_key(before)  # its round has landed everywhere
+            return lost or count >= len(self.formation.members)
+        return True
 
     def vote(self, part: str, size: int, *, first: bool) -> CommitVote:
         """Return what decides in the present group, or a part of it.

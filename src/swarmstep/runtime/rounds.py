@@ -47,10 +47,23 @@ class Rounds:
         self.attend(self.group.enter(comm, None, comm.clock()))
         self.admit_newcomers()
 
+    @property
+    def _meets(self) -> bool:
+        """Whether rounds begin when all members want them, and are what the count of steps counts."""
+        return self._replica.strategy.when.timed and self.group.comm.elastic
+
+    def count_step(self) -> None:
+        """Count a local step; where the members take different numbers of them, all are at the same round."""
+        counts = self.counts
+        when, trigger = self._replica.strategy.when, self.group.fragments[0].trigger
+        counts.steps = counts.rounds + 1 if self._meets else counts.steps + when.count(trigger)
+
     def step(self, step: int, lr: LearningRate) -> None:
         """Ask the trigger of each fragment, and do what is due at this step."""
         for index in range(self._replica.options.fragments):
             requested = self.group.fragments[index].wants_round(step, lr.highest)
+            if self._meets:
+                requested = self.group.comm.meets(self.counts.rounds + 1, requested)
             if not self.attend(Attempt(index, StepContext(step, lr.highest, requested, rates=lr.each))):
                 break  # this worker is elsewhere now, where the others have done what is due at this step
         self.admit_newcomers()
@@ -64,6 +77,8 @@ class Rounds:
         stayed = True
         while attempt:
             try:
+                if self._meets and attempt.now.requested and attempt.now.step >= self.group.level:
+                    self.group.comm.meets(self.counts.rounds + 1, True)  # in this group, too, if one was lost
                 self._take_step(self.group.fragments[attempt.fragment], attempt.now)
                 break
             except PeerLost:

@@ -210,8 +210,8 @@ class Trainer:
             if self.sync.comm.elastic:
                 self.feed.share_out(event.step, self.share.dealt)
             if not name or name in event.members:  # else it was before this worker came
-                own.append(event)
-                report = dataclasses.replace(event, step=self.taken) if self.share.stride > 1 else event
+                report = dataclasses.replace(event, step=self.taken) if self.share.uneven else event
+                own.append(report)
                 self.tally.add_round(report, self.sync.comm.rank)
                 if report.followed:
                     self.trace.add(report.step - 1, self.taken, report.followed)
