@@ -149,7 +149,9 @@ class Formation:
         admitted = self._admitted()
         store, key = self._link.store, candidates_key(number)
         places = [f"{key}/{place}" for place in range(1, store.add(key, 0) + 1)]
-        rows = dict(json.loads(store.get(place)) for place in places if store.check([place]))  # each name once
+        if not store.check(places):  # some have their place, and have not written their names yet
+            places = [place for place in places if store.check([place])]
+        rows = dict(json.loads(row) for row in (store.multi_get(places) if places else ()))  # each name once
         candidates = [Candidate(name, tuple(held) if held else None) for name, held in rows.items()]
         return [c for c in candidates if admitted is None or c.name in admitted]
 

@@ -212,7 +212,7 @@ class Membership:
             return False
         store, before, key = self.link.store, self._wanted, wanted_key(self.epoch, number)
         with contextlib.suppress(RuntimeError):  # the store is gone, as the round will find
-            count = store.add(key, int(key != before))
+            count = store.add(key, 1) if key != before else int(store.get(key))
             self._wanted = key
             if key != before and count == len(self.formation.members) and before:
                 store.delete_key(before)  # its round has landed everywhere

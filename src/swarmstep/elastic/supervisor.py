@@ -9,7 +9,7 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -51,6 +51,8 @@ class SupervisorOptions:
             (whether it died before the run was over).
         trouble: where the run is another machine's, called at each `attend`: returns why the run is over for this
             machine, None as long as it is not. An interrupt then means to leave the run, not to stop it.
+        follows: of a supervisor that takes the place of one that has died: slot -> incarnation of its last worker
+            there (empty: its slots are new).
     """
 
     restart: bool = True
@@ -59,6 +61,7 @@ class SupervisorOptions:
     errors: Path | None = None
     listen: Callable[[dict[str, Any]], None] = lambda event: None
     trouble: Callable[[], str | None] | None = None
+    follows: Mapping[int, int] = dataclasses.field(default_factory=dict[int, int])
 
 
 class Supervisor:
@@ -115,8 +118,10 @@ class Supervisor:
     def __enter__(self) -> Supervisor:
         with contextlib.ExitStack() as stack:
             self._store, self._address = self._opened()
-            slots = self._store.add("swarmstep/slots", self.workers)
-            self._slots = [Slot(number) for number in range(slots - self.workers, slots)]
+            follows = self._options.follows
+            slots = 0 if follows else self._store.add("swarmstep/slots", self.workers)
+            last = follows or dict.fromkeys(range(slots - self.workers, slots), -1)
+            self._slots = [Slot(number, incarnation) for number, incarnation in last.items()]
             self._errors = self._options.errors or Path(stack.enter_context(_temporary_folder()))
             self._server = stack.enter_context(ForkServer(worker_environment()))
             self._stack = stack.pop_all()
@@ -141,6 +146,11 @@ class Supervisor:
     def pids(self) -> dict[int, int]:
         """The process id of the worker in each slot that has one."""
         return {slot.number: slot.pid for slot in self._slots if slot.pid is not None}
+
+    @property
+    def store(self) -> Store:
+        """A connection to the store."""
+        return self._store
 
     @property
     def joined(self) -> bool:
