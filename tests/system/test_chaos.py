@@ -648,7 +648,9 @@ def test_a_disk_is_read_only_and_writable_again(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(bool(lacks(memory.check_rights)), reason=lacks(memory.check_rights))
 def test_who_has_no_memory_is_ended_by_the_kernel() -> None:
-    grows = "import sys; print('ready', flush=True); sys.stdin.readline(); x = [bytearray(1 << 20) for _ in range(99)]"
+    grows = (
+        "import sys; print('ready', flush=True); sys.stdin.readline(); x = [bytearray(1 << 20) for _ in range(99)]"
+    )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     process = subprocess.Popen([sys.executable, "-S", "-c", grows], **pipes)
     assert process.stdout

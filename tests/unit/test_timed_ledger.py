@@ -39,11 +39,10 @@ EVENTS = st.lists(
 
 
 class Worker:
-    """Remembers what it has drawn in the present round, and whether its steps count there."""
+    """Remembers what it has drawn in the present round by steps that count there."""
 
-    def __init__(self, guest: bool = False) -> None:
-        self.draws, self.guest = list[int](), guest
-        self.own = 0
+    def __init__(self) -> None:
+        self.draws, self.own = list[int](), 0
 
 
 class Group:
@@ -58,7 +57,8 @@ class Group:
         for rank, worker in enumerate(self.workers):
             for _ in range(event.steps[rank % 5]):
                 places = worker.own * self.batch, (worker.own + 1) * self.batch
-                worker.draws += self.ledger.draw(rank, 1, places).tolist()
+                drawn = self.ledger.draw(rank, 1, places).tolist()
+                worker.draws += drawn if self.ledger.counts(rank) else []
                 worker.own += 1
         if event.lands:
             self.land()
@@ -66,17 +66,17 @@ class Group:
             self.change(event)
 
     def land(self) -> None:
-        steps = [0 if worker.guest else worker.own for worker in self.workers]
+        steps = [len(worker.draws) // self.batch for worker in self.workers]  # those that have a weight
         for worker in self.workers:
-            self.counted.update([] if worker.guest else worker.draws)
-            worker.draws, worker.own, worker.guest = [], 0, False
+            self.counted.update(worker.draws)
+            worker.draws, worker.own = [], 0
         self.ledger.deal(0, 0, range(len(self.workers)), steps)
 
     def change(self, event: Event) -> None:
         begun = any(worker.own for worker in self.workers)
         old = [rank for rank in range(len(self.workers)) if not event.lost >> rank & 1] or [0]
         self.ledger.deal(int(begun), 0, [*old, *[None] * event.newcomers])
-        self.workers = [self.workers[rank] for rank in old] + [Worker(begun) for _ in range(event.newcomers)]
+        self.workers = [self.workers[rank] for rank in old] + [Worker() for _ in range(event.newcomers)]
 
 
 @given(examples=st.integers(1, 23), batch=st.integers(1, 9), workers=st.integers(1, 5), events=EVENTS)
@@ -114,6 +114,16 @@ def test_a_saved_ledger_goes_on_alike(batch: int, workers: int, events: list[Eve
     assert same(resumed.ledger.state_dict(), straight.ledger.state_dict())
 
 
+def test_who_comes_when_there_is_no_column_left_does_not_count() -> None:
+    ledger = TimedLedger(100, 2, 0, 1)  # a column of its own, and two more
+    ledger.deal(1, 0, [0, None, None, None])
+    assert [ledger.counts(rank) for rank in range(4)] == [True, True, True, False]
+    drawn = [ledger.draw(rank, 1, (0, 2)).tolist() for rank in range(3)]
+    assert len({example for block in drawn for example in block}) == 6
+    ledger.deal(1, 1, range(4), [1, 1, 1, 0])  # a round has landed
+    assert all(ledger.counts(rank) for rank in range(4))
+
+
 def test_what_is_no_ledger() -> None:
     with pytest.raises(UsageError, match="must be at least 1, found 0, 1 and 1"):
         TimedLedger(0, 1, 0, 1)
@@ -121,9 +131,9 @@ def test_what_is_no_ledger() -> None:
     good = ledger.state_dict()
     for name, wrong in [
         ("examples", 6),
-        ("count", 0),
+        ("count", 1),
         ("place", -1),
-        ("columns", [2]),
+        ("columns", [4]),
         ("returned", torch.zeros(2)),
         ("returned", torch.tensor([[0, 5]])),
     ]:

@@ -56,6 +56,7 @@ class Disk:
 
     def lock(self) -> None:
         """Make it read-only; raise CommError where somebody writes all the time."""
+        error = ""
         for _ in range(TRIES):
             error = _error_of("mount", "-o", "remount,ro", str(self._folder))
             if not error:

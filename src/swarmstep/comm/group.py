@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import NamedTuple
 
-from swarmstep.comm.background import Pending, T
+from swarmstep.comm.background import BackgroundTask, Pending, T
 from swarmstep.comm.base import Comm
 from swarmstep.errors import UsageError
 
@@ -79,12 +79,25 @@ class Group(Comm):
     def meets(self, number: int, wanted: bool) -> bool:
         """Return whether a round begins now that each member may want at another time.
 
-        In an elastic group: once all members have wanted it, or one of them is lost; this member's wish is made
-        known and stays. Else where this member wants it. Waits for nobody.
+        In an elastic group: once all members have wanted it; this member's wish is made known and stays. Else
+        where this member wants it. Waits for nobody.
 
         Args:
             number: of the round.
             wanted: whether this member wants it.
+        """
+
+    @property
+    @abstractmethod
+    def broken(self) -> bool:
+        """Whether a member of an elastic group is known to be lost, or others have left it for the next."""
+
+    @abstractmethod
+    def renewal(self) -> BackgroundTask[Group]:
+        """Start `renew` in the background. Until it is done no verb of this group may be called.
+
+        Raises:
+            UsageError: this group is not elastic.
         """
 
     @abstractmethod
@@ -141,6 +154,13 @@ class InProcessGroup(Group):
 
     def meets(self, number: int, wanted: bool) -> bool:
         return wanted
+
+    @property
+    def broken(self) -> bool:
+        return False
+
+    def renewal(self) -> BackgroundTask[Group]:
+        raise not_elastic(self)
 
     def renew(self) -> Group:
         raise not_elastic(self)

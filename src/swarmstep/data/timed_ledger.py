@@ -17,11 +17,12 @@ class TimedLedger:
     """Deals the examples to workers that take any number of steps in a round, and that may be lost.
 
     What is left of a stream of passes, as of an `ElasticSampler`, lies in blocks of B examples. A round has C
-    columns, one for each worker that begins it: column c has the blocks c, c + C, c + 2 C ... Once the round
-    counts, all know how many steps each of its members has taken: so many blocks of each column are drawn, and all
-    others, all those of lost workers among them, go back and come first in the next round. So in each pass every
-    example is drawn once by steps that count. Who comes in the middle of a round has no column in it: what it
-    draws there does not count. The ledgers of all workers are equal, as they hear of the same rounds and changes.
+    columns, the first of them for the workers that begin it: column c has the blocks c, c + C, c + 2 C ... Once
+    the round counts, all know how many steps each of its members has taken: so many blocks of each column are
+    drawn, and all others, all those of lost workers among them, go back and come first in the next round. So in
+    each pass every example is drawn once by steps that count. As many columns again, 2 at least, are kept for
+    those who come in the middle of a round; where they do not suffice, the steps of a worker without one do not
+    count. The ledgers of all workers are equal, as they hear of the same rounds and changes.
 
     Args:
         examples: how many there are, at least 1.
@@ -40,10 +41,20 @@ class TimedLedger:
             found = f"{examples}, {batch} and {workers}"
             raise UsageError(f"examples, batch and workers must be at least 1, found {found}")
         self._examples, self._batch, self._seed = examples, batch, seed
-        self._count, self._columns = workers, list[int](range(workers))  # of the round; of each rank, -1: none
+        self._count, self._taken, self._columns = 0, 0, list[int]()  # C; how many have been given; of each rank
+        self._open(workers)
         self._returned = torch.empty(0, 2, dtype=torch.int64)  # (pass, example): drawn before what follows
         self._place = 0  # where the passes, laid end to end, go on
         self._passes = Stream(examples, seed, "ledger")
+
+    def _open(self, workers: int) -> None:
+        """Begin a round of so many workers."""
+        self._count, self._taken = workers + max(2, workers), workers
+        self._columns = [*range(workers)]
+
+    def counts(self, rank: int) -> bool:
+        """Return whether what a worker draws now counts."""
+        return self._columns[rank] >= 0
 
     @property
     def workers(self) -> int:
@@ -82,11 +93,14 @@ class TimedLedger:
         """
         if shares:
             self._count_round(shares)
-        kept = [-1 if source is None else self._columns[source] for source in sources]
         if step == committed:
-            kept = [*range(len(sources))]
-            self._count = len(sources)
-        self._columns = kept
+            self._open(len(sources))
+            return
+        before, self._columns = self._columns, []
+        for source in sources:
+            new = self._taken if self._taken < self._count else -1
+            self._taken += source is None and new >= 0
+            self._columns.append(new if source is None else before[source])
 
     def _count_round(self, steps: Sequence[int]) -> None:
         """Note how many steps each rank has taken in a round that counts."""
@@ -118,6 +132,7 @@ class TimedLedger:
             "batch": self._batch,
             "seed": self._seed,
             "count": self._count,
+            "taken": self._taken,
             "columns": [*self._columns],
             "place": self._place,
             "returned": self._returned.clone(),
@@ -131,16 +146,15 @@ class TimedLedger:
         """
         for name, mine in {"examples": self._examples, "batch": self._batch, "seed": self._seed}.items():
             fields.same(f"ledger.{name}", mine, fields.field(saved, name))
-        count, columns, place, returned = (
-            fields.field(saved, name) for name in ("count", "columns", "place", "returned")
-        )
-        if type(count) is not int or type(place) is not int or count < 1 or place < 0:
-            raise CheckpointError(f"ledger: expected a count of at least 1 and a place, found {count}, {place}")
+        names = ("count", "taken", "columns", "place", "returned")
+        count, taken, columns, place, returned = (fields.field(saved, name) for name in names)
+        if any(type(number) is not int or number < 0 for number in (count, taken, place)) or taken > count:
+            raise CheckpointError(f"ledger: expected counts, found count {count}, taken {taken}, place {place}")
         if not columns or any(type(column) is not int or not -1 <= column < count for column in columns):
             raise CheckpointError(f"ledger.columns: expected numbers below {count}, found {str(columns)[:40]}")
         if not isinstance(returned, Tensor) or returned.dtype != torch.int64 or returned.shape[1:] != (2,):
             raise CheckpointError("ledger.returned: expected int64 of shape [n, 2]")
         if len(returned) and not (returned.min() >= 0 and returned[:, 1].max() < self._examples):
             raise CheckpointError("ledger.returned: a number is out of range; the checkpoint is damaged")
-        self._count, self._columns, self._place = count, [*columns], place
+        self._count, self._taken, self._columns, self._place = count, taken, [*columns], place
         self._returned = returned.clone()

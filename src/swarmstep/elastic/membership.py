@@ -30,6 +30,7 @@ from swarmstep.elastic.keys import (
     wanted_key,
 )
 from swarmstep.elastic.store_link import StoreLink
+from swarmstep.elastic.wishes import Wishes
 from swarmstep.errors import CommError, PeerLost, UsageError
 
 T = TypeVar("T")
@@ -77,9 +78,9 @@ class Membership:
         self.silence, self.patience, self.exact = silence, patience, exact
         self._secret = secret
         self._votes: list[CommitVote] = []
-        self._wanted = ""  # the key of the last round that this worker has wanted
         self.link = StoreLink(address, name, patience)
         self.formation = Formation(self.link, start, silence, self._admitted)
+        self._wishes = Wishes(self.link, patience)
 
     @classmethod
     def from_env(cls, *, silence: float = 5.0, patience: float = 1800.0, exact: bool = False) -> Membership:
@@ -206,18 +207,8 @@ class Membership:
         return self.link.trouble(self.silence)
 
     def meets(self, number: int, wanted: bool) -> bool:
-        """Return whether all members of the present group want a round, or one is lost; as `Group.meets`."""
-        lost = self.trouble() is not None
-        if not (wanted or lost):
-            return False
-        store, before, key = self.link.store, self._wanted, wanted_key(self.epoch, number)
-        with contextlib.suppress(RuntimeError):  # the store is gone, as the round will find
-            count = store.add(key, 1) if key != before else int(store.get(key))
-            self._wanted = key
-            if key != before and count == len(self.formation.members) and before:
-                store.delete_key(before)  # its round has landed everywhere
-            return lost or count >= len(self.formation.members)
-        return True
+        """Return whether all members of the present group want a round; as `Group.meets`."""
+        return wanted and self._wishes.meet(wanted_key(self.epoch, number), len(self.formation.members))
 
     def vote(self, part: str, size: int, *, first: bool) -> CommitVote:
         """Return what decides in the present group, or a part of it.
@@ -284,5 +275,6 @@ class Membership:
 
     def leave(self) -> None:
         """Leave for good; the others, if there are any, go on."""
+        self._wishes.end()
         self.link.heartbeat.stop()
         process_groups.dissolve()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 import os
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +17,7 @@ from swarmstep.comm.store import Store, store_at
 from swarmstep.elastic.formation import begun
 from swarmstep.elastic.keys import OVER, STOP, candidates_key
 from swarmstep.elastic.slot import HOPELESS, Slot
+from swarmstep.elastic.supervisor_options import SupervisorOptions
 from swarmstep.errors import CommError, Interrupted, ResultNotFinite
 from swarmstep.launch.fork_server import ForkServer, ProcessSpec
 from swarmstep.launch.processes import (
@@ -35,33 +35,6 @@ LAST_WAIT = 60.0  # seconds that workers have to end once one has reported that 
 LEAVE_WAIT = 10.0  # seconds that they have to end where the run goes on elsewhere
 STOPPED_ELSEWHERE = "the run was stopped after a round; resume it on its first machine, with all checkpoints"
 UNBEGUN = "stopped on request before the training had begun; nothing was trained, and nothing is lost"
-
-
-@dataclasses.dataclass(frozen=True)
-class SupervisorOptions:
-    """How a supervisor works.
-
-    Args:
-        restart: whether a worker that dies is replaced.
-        shown: whether workers write to this process's output; else their output is discarded.
-        program: what a worker runs, as in a `ProcessSpec`.
-        errors: an existing folder for the workers' error messages and standard error (None: a temporary one).
-        listen: called with each start and end of a worker: "kind" ("started", "ended"), "time", "worker", "slot";
-            at a start "pid"; at an end "code" (an exit code, or -signal), "error" (its message) and "lost"
-            (whether it died before the run was over).
-        trouble: where the run is another machine's, called at each `attend`: returns why the run is over for this
-            machine, None as long as it is not. An interrupt then means to leave the run, not to stop it.
-        follows: of a supervisor that takes the place of one that has died: slot -> incarnation of its last worker
-            there (empty: its slots are new).
-    """
-
-    restart: bool = True
-    shown: bool = False
-    program: str = "swarmstep"
-    errors: Path | None = None
-    listen: Callable[[dict[str, Any]], None] = lambda event: None
-    trouble: Callable[[], str | None] | None = None
-    follows: Mapping[int, int] = dataclasses.field(default_factory=dict[int, int])
 
 
 class Supervisor:

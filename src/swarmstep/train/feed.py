@@ -102,6 +102,11 @@ class Feed:
             inputs = self._workload.augment(inputs, generator(self._seed, number, self._rank, "augment"))
         return inputs.to(self._device), batch.targets.to(self._device)
 
+    @property
+    def counts(self) -> bool:
+        """Whether what this worker draws now is in the books."""
+        return not isinstance(self.ledger, TimedLedger) or self.ledger.counts(self._rank)
+
     def deal(self, change: MembershipChange, shares: tuple[list[int], int] | None = None) -> None:
         """Go on with other members; see `ElasticSampler.deal`.
 

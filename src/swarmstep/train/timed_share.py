@@ -16,8 +16,7 @@ class TimedShare:
 
     The run's steps are those of an equal worker: with each round their count goes on by all workers' examples,
     divided by W batches. In a fixed group each worker draws from its own shard. In an elastic one a ledger deals,
-    W is how many workers the run began with, and who joins in the middle of a round counts in it with what it was
-    given: its own steps count from the next round on.
+    and W is how many workers the run began with.
 
     Args:
         config: resolved.
@@ -33,7 +32,6 @@ class TimedShare:
         self._sync, self._batch, self._steps = sync, config.training.batch, config.training.steps
         self._all = config.workers * self._batch
         self._examples, self._own = 0.0, 0  # of all before the present round; this worker's own steps in it
-        self._guests = set[str]()  # who has joined in the middle of the present round
         self._done: list[int] | None = None  # the steps of each in the round that has just landed
         self.stride = 1
         sync.attach("share", self)
@@ -75,9 +73,8 @@ class TimedShare:
 
     @property
     def weight(self) -> float:
-        """Of the next step: its examples, 0 where it does not count."""
-        comm = self._sync.comm
-        return 0.0 if comm.names and comm.names[comm.rank] in self._guests else float(self._batch)
+        """Of the next step: its examples."""
+        return float(self._batch)
 
     def worked(self, seconds: float) -> None:
         """Count a step, after `Synchronizer.step`."""
@@ -86,17 +83,12 @@ class TimedShare:
     def landed(self, report: Round) -> None:
         """Count what all have done since the round before."""
         before, self._own = self.taken, 0
-        names = report.members or ("",) * len(report.weights)
-        counted = [0.0 if n in self._guests else w for n, w in zip(names, report.weights, strict=True)]
-        self._examples += sum(counted)
-        self._done = [round(examples / self._batch) for examples in counted]
-        self._guests.clear()
+        self._examples += sum(report.weights)
+        self._done = [round(examples / self._batch) for examples in report.weights]
         self.stride = max(1, self.taken - before)
 
     def regroup(self, change: MembershipChange) -> None:
-        """Note who has joined in the middle of a round."""
-        came = {name for name, source in zip(change.names, change.sources, strict=True) if source is None}
-        self._guests = {*self._guests, *came} if change.step > change.committed else set()
+        """Go on in a group that has changed, in the middle of a round or between two."""
         self._done = None
         if change.newcomer:
             self._own = 0
@@ -110,8 +102,8 @@ class TimedShare:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is counted, the same on all workers."""
-        return {"examples": self._examples, "guests": sorted(self._guests)}
+        return {"examples": self._examples}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Go on from a `state_dict`."""
-        self._examples, self._guests = saved["examples"], {*saved.get("guests", ())}
+        self._examples = saved["examples"]

@@ -166,7 +166,8 @@ class Trainer:
         began = comm.clock()
         seed_torch(mix(self.config.seed, step, comm.rank), self.device)  # dropout: a stop changes nothing
         inputs, targets = self.feed.batch(step, self.share.places, self.share.step)
-        lr, weight = learning_rate(self.config, self.share.step), self.share.weight
+        lr = learning_rate(self.config, self.share.step)
+        weight = self.share.weight if self.feed.counts else 0.0
         self.model.train()
         outputs = (self._ddp.module if self._ddp else self.model)(inputs)
         loss = measure_loss(self.model, self.workload, outputs, targets)
