@@ -24,7 +24,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarmstep.chaos import command_line, consistency, disk, memory, recovery, trial, verdict_text
+from swarmstep.chaos import command_line, consistency, disk, etcd, memory, recovery, trial, verdict_text
 from swarmstep.chaos import schedule as schedule_
 from swarmstep.chaos.disk import Disk
 from swarmstep.chaos.event_log import FaultLog, InjectedFault, Joined, Landed, Saved, Tail, event, injected_faults
@@ -820,6 +820,33 @@ def test_a_short_storm(
     assert json.loads(written).items() >= summary.items()
     assert str(tmp_path) not in written + out
     assert "15 s with 3 faults, 3 workers" in err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(lacks(etcd.check_rights)), reason=lacks(etcd.check_rights))
+def test_a_storm_in_which_no_process_is_special(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An etcd whose leader is killed, supervisors of which one is, old messages, and rounds by time."""
+    given = ["chaos", "digits", "--workers", "4", "--supervisors", "2", "--store", "etcd", "--balance", "time"]
+    given += [
+        "--when",
+        "time:0.8",
+        "--pace",
+        "0.05",
+        "--silence",
+        "3",
+        "--minutes",
+        "1",
+        "--faults-per-hour",
+        "360",
+    ]
+    given += ["--kinds", "leader,supervisor,replay,churn", "--baseline-seconds", "0", "--fault-free-runs", "0"]
+    code = main([*given, "--json", "--out", str(tmp_path / "storm")])
+    out, err = capsys.readouterr()
+    summary = json.loads(out)
+    assert (code, summary["complaints"]) == (0, []), err
+    assert summary["scheduled"] == summary["faults"] == summary["survived"] == 4
+    assert set(summary["kinds"]) == {"leader", "supervisor", "replay", "churn"}
+    assert (summary["wiped_states"], summary["lost_rounds"], summary["unplanned_deaths"]) == (0, 0, [])
 
 
 @pytest.mark.slow
