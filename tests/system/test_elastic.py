@@ -376,6 +376,28 @@ def test_work_is_balanced_while_workers_are_lost_and_come(balance: str, start: C
         assert row["weights"][members.index("2.0")] < 8 * 16 * 0.8
 
 
+def test_rounds_by_time_go_on_while_workers_are_lost_and_come(start: Callable[..., Run]) -> None:
+    """Slot 2 is 4 times as slow; nobody waits for it, and none of its steps is counted twice."""
+    options = ("--balance", "time", "--when", "time:0.5", "--strategy", "local-sgd", "--speeds", "1,1,4")
+    run = start("--elastic", "local", "--steps", "100000", *options, "--pace", "0.02", "--batch", "16")
+    run.await_round("0.0", "1.0", "2.0", number=3)
+    for slot in (0, 1):
+        run.kill(slot)
+        last = run.told(f"{slot}.1", "round")[-1]["round"]
+        run.await_round("2.0", f"{slot}.1", number=last + 4)
+    assert run.end(signal.SIGINT) == 130, run.said()
+    told = [row for slot in "012" for row in events(run.folder, slot) if row["kind"] == "round"]
+    rounds = {row["round"]: row for row in told}
+    assert [*sorted(rounds)] == [*range(1, max(rounds) + 1)]
+    taken = 0
+    for _, row in sorted(rounds.items()):
+        taken += sum(row["done"])
+        assert row["step"] == taken // 3  # those of an equal worker of three
+    for members in (["0.0", "1.0", "2.0"], ["1.0", "2.0", "0.1"], ["2.0", "0.1", "1.1"]):
+        row = [row for _, row in sorted(rounds.items()) if row["members"] == members][-2]
+        assert row["done"][members.index("2.0")] < max(row["done"])
+
+
 @pytest.mark.slow
 def test_seventeen_workers(start: Callable[..., Run]) -> None:
     run = start(*ELASTIC, "--steps", "120", "--pace", "0.2", "--silence", "20", workers=17)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from swarmstep.chaos.slopes import Series, slope_of
-from swarmstep.elastic.supervisor import Supervisor
+from swarmstep.chaos.supervisors import Workers
 
 SAMPLES = "growth.jsonl"
 INTERVAL = 5.0  # seconds between two samples
@@ -27,10 +27,10 @@ class Growth:
 
     Args:
         folder: of the run.
-        supervisor: of its workers, in this process.
+        supervisor: of its workers; one in this process, or several.
     """
 
-    def __init__(self, folder: Path, supervisor: Supervisor) -> None:
+    def __init__(self, folder: Path, supervisor: Workers) -> None:
         self._path, self._supervisor = folder / SAMPLES, supervisor
         self._next = 0.0
 

@@ -79,6 +79,11 @@ class BackgroundTask(Pending[T]):
         """Wait until the task has ended, successfully or not, at most so many seconds (None: no limit)."""
         self._thread.join(seconds if seconds is None else max(0.0, seconds))
 
+    @property
+    def done(self) -> bool:
+        """Whether the task has ended, successfully or not."""
+        return not self._thread.is_alive()
+
     def result(self) -> T:
         with Wait("a task in the background"):
             self.wait()

@@ -157,6 +157,18 @@ class DistComm(Collectives, Group):
         with Wait(f"the vote of {self._watch.awaited}"):
             return self._vote.decide(lambda waited: self._watch.check("the vote", waited))
 
+    def meets(self, number: int, wanted: bool) -> bool:
+        return self._epoch.membership.meets(number, wanted) if self._epoch else wanted
+
+    @property
+    def broken(self) -> bool:
+        return self._epoch is not None and self._epoch.membership.trouble() is not None
+
+    def renewal(self) -> BackgroundTask[Group]:
+        if self._epoch is None:
+            raise not_elastic(self)
+        return TaskRegistry().start(self.renew)
+
     def renew(self) -> Group:
         if self._epoch is None:
             raise not_elastic(self)

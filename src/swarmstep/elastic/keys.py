@@ -59,6 +59,11 @@ def vote_key(number: int, part: str = "") -> str:
     return f"{epoch_key(number)}/vote{part}"
 
 
+def wanted_key(number: int, round_number: int) -> str:
+    """Return the key of the count of members of a group that want a round."""
+    return f"{group_key(number)}/wanted/{round_number}"
+
+
 def saved_key(name: str) -> str:
     """Return the key of the step of a worker's newest checkpoint."""
     return f"swarmstep/saved/{name}"

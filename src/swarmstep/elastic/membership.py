@@ -27,9 +27,11 @@ from swarmstep.elastic.keys import (
     group_key,
     saved_key,
     vote_key,
+    wanted_key,
 )
 from swarmstep.elastic.retention import remove_old
 from swarmstep.elastic.store_link import StoreLink
+from swarmstep.elastic.wishes import Wishes
 from swarmstep.errors import CommError, PeerLost, UsageError
 from swarmstep.waiting import Wait
 
@@ -80,6 +82,7 @@ class Membership:
         self._votes: list[CommitVote] = []
         self.link = StoreLink(address, name, patience)
         self.formation = Formation(self.link, start, silence, self._admitted)
+        self._wishes = Wishes(self.link, patience)
 
     @classmethod
     def from_env(cls, *, silence: float = 5.0, patience: float = 1800.0, exact: bool = False) -> Membership:
@@ -211,6 +214,10 @@ class Membership:
         """Return why waiting for the present group makes no sense, or None if it does."""
         return self.link.trouble(self.silence)
 
+    def meets(self, number: int, wanted: bool) -> bool:
+        """Return whether all members of the present group want a round; as `Group.meets`."""
+        return wanted and self._wishes.meet(wanted_key(self.epoch, number), len(self.formation.members))
+
     def vote(self, part: str, size: int, *, first: bool) -> CommitVote:
         """Return what decides in the present group, or a part of it.
 
@@ -282,5 +289,6 @@ class Membership:
 
     def leave(self) -> None:
         """Leave for good; the others, if there are any, go on."""
+        self._wishes.end()
         self.link.heartbeat.stop()
         process_groups.dissolve()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 import os
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +18,7 @@ from swarmstep.elastic.formation import begun
 from swarmstep.elastic.keys import KEPT, OVER, STOP, candidates_key
 from swarmstep.elastic.slot import HOPELESS, Slot
 from swarmstep.elastic.stall import StallWatch
+from swarmstep.elastic.supervisor_options import SupervisorOptions
 from swarmstep.errors import CommError, Interrupted, ResultNotFinite
 from swarmstep.launch.fork_server import ForkServer, ProcessSpec
 from swarmstep.launch.processes import (
@@ -36,30 +36,6 @@ LAST_WAIT = 60.0  # seconds that workers have to end once one has reported that 
 LEAVE_WAIT = 10.0  # seconds that they have to end where the run goes on elsewhere
 STOPPED_ELSEWHERE = "the run was stopped after a round; resume it on its first machine, with all checkpoints"
 UNBEGUN = "stopped on request before the training had begun; nothing was trained, and nothing is lost"
-
-
-@dataclasses.dataclass(frozen=True)
-class SupervisorOptions:
-    """How a supervisor works.
-
-    Args:
-        restart: whether a worker that dies is replaced.
-        shown: whether workers write to this process's output; else their output is discarded.
-        program: what a worker runs, as in a `ProcessSpec`.
-        errors: an existing folder for the workers' error messages and standard error (None: a temporary one).
-        listen: called with each start and end of a worker: "kind" ("started", "ended"), "time", "worker", "slot";
-            at a start "pid"; at an end "code" (an exit code, or -signal), "error" (its message) and "lost"
-            (whether it died before the run was over).
-        trouble: where the run is another machine's, called at each `attend`: returns why the run is over for this
-            machine, None as long as it is not. An interrupt then means to leave the run, not to stop it.
-    """
-
-    restart: bool = True
-    shown: bool = False
-    program: str = "swarmstep"
-    errors: Path | None = None
-    listen: Callable[[dict[str, Any]], None] = lambda event: None
-    trouble: Callable[[], str | None] | None = None
 
 
 class Supervisor:
@@ -117,8 +93,10 @@ class Supervisor:
     def __enter__(self) -> Supervisor:
         with contextlib.ExitStack() as stack:
             self._store, self._address = self._opened()
-            slots = self._store.add("swarmstep/slots", self.workers)
-            self._slots = [Slot(number) for number in range(slots - self.workers, slots)]
+            follows = self._options.follows
+            slots = 0 if follows else self._store.add("swarmstep/slots", self.workers)
+            last = follows or dict.fromkeys(range(slots - self.workers, slots), -1)
+            self._slots = [Slot(number, incarnation) for number, incarnation in last.items()]
             self._errors = self._options.errors or Path(stack.enter_context(_temporary_folder()))
             self._server = stack.enter_context(ForkServer(worker_environment()))
             self.stalls = StallWatch(self._errors, self._folder, self.send_signal)
@@ -144,6 +122,11 @@ class Supervisor:
     def pids(self) -> dict[int, int]:
         """The process id of the worker in each slot that has one."""
         return {slot.number: slot.pid for slot in self._slots if slot.pid is not None}
+
+    @property
+    def store(self) -> Store:
+        """A connection to the store."""
+        return self._store
 
     @property
     def joined(self) -> bool:

@@ -99,7 +99,7 @@ class Elastic(Coordinator):
             return
         if self.logger.path:
             self._load()
-        self.logger.rewind(self.trainer.sync.steps)
+        self.logger.rewind(self.trainer.taken)
         self.logger.begin(self.trainer.config)
         sync, comm = self.trainer.sync, self.comm
         self._record_joined(
@@ -129,7 +129,7 @@ class Elastic(Coordinator):
         loader.check_same_step(folder, step, self.comm)
         if states:
             restore(self.trainer, dict(enumerate(states)), folder)
-            self._before = self.trainer.sync.committed
+            self._before = self.trainer.share.committed
 
     def membership_changed(self, change: MembershipChange) -> None:
         """Record that this worker is in another group."""
@@ -137,7 +137,7 @@ class Elastic(Coordinator):
             return
         self.logger.lead(change.rank == 0)
         if change.newcomer:
-            self._before = change.committed
+            self._before = self.trainer.share.committed
         self._record_joined(change)
 
     def _record_joined(self, change: MembershipChange) -> None:
@@ -175,6 +175,7 @@ class Elastic(Coordinator):
             members=list(report.members),
             averaged=report.participants,
             loss=tally.train_loss,
+            done=list(trainer.share.done),
             digest=shared_digest(trainer.sync.states) if present else None,
         )
         self.record_round(report)
@@ -187,7 +188,7 @@ class Elastic(Coordinator):
     def _follow(self, report: Round) -> None:
         """Show, evaluate, save and stop, each where it is due; due is the same on all workers."""
         trainer, config = self.trainer, self.trainer.config
-        step = trainer.sync.steps
+        step = trainer.taken
         self.logger.show(trainer.progress(list(report.losses)))
         evaluates, saves = (
             report.step // every > self._before // every
@@ -240,7 +241,7 @@ class Elastic(Coordinator):
         self._settle()
         summary = self.membership.conclude(lambda: self._summarize(means))
         result = {"loss": summary["test_loss"], "accuracy": summary["test_accuracy"]} if summary else {}
-        self.events.write("done", step=self.trainer.sync.steps, round=self.trainer.sync.rounds, **result)
+        self.events.write("done", step=self.trainer.taken, round=self.trainer.sync.rounds, **result)
         return summary
 
     def _means(self) -> dict[str, float]:
