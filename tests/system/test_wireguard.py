@@ -103,6 +103,7 @@ def test_all_that_workers_send_is_encrypted_and_nothing_is_left(
         assert interfaces(network, 1) == [f"{PREFIX}{guest.process.pid}"]
         guest.end(signal.SIGKILL)
         first.until(lambda: sorted(first.members()) == ["0.0", "1.0"])
+        shutil.rmtree(guest.folder)
         again = start(network, 1, "--join", door, "--workers", "1", "--silence", "2")
         again.until(lambda: "3.0" in first.members())
         assert interfaces(network, 1) == [f"{PREFIX}{again.process.pid}"]  # that of the killed one is gone
