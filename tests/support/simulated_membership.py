@@ -113,7 +113,7 @@ class World:
         self.holders: set[str] = set()  # who has ever been in a group that has begun
         self._events: list[tuple[float, int, Any]] = []
         self._count = 0
-        more = random.Random(f"{seed} more")  # apart: what happens for earlier seeds stays as it was found
+        more = random.Random(f"{seed} finish")  # apart: what happens for earlier seeds stays as it was found
         self.finish = more.uniform(1.0, FAULTS) if more.random() < 0.3 else math.inf  # when all are to finish
         self.starved = more.random() < 0.3  # whether workers and calls also stand still for seconds
         self.concluded: State = ()  # what the one had who did what one does for all at the end

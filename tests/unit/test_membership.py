@@ -396,3 +396,19 @@ def test_an_answer_about_others_says_nothing_of_those_who_are_watched_by_now(sto
     assert heart.silent(0.5) == [0]
     heart.reset()
     assert heart.silent(0.5) == []
+
+
+def test_who_waits_for_the_conclusion_notices_that_its_heartbeats_have_ended(store: tuple[Any, int]) -> None:
+    """Found by the simulation: after a store that was away it waited for a first rank that was dead."""
+    served, port = store
+    served.add("swarmstep/alive/0.0", 1)
+    member = Membership(TcpAddress("127.0.0.1", port), "1.0", patience=SOON)
+    try:
+        member.formation.members = ["0.0", "1.0"]
+        member.link.heartbeat.watch(["0.0", "1.0"])
+        member.link.heartbeat.stop()
+        member.link.heartbeat.error = RuntimeError("no answer")
+        served.add("swarmstep/dead/0.0", 1)
+        assert member.conclude(lambda: 7) == 7
+    finally:
+        member.leave()

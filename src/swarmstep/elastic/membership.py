@@ -272,6 +272,8 @@ class Membership:
         link, deadline = self.link, time.monotonic() + self.patience
         with Wait(f"the first of {', '.join(self.formation.members)} to conclude the run"):
             while not link.reached(lambda: link.store.add(CONCLUDED, 0)):
+                if link.heartbeat.error:  # nothing is learnt any more of those before this one
+                    link.reopen_if_silent(self.formation.members)
                 if self.leads():
                     break
                 if time.monotonic() > deadline:
