@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from swarmstep.strategies.pso_ps import PSOPS
     from swarmstep.strategies.slowmo import SlowMo
     from swarmstep.strategies.sparta import SPARTA
+    from swarmstep.strategies.sparta_diloco import SPARTADiLoCo
     from swarmstep.strategies.synchronous import Synchronous
     from swarmstep.strategies.trimmed_mean import TrimmedMean
     from swarmstep.strategies.warmup import Warmup
@@ -110,6 +111,7 @@ __all__ = [
     "Options",
     "QuadraticRule",
     "Round",
+    "SPARTADiLoCo",
     "SimComm",
     "SlowMo",
     "SoloComm",
@@ -137,6 +139,7 @@ _MODULES = {
     "PAPA": "swarmstep.strategies.papa",
     "PSOPS": "swarmstep.strategies.pso_ps",
     "SPARTA": "swarmstep.strategies.sparta",
+    "SPARTADiLoCo": "swarmstep.strategies.sparta_diloco",
     "STRATEGIES": "swarmstep.strategies",
     "Balance": "swarmstep.runtime.balance",
     "Balanced": "swarmstep.when",

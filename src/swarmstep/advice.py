@@ -45,6 +45,10 @@ _AFTER_FINE_TUNING = Finding(
     "and fine-tuning; going back to DDP did not recover it.",
     "the authors of arXiv 2511.13761",
 )
+_WEAK = Finding("Weak beyond 16 workers.", "its authors, second hand")
+_EACH_STEP = Finding(
+    "Each step pays the latency of a round; use delay to hide it.", "by construction; no measurement"
+)
 _SHORT_RUNS = Finding(
     "Momentum 0.9 is too much for short runs: digits, n = 8, loss 0.476, local SGD 0.144 (one seed).",
     "ours, docs/methods/diloco.md",
@@ -363,12 +367,12 @@ ADVICE: Mapping[str, Advice] = {
     "sparta": Advice(
         use_when="Up to 16 workers on a link that is always there but thin, and steps are long.",
         avoid_when="Latency is high: each step waits for a message; or there are more than 16 workers.",
-        against=(
-            Finding("Weak beyond 16 workers.", "its authors, second hand"),
-            Finding(
-                "Each step pays the latency of a round; use delay to hide it.", "by construction; no measurement"
-            ),
-        ),
+        against=(_WEAK, _EACH_STEP),
+    ),
+    "sparta-diloco": Advice(
+        use_when="DiLoCo's rounds must be so rare that the workers drift apart, and a thin link is always there.",
+        avoid_when="Latency is high: each step waits for a message; or there are more than 16 workers.",
+        against=(_WEAK, _EACH_STEP, _SHORT_RUNS),
     ),
     "ssfn": Advice(
         use_when="Examples may not move, tables are small, and training without gradients is enough.",

@@ -229,6 +229,15 @@ _ALL = (
         key="beton2025sparta",
     ),
     Card(
+        name="sparta-diloco",
+        title="SPARTA's rounds, and in each 500th one DiLoCo's outer step",
+        traffic="2 (W-1)/W (1/200 + 199/200/500)",
+        memory="2",
+        paper="Beton et al. 2025",
+        weighted=True,
+        key="beton2025sparta",
+    ),
+    Card(
         name="swarm",
         title="informed swarm: drawn to all trusted workers, with momentum",
         traffic=ALL_REDUCE,

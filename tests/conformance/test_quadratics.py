@@ -19,7 +19,7 @@ AVERAGING = {"bmuf", "diloco", "hierarchical", "local-sgd", "osp", "slowmo", "sw
 # Those that keep the workers apart, or look at one or the middle instead of the mean.
 OTHERS = {
     *("easgd", "edit", "fedpso", "gasloc", "gossip-exponential", "gossip-ring", "independent", "median"),
-    *("noloco", "papa", "pso-ps", "sparta", "trimmed-mean"),
+    *("noloco", "papa", "pso-ps", "sparta", "sparta-diloco", "trimmed-mean"),
 }
 
 

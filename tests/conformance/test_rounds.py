@@ -118,7 +118,7 @@ def formula(text: str, W: int) -> float:
 # Single numbers beyond those of every roll call, in bytes sent by each worker for each other worker.
 NUMBERS = {"edit": 6 * 8, "pso-ps:probe": 8, "fedpso": 8}
 # Traffic that depends on losses, probes or the round before has tests of its own, next to the oracle.
-VARIES = ["gasloc:factored", "osp", "pso-ps:historical", "pso-ps:decay", "sparta", "swarm"]
+VARIES = ["gasloc:factored", "osp", "pso-ps:historical", "pso-ps:decay", "sparta", "sparta-diloco", "swarm"]
 MEMORY = {"gasloc:factored": 3.0}  # more than the card says, which is of the defaults
 
 

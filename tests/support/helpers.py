@@ -38,7 +38,10 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 # Defaults that a model of a few dozen weights would hardly notice.
-SMALL: dict[str, dict[str, Any]] = {"sparta": {"stride": 3}}
+SMALL: dict[str, dict[str, Any]] = {
+    "sparta": {"stride": 3},
+    "sparta-diloco": {"stride": 3, "outer_every": 2},
+}
 
 
 def variants() -> dict[str, Strategy]:

@@ -41,6 +41,7 @@ ALTERNATIVES: Mapping[str, tuple[Mapping[str, str], ...]] = {
     "pso-ps": ({"social": "1.0"}, {"inertia": "0.0"}),
     "slowmo": ({"momentum": "0.2"}, {"momentum": "0.8"}),
     "sparta": ({"stride": "50"}, {"stride": "1000"}),
+    "sparta-diloco": ({"momentum": "0.5"}, {"lr": "1.0"}),
     "swarm": ({"inertia": "0.5"}, {"social": "1.0"}),
 }
 

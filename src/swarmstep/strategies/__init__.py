@@ -22,6 +22,7 @@ from swarmstep.strategies.papa import PAPA
 from swarmstep.strategies.pso_ps import PSOPS
 from swarmstep.strategies.slowmo import SlowMo
 from swarmstep.strategies.sparta import SPARTA
+from swarmstep.strategies.sparta_diloco import SPARTADiLoCo
 from swarmstep.strategies.synchronous import Synchronous
 from swarmstep.strategies.trimmed_mean import TrimmedMean
 
@@ -44,6 +45,7 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "pso-ps": PSOPS,
     "slowmo": SlowMo,
     "sparta": SPARTA,
+    "sparta-diloco": SPARTADiLoCo,
     "swarm": InformedSwarm,
     "synchronous": Synchronous,
     "trimmed-mean": TrimmedMean,

@@ -47,8 +47,8 @@ class SPARTA(Strategy[NoState, SPARTAMessage]):
 
     Source: Beton et al., Improving the Efficiency of Distributed Training using Sparse Parameter Averaging, 2025,
     known to us second hand: 0.05 to 0.5 % of the weights at random, at each step. There each weight is drawn by
-    itself; that they lie k apart is ours, and makes the choice free of cost. Their rounds between those of DiLoCo
-    are not included.
+    itself; that they lie k apart is ours, and makes the choice free of cost. With the
+    outer steps of DiLoCo between it is `SPARTADiLoCo`.
     """
 
     card: ClassVar[Card] = CARDS["sparta"]
