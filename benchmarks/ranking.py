@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from swarmstep import Round, SimComm, simulate
+from swarmstep import Group, Round, simulate
 from swarmstep.errors import NotFinite, ResultNotFinite
 from swarmstep.objectives import PrimalAveraging, PseudoSynchronization
 from swarmstep.objectives.inner import Inner
@@ -125,7 +125,9 @@ def config(cell: Cell) -> Config:
     options = dict(METHODS[cell.method].options)
     own: dict[str, Any] = {"every": cell.every} if cell.every else {}
     settings = {name: value.format(n=cell.every) for name, value in options.pop("settings", {}).items()}
-    given = dataclasses.asdict(defaults) | own | {"model": MODEL, "eval_every": 10**9, "workers": cell.workers}
+    given: dict[str, Any] = (
+        dataclasses.asdict(defaults) | own | {"model": MODEL, "eval_every": 10**9, "workers": cell.workers}
+    )
     half = 2 if cell.seed == TUNING_SEED else 1
     given |= {"steps": STEPS[cell.workers] // half, "batch": BATCH * half, "settings": settings}
     given |= {"lr": cell.rate * defaults.lr, "seed": cell.seed}
@@ -160,7 +162,7 @@ def run(cell: Cell) -> dict[str, Any]:
     data, job = text(), Job(quiet=True, keep=False)
     resolved = resolve(config(cell), data)
 
-    def worker(comm: SimComm) -> dict[str, Any]:
+    def worker(comm: Group) -> dict[str, Any]:
         trainer = Trainer(resolved, data, comm, job, None)
         around = METHODS[cell.method].around
         trainer.optimizer.parts = tuple(around(part, comm.rank) for part in trainer.optimizer.parts)
@@ -197,9 +199,9 @@ def measure(cells: Iterable[Cell], jobs: int) -> None:
             print(*future.result().values(), flush=True)
 
 
-def ns(name: str, among: tuple[int, ...] = EVERY) -> tuple[int, ...]:
-    """Return the n that a method is measured at."""
-    return among if METHODS[name].rounds else (NEVER,)
+def ns(name: str) -> tuple[int, ...]:
+    """Return the n that a method is measured at; it is tuned at the first."""
+    return EVERY if METHODS[name].rounds else (NEVER,)
 
 
 def tuned() -> dict[str, dict[float, float]]:
@@ -220,7 +222,7 @@ def tuning(methods: Sequence[str], rates: Callable[[Mapping[float, float]], Iter
     """Return the runs at the rates that follow from a method's losses so far."""
     found = tuned()
     return [
-        Cell(name, METHODS[name].workers[0], *ns(name, EVERY[:1]), rate, TUNING_SEED)
+        Cell(name, METHODS[name].workers[0], ns(name)[0], rate, TUNING_SEED)
         for name in methods
         for rate in rates(found[name])
     ]

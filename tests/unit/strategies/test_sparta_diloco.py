@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -67,6 +69,6 @@ def test_defaults() -> None:
 
 
 @pytest.mark.parametrize("fields", [{"outer_every": 0}, {"stride": 0}, {"momentum": 1.0}, {"lr": -0.1}])
-def test_ranges(fields: dict[str, float]) -> None:
+def test_ranges(fields: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=next(iter(fields))):
         SPARTADiLoCo(**fields)
