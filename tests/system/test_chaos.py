@@ -276,7 +276,7 @@ def test_deaths_that_no_kill_explains() -> None:
 
 
 # The methods whose workers keep a common vector between the rounds; as their papers have it, not as the code says.
-COMMON = {"swarm", "diloco", "slowmo", "bmuf", "easgd", "edit"}
+COMMON = {"swarm", "diloco", "slowmo", "bmuf", "easgd", "edit", "sparta-diloco"}
 
 
 @pytest.mark.parametrize("name", sorted(n for n, kind in STRATEGIES.items() if kind.target == "weights"))
@@ -809,6 +809,7 @@ def test_a_short_storm(
     given += ["--pace", "0.02", "--every", "8", "--baseline-seconds", "0", "--fault-free-runs", "0", "--json"]
     code = main([*given, "--out", str(tmp_path / "storm")])
     out, err = capsys.readouterr()
+    assert out, err
     summary = json.loads(out)
     assert (code, summary["complaints"]) == (0, []), err
     assert summary["scheduled"] == summary["faults"] == summary["survived"] == 3
@@ -847,6 +848,7 @@ def test_a_storm_in_which_no_process_is_special(tmp_path: Path, capsys: pytest.C
     given += ["--kinds", "leader,supervisor,replay,churn", "--baseline-seconds", "0", "--fault-free-runs", "0"]
     code = main([*given, "--json", "--out", str(tmp_path / "storm")])
     out, err = capsys.readouterr()
+    assert out, err
     summary = json.loads(out)
     assert (code, summary["complaints"]) == (0, []), err
     assert summary["scheduled"] == summary["faults"] == summary["survived"] == 4

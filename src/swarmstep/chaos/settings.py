@@ -10,7 +10,7 @@ from swarmstep.chaos.schedule import KINDS
 from swarmstep.errors import UsageError
 from swarmstep.network import link
 from swarmstep.settings import same_setting, setting
-from swarmstep.train.config import Config
+from swarmstep.train.config import Balance, Config
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class ChaosSettings:
         3, "simulated runs that the loss is compared with: 0, or at least 2", "K", "Comparison"
     )
     data: str | None = same_setting(Config, "data")
-    balance: str = same_setting(Config, "balance")
+    balance: Balance = same_setting(Config, "balance")
     when: str | None = setting(
         None, "rounds by time, with --balance time: time:SECONDS, in place of --every", "SPEC", "Run"
     )
@@ -54,7 +54,9 @@ class ChaosSettings:
         "etcd",
         "Run",
     )
-    supervisors: int = setting(4, "how many supervisors share the workers, with --store etcd", "S", "Run")
+    supervisors: int = setting(
+        4, "how many supervisors share the workers, with --store etcd; one each at most", "S", "Run"
+    )
     together: float = setting(
         0.0, "share of the faults that strike at once with the one before, 0 to 1", "SHARE", "Faults"
     )
@@ -69,7 +71,7 @@ class ChaosSettings:
             ("silence", 2, 1e6),
             ("baseline_seconds", 0, 1e5),
             ("fault_free_runs", 0, 100),
-            ("supervisors", 1, self.workers),
+            ("supervisors", 1, 200),
             ("together", 0, 1),
         ):
             value = getattr(self, name)

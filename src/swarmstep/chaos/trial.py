@@ -76,7 +76,9 @@ def _carry_out(
                 namespaces.Network(hosts, link.parse(settings.link), settings.seed, switched=switched)
             )
         store = stack.enter_context(etcd.Cluster(network)) if settings.store else None
-        context = RunContext(settings.workers, network, interrupts, _report, store, settings.supervisors)
+        context = RunContext(
+            settings.workers, network, interrupts, _report, store, min(settings.supervisors, settings.workers)
+        )
         baseline = None
         if settings.baseline_seconds:
             _report(f"{settings.baseline_seconds:g} s without faults")
