@@ -17,11 +17,14 @@ import re
 import shlex
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import headline
+import ranking
+import ranking_table
 import unequal
 import untuned
 from paired import between, interval
@@ -33,7 +36,7 @@ from swarmstep.errors import DataError
 from swarmstep.workloads.defaults import BUILT_IN
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/results.md")
+PAGES = ("README.md", "docs/results.md", "docs/choosing.md")
 RESULTS = Path(__file__).parent / "results"
 FOLDER = "benchmarks/results"
 
@@ -388,6 +391,38 @@ def muon() -> str:
     return f"{paragraph(about)}\n\n{table(*lines)}"
 
 
+def _ranked(workers: int) -> str:
+    """Return in words how the methods were ranked, with so many workers."""
+    runs = [row for row in read("ranking.json")["rows"] if row["workers"] == workers]
+    cells = Counter((run["method"], run["every"]) for run in runs if run["seed"] != ranking.TUNING_SEED)
+    few = "One seed so far, which is an indication only." if min(cells.values()) == 1 else ""
+    tokens = f"{ranking.STEPS[workers]} steps of {ranking.BATCH} examples"
+    many = f"{workers} workers" if workers > 1 else "One worker"
+    return f"""{many} ({link("runs", "ranking.json")}), `{ranking.MODEL}` on text, {tokens} each, whatever the
+        method; the inner rate tuned alike. MB: what a worker sends in the run. Ratio: of the test loss to that of
+        `{ranking_table.REFERENCE[workers]}`, over common seeds (geometric mean, 95 % interval). {few}"""
+
+
+def _verdicts(rows: ranking_table.Rows, workers: int) -> str:
+    known = [n for n in ranking.EVERY if ranking_table.ranked(rows, workers, n)]
+    said = [ranking_table.verdict(rows, workers, n) for n in known]
+    return "\n".join(textwrap.indent(paragraph(text), "  ").replace("  ", "- ", 1) for text in said)
+
+
+def ranked() -> str:
+    rows, parts = read("ranking.json")["rows"], list[str]()
+    for workers in (4, 16, 1):
+        shown = ranking_table.table(rows, workers)
+        if len(shown) > 1:
+            parts += [paragraph(_ranked(workers)), table(*shown), _verdicts(rows, workers)]
+    return "\n\n".join(parts)
+
+
+def ranked_in_short() -> str:
+    rows = read("ranking.json")["rows"]
+    return "\n\n".join((paragraph(_ranked(4)), table(*ranking_table.short(rows, 4)), _verdicts(rows, 4)))
+
+
 def unequal_machines() -> str:
     file = "unequal.json"
     about = f"""Four real processes, the last three times as slow, n = 32 if nothing is said ({made(file)}): how
@@ -434,6 +469,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "demo": demo,
     "as-they-come": as_they_come,
     "muon": muon,
+    "ranking": ranked,
+    "ranking-short": ranked_in_short,
     "chaos": chaos,
     "overlap": overlap,
     "rounds": rounds,

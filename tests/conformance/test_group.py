@@ -25,6 +25,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "sent": (torch.ones(3),),
     "split": (0, "name"),
     "start": (lambda: 7,),
+    "meets": (3, True),
 }
 ANSWERS: dict[str, Any] = {
     "elastic": True,
@@ -35,8 +36,11 @@ ANSWERS: dict[str, Any] = {
     "decide": Decision(stop=True),
     "mean": (torch.zeros(3), 2.0),
     "start": Done(lambda: 7),
+    "meets": True,
+    "broken": True,
+    "renewal": Done(lambda: 7),
 }
-PROPERTIES = ("elastic", "epoch", "names", "sources")
+PROPERTIES = ("elastic", "epoch", "names", "sources", "broken")
 
 
 def recording(calls: list[tuple[str, tuple[Any, ...]]]) -> Any:

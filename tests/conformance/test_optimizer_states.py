@@ -207,9 +207,9 @@ def test_states_that_nobody_has_are_named(job: Any, words: str) -> None:
         ("--optimizer-state momentum_buffer=x", "expected local, each worker"),
         ("--optimizer-state momentum_buffer=0", "expected names with a number of rounds"),
         ("--optimizer-state mean --delay 2", "does not go with --delay"),
-        ("--optimizer-state mean --strategy noloco", "noloco does not average"),
-        ("--optimizer-state mean --strategy synchronous", "synchronous does not average"),
-        ("--optimizer-state mean --strategy independent", "independent does not average"),
+        ("--optimizer-state mean --strategy noloco", "NoLoCo does not take the plain mean"),
+        ("--optimizer-state mean --strategy synchronous", "Synchronous does not take the plain mean"),
+        ("--optimizer-state mean --strategy independent", "Independent does not take the plain mean"),
         ("--optimizer-state mean --strategy quorum", "expected no --optimizer-state"),
     ],
 )

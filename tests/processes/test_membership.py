@@ -10,18 +10,20 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
-from elastic_world import Fault, Plan, World
+from elastic_world import STEP, Fault, Plan, World
 from forking import CONTEXT
 from jobs import Gate
 from launched import SOON
 from swarmstep import fault_points
 from swarmstep.checkpoint.saver import Saver
 from swarmstep.comm.background import LAST_WAIT
-from swarmstep.comm.process_groups import serve_store
+from swarmstep.comm.process_groups import close_connections, serve_store
 from swarmstep.comm.store import TcpAddress
 from swarmstep.elastic.keys import candidates_key
 from swarmstep.elastic.membership import Membership
+from swarmstep.errors import CommError
 
 
 def regrouped(end: Any, port: int, folder: Any) -> None:
@@ -55,6 +57,41 @@ def test_a_checkpoint_write_that_blocks_does_not_delay_regrouping(tmp_path: Path
     assert process.exitcode == 0
 
 
+def gathers_or_closes(end: Any, port: int, name: str) -> None:
+    """Take part in a collective, or close the connections as one does who gives it up; stay until told to go."""
+    membership = Membership(TcpAddress("127.0.0.1", port), name, start=5, patience=15.0)
+    comm = membership.join()
+    comm.decide()
+    said = ""
+    try:
+        if comm.rank == 4:
+            close_connections(dist.group.WORLD, range(5))
+        else:
+            comm.gather(torch.ones(3))
+    except CommError as error:
+        said = type(error).__name__
+    end.send(said)
+    end.recv()
+    membership.leave()
+
+
+def test_all_notice_that_one_has_given_up_a_collective_though_all_live_on() -> None:
+    """Not only its neighbours: at the end of a run nobody forms a next group, by which the others would notice."""
+    _store, port = serve_store()
+    ends, processes = [], []
+    for slot in range(5):
+        here, there = CONTEXT.Pipe()
+        ends.append(here)
+        processes.append(CONTEXT.Process(target=gathers_or_closes, args=(there, port, f"{slot}.0")))
+        processes[-1].start()
+        there.close()
+    said = [end.recv() for end in ends]
+    for end, process in zip(ends, processes, strict=True):
+        end.send("go")
+        process.join(SOON)
+    assert said == ["PeerLost"] * 4 + [""]
+
+
 def begun(world: World, *names: str) -> None:
     world.until(lambda: all(world.told[name].begun for name in names))
 
@@ -83,8 +120,9 @@ def kill(world: World, *names: str) -> None:
         world.declare_dead(name)
 
 
-def test_down_to_one_and_up_again_with_two_who_join_at_once() -> None:
-    with World(Plan("swarm")) as world:
+@pytest.mark.parametrize("method", ["swarm", "local-sgd:time"])
+def test_down_to_one_and_up_again_with_two_who_join_at_once(method: str) -> None:
+    with World(Plan(method)) as world:
         world.start("0.0", "1.0", "2.0")
         begun(world, "0.0", "1.0", "2.0")
         kill(world, "0.0", "2.0")
@@ -186,8 +224,9 @@ def test_stopped_for_less_than_silence_nobody_is_lost() -> None:
         assert not any(told.changes for told in world.told.values())
 
 
-def test_one_who_was_given_up_comes_back_as_a_newcomer() -> None:
-    with World(Plan("swarm", silence=1.0)) as world:
+@pytest.mark.parametrize("method", ["swarm", pytest.param("local-sgd:time", marks=pytest.mark.slow)])
+def test_one_who_was_given_up_comes_back_as_a_newcomer(method: str) -> None:
+    with World(Plan(method, silence=1.0)) as world:
         world.start("0.0", "1.0", "2.0")
         together(world, "0.0", "1.0", "2.0")
         world.signals("0.0", signal.SIGSTOP)
@@ -200,15 +239,23 @@ def test_one_who_was_given_up_comes_back_as_a_newcomer() -> None:
         assert change.names == ("1.0", "2.0", "0.0")
 
 
-def test_one_that_hangs_with_its_heart_beating_is_waited_for_up_to_patience() -> None:
-    with World(Plan("local-sgd", silence=1.0, patience=3.0)) as world:
+@pytest.mark.parametrize(
+    ("method", "point"),
+    [
+        ("local-sgd", fault_points.ROLL_CALL),
+        pytest.param("local-sgd:time", STEP, marks=pytest.mark.slow),
+    ],
+)
+def test_one_that_hangs_with_its_heart_beating_is_waited_for_up_to_patience(method: str, point: str) -> None:
+    with World(Plan(method, silence=1.0, patience=3.0)) as world:
         world.start("0.0", "2.0")
-        world.start("1.0", fault=Fault(fault_points.ROLL_CALL, 3, "hang"))
+        world.start("1.0", fault=Fault(point, 3, "hang"))
         world.until(world.ended("0.0", "2.0"))
         for name in ("0.0", "2.0"):
             kind, said, _ = world.told[name].error
             assert kind == "CommError"
-            assert "for peers that are alive; to wait longer, raise patience" in said or "no group was" in said
+            assert "alive" in said or "no group was" in said
+            assert "to wait longer, raise patience" in said
 
 
 def concluding(membership: Membership) -> str | None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import http.server
+import json
 import random
+import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,8 +16,21 @@ import pytest
 from etcd_cluster import Cluster, needs_etcd
 from swarmstep.comm import etcd
 from swarmstep.comm.etcd import EtcdStore
+from swarmstep.comm.heartbeat import alive_key, dead_key, witness_key
 from swarmstep.comm.process_groups import serve_store
-from swarmstep.comm.store import EtcdAddress, Store, TcpAddress, store_at
+from swarmstep.comm.store import EtcdAddress, Store, TcpAddress, keys_of, peek, store_at
+from swarmstep.elastic.commit_vote import ABORT, COMMIT
+from swarmstep.elastic.keys import (
+    KEPT,
+    candidates_key,
+    epoch_key,
+    forming_key,
+    group_key,
+    members_key,
+    saved_key,
+    vote_key,
+)
+from swarmstep.elastic.retention import kept, members_of, remove_old
 from swarmstep.errors import UsageError
 
 Connect = Callable[[], Any]
@@ -94,6 +110,90 @@ def test_what_is_removed_is_as_if_it_had_never_been(connect: Connect) -> None:
     assert store.check(["k"])
     assert [store.delete_key("k"), store.delete_key("k"), store.check(["k"])] == [True, False, False]
     assert store.compare_set("k", "", "new") == b"new"
+
+
+def test_a_look_neither_waits_nor_leaves_a_key(connect: Connect) -> None:
+    store = connect()
+    before = store.num_keys()
+    assert peek(store, "k") == ""
+    assert (store.num_keys(), store.check(["k"])) == (before, False)
+    store.set("k", "v")
+    store.set("l/m", "w")
+    assert peek(store, "k") == "v"
+    assert sorted(keys_of(store)) == ["k", "l/m"]
+    assert store.num_keys() == before + 2
+
+
+def decided(store: Any, number: int, names: list[str], verdict: str = COMMIT) -> None:
+    """Leave what a group leaves in the store that has formed and voted."""
+    for place, name in enumerate(names, 1):
+        store.add(candidates_key(number), 1)
+        store.set(f"{candidates_key(number)}/{place}", json.dumps([name, None]))
+        store.set(f"{group_key(number)}/default/{place}", "an address")
+        store.add(alive_key(name), 1)
+        for key in (witness_key(name), saved_key(name)):
+            store.set(key, "1")
+    store.add(forming_key(number), 1)
+    store.set(members_key(number), json.dumps([[name, None] for name in names]))
+    for vote in (0, 7):
+        store.set(f"{vote_key(number)}/{vote}", verdict)
+        store.add(f"{vote_key(number)}/{vote}/votes", len(names))
+
+
+def left(store: Any) -> tuple[set[int], set[str]]:
+    """Return the epochs and the names of which there are keys."""
+    keys = [key.split("/") for key in keys_of(store)]
+    return {int(key[2]) for key in keys if key[1] == "epoch"}, {key[2] for key in keys if key[1] == "alive"}
+
+
+def test_the_number_of_keys_does_not_depend_on_the_number_of_epochs(connect: Connect) -> None:
+    store, counts = connect(), list[int]()
+    for number in range(12):
+        names = ["0.0", f"1.{number}"]
+        decided(store, number, names)
+        remove_old(store, number, names)
+        counts.append(store.num_keys())
+        store.set(dead_key(names[1]), "1")
+    assert counts[1:] == [counts[1]] * 11
+    assert kept(store) == [11]
+    assert left(store) == ({11}, {"0.0", "1.11"})
+
+
+def test_who_may_come_back_finds_the_keys_it_needs(connect: Connect) -> None:
+    store = connect()
+    decided(store, 0, ["a", "b", "c"])
+    decided(store, 1, ["a", "b"], ABORT)  # never began, and both have gone on
+    decided(store, 2, ["b", "d"], ABORT)  # never began, and d may be about to vote on it
+    decided(store, 3, ["a"])
+    remove_old(store, 3, ["a"])
+    assert kept(store) == [0, 2, 3]  # b and c, who are silent, hold the state of 0
+    assert left(store) == ({0, 1, 2, 3}, {"a", "b", "c", "d"})
+    assert [len(members_of(store, number)) for number in range(4)] == [3, 2, 2, 1]
+    assert not [key for key in keys_of(store) if key.startswith((group_key(0), group_key(1), group_key(2)))]
+    store.set(dead_key("c"), "1")
+    decided(store, 4, ["a", "b"])
+    remove_old(store, 4, ["a", "b"])
+    assert kept(store) == [2, 4]
+    assert left(store) == ({2, 3, 4}, {"a", "b", "d"})  # who votes in 2 looks whether there are candidates for 3
+    store.set(dead_key("d"), "1")
+    decided(store, 5, ["a", "b"])
+    remove_old(store, 5, ["a", "b"])
+    assert left(store) == ({5}, {"a", "b"})
+
+
+def test_a_late_removal_takes_nothing_back(connect: Connect) -> None:
+    store = connect()
+    for number in range(4):
+        decided(store, number, ["a", "b"])
+    remove_old(store, 3, ["a", "b"])
+    before = sorted(keys_of(store))
+    remove_old(store, 2, ["a", "b"])
+    assert (sorted(keys_of(store)), peek(store, KEPT)) == (before, "[3]")
+    store.set(f"{epoch_key(1)}/vote/9", ABORT)  # a request that was carried out late
+    store.add(alive_key("gone"), 0)  # by one who had not heard of its death
+    decided(store, 4, ["a", "b"])
+    remove_old(store, 4, ["a", "b"])
+    assert left(store) == ({4}, {"a", "b"})
 
 
 class Model:
@@ -220,10 +320,32 @@ def test_without_a_majority_a_call_ends(tmp_path: Path, monkeypatch: pytest.Monk
         assert store.add("n", 1) == 1
 
 
+@pytest.mark.parametrize("reply", [b"[]", b"null", b"<html>"])
+def test_another_program_at_the_address_is_named(reply: bytes) -> None:
+    class Other(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(reply)
+
+        def log_message(self, format: str, *args: object) -> None: ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Other) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        found = re.escape(reply.decode())
+        with pytest.raises(RuntimeError, match=f"200 OK: expected a JSON object, found '{found}'"):
+            EtcdStore([f"127.0.0.1:{server.server_address[1]}"], "swarmstep", 0.0)
+        server.shutdown()
+        thread.join()
+
+
 def test_addresses() -> None:
     assert store_at("10.0.0.1:29500") == TcpAddress("10.0.0.1", 29500)
     assert store_at("etcd://a:1,[::1]:2") == EtcdAddress(("a:1", "[::1]:2"), "swarmstep")
-    assert str(store_at("etcd://a:1,b:2/mine")) == "etcd://a:1,b:2/mine"
+    assert store_at("etcds://a:1/mine") == EtcdAddress(("a:1",), "mine", secured=True)
+    for text in ("etcd://a:1,b:2/mine", "etcds://a:1,b:2/mine"):
+        assert str(store_at(text)) == text
     for text in ("etcd://", "etcd://a", "a:b", "etcd://a:1,b", "etcd://a..b:1", f"{64 * 'a'}:1"):
         with pytest.raises(UsageError, match="the store"):
             store_at(text)

@@ -16,7 +16,7 @@ from torch.distributed import TCPStore
 
 from swarmstep.comm.process_groups import serve_store
 from swarmstep.elastic import slot as slots
-from swarmstep.elastic import supervisor
+from swarmstep.elastic import stall, supervisor
 from swarmstep.elastic.commit_vote import COMMIT, first_verdict
 from swarmstep.elastic.keys import STOP
 from swarmstep.elastic.supervisor import Supervisor, SupervisorOptions
@@ -192,6 +192,33 @@ def test_who_does_not_end_is_ended(watch: Watch, monkeypatch: pytest.MonkeyPatch
     run.do("1.0", "0")
     assert run.end() == Outcome(0, "")
     assert run.supervisor.living == {0: "0.0"}  # until the end of the block
+
+
+WAITS = """
+import time
+from swarmstep import waiting
+
+waiting.LONG = waiting.PERIOD = 0.02
+
+def wait_in_vain():
+    with waiting.Wait("a friend"):
+        time.sleep(60)
+
+wait_in_vain()
+"""
+
+
+def test_what_a_worker_waits_for_is_told_and_where_it_is(
+    watch: Watch, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in (("FIRST", 0.1), ("PERIOD", 0.02), ("WRITING", 0.1)):
+        monkeypatch.setattr(stall, name, value)
+    run = watch(1)
+    (run.folder / "worker.py").write_text(WAITS)
+    stacks = run.folder / "stacks.txt"
+    run.until(lambda: stacks.exists() and "in wait_in_vain" in stacks.read_text())
+    assert "swarmstep: worker 0.0 waits for a friend (" in capfd.readouterr().err
+    assert run.supervisor.living == {0: "0.0"}  # it was asked, not ended
 
 
 @pytest.mark.parametrize("code", [1, 2, 3, 4, 6])

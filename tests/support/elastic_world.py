@@ -29,6 +29,7 @@ from swarmstep import (
     PSOPS,
     DiLoCo,
     Every,
+    EveryTime,
     GASLoC,
     GossipRing,
     GradientChange,
@@ -75,6 +76,7 @@ METHODS: dict[str, tuple[Strategy, dict[str, Any]]] = {
     "local-sgd:vote-delay": (LocalSGD(when=GradientChange(threshold=0.05, window=2)), {"delay": 2}),
 }
 
+TIMED = {"local-sgd:time": (LocalSGD(when=EveryTime(0.02, together=False)), dict[str, Any]())}
 STEP = "step"  # before each `sync.step` of the training loop here
 
 # Where a worker can be struck: in a round, in a change of membership, and at the end.
@@ -160,7 +162,7 @@ class Worker:
     """One process's training: what `simulate` does in the oracle, too."""
 
     def __init__(self, plan: Plan, comm: Any, slot: int) -> None:
-        strategy, options = METHODS[plan.method]
+        strategy, options = {**METHODS, **TIMED}[plan.method]
         self.slot = slot
         self.model = (
             network(slot) if plan.width == 8 else nn.Sequential(nn.Linear(5, plan.width), nn.Linear(plan.width, 3))

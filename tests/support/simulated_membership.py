@@ -30,8 +30,9 @@ from swarmstep.comm.group import Decision
 from swarmstep.comm.heartbeat import Heartbeat, dead_key
 from swarmstep.elastic import commit_vote, formation, membership, store_link
 from swarmstep.elastic.commit_vote import COMMIT
+from swarmstep.elastic.keys import FINISH
 from swarmstep.elastic.membership import Membership
-from swarmstep.errors import CommError, PeerLost
+from swarmstep.errors import CommError, PeerLost, RunOver
 
 SILENCE = 1.0  # simulated seconds, as all that follow
 POLL = 0.1  # between two looks
@@ -106,11 +107,17 @@ class World:
         self.threads: list[threading.Thread] = []
         self.meetings: dict[str, Meeting] = {}
         self.groups: dict[int, list[str]] = {}  # by epoch
+        self.told: set[str] = set()  # the keys that the store has been told of
         self.tip: State = ()  # what the last commit says the weights contain
         self.tip_holders: set[str] = set()
         self.holders: set[str] = set()  # who has ever been in a group that has begun
         self._events: list[tuple[float, int, Any]] = []
         self._count = 0
+        more = random.Random(f"{seed} finish")  # apart: what happens for earlier seeds stays as it was found
+        self.finish = more.uniform(1.0, FAULTS) if more.random() < 0.3 else math.inf  # when all are to finish
+        self.starved = more.random() < 0.3  # whether workers and calls also stand still for seconds
+        self.concluded: State = ()  # what the one had who did what one does for all at the end
+        self.done = False  # a worker has ended in peace: nobody is started any more
 
     # The clock, and who runs.
 
@@ -137,6 +144,8 @@ class World:
         me = self.current
         assert me
         self._check(me)
+        if self.starved and self.now < FAULTS and self.rng.random() < 0.03:
+            seconds += self.rng.expovariate(0.5)
         self.wake(me, self.now + max(seconds, 0.01) * (1.0 + self.rng.random()))
         following = self._next()
         if following is not me:
@@ -163,6 +172,8 @@ class World:
             self.at(self.rng.random(), lambda slot=slot: self.start(slot))
         for _ in range(self.rng.randint(1, 8)):
             self.at(self.rng.uniform(1.0, FAULTS), self.strike)
+        if self.finish < FAULTS:
+            self.at(self.finish, lambda: self._tell(FINISH))
         self.at(FAULTS, self.heal)
         self.at(FAULTS + CALM, self.judge)
         following = self._next()
@@ -174,7 +185,7 @@ class World:
 
     def start(self, slot: int) -> None:
         """Start the next worker of a slot."""
-        if self.over:
+        if self.over or self.done:
             return
         worker = Worker(f"{slot}.{self.incarnations[slot]}")
         self.incarnations[slot] += 1
@@ -190,8 +201,13 @@ class World:
             self._check(worker)
             with fault_points.interfering(lambda point, **what: self.point()):
                 train(self, worker)
+            self.leave_in_peace(worker)
         except Killed:
             pass
+        except RunOver:
+            if not self.concluded:
+                self.violate("a worker takes the run for over, and nobody has concluded it")
+            self.leave_in_peace(worker)
         except CommError:
             self.kill(worker)
         except Violation as error:
@@ -255,16 +271,27 @@ class World:
         worker.dead = True
         self.leave(worker)
         self.wake(worker, self.now)
+        if self.done and not self.living:
+            self.end()
         if told:
-            self.at(self.now + self.rng.uniform(0.0, 1.0), lambda: self._tell(worker))
+            self.at(self.now + self.rng.uniform(0.0, 1.0), lambda: self._tell(dead_key(worker.name)))
             slot = int(worker.name.partition(".")[0])
             self.at(self.now + self.rng.uniform(0.5, 3.0), lambda: self.start(slot))
 
-    def _tell(self, worker: Worker) -> None:
+    def _tell(self, key: str) -> None:
         if self.now < self.outage:
-            self.at(self.outage, lambda: self._tell(worker))
+            self.at(self.outage, lambda: self._tell(key))
         else:
-            self.values[dead_key(worker.name)] = b"1"
+            self.values[key] = b"1"
+            self.told.add(key)
+
+    def leave_in_peace(self, worker: Worker) -> None:
+        """Note that a worker has ended because the run is over."""
+        worker.dead = self.done = True
+        self.leave(worker)
+        self.at(self.now + self.rng.uniform(0.0, 1.0), lambda: self._tell(dead_key(worker.name)))
+        if not self.living:
+            self.end()
 
     def heal(self) -> None:
         """Have everything work from now on."""
@@ -277,11 +304,11 @@ class World:
         """Say that it took too long, unless the state is gone with those who held it."""
         held = {worker.name for worker in self.living} & self.tip_holders
         # Whoever is of a group that was decided may hold its weights, as far as the others can know.
-        groups = [json.loads(value) for key, value in self.values.items() if key.endswith("/members")]
-        may_hold = self.holders.union(name for group in groups for name, _ in group)
-        untold = [name for name in may_hold if not int(self.values.get(dead_key(name), b"0"))]
-        if held or not untold:
-            self.violate(f"no progress: {sorted(w.name for w in self.living)} do not train together")
+        may_hold = self.holders.union(name for group in self.groups.values() for name in group)
+        untold = [name for name in may_hold if dead_key(name) not in self.told]
+        if held or self.done or not untold:
+            what = "end" if self.finish < FAULTS else "train together"
+            self.violate(f"no progress: {sorted(w.name for w in self.living)} do not {what}")
         self.end()
 
     def leave(self, worker: Worker) -> None:
@@ -321,7 +348,11 @@ class World:
         verdict = self.values.get(key)
         if verdict is not None and not verdict.startswith(COMMIT.encode()):
             raise Violation(f"{key}: a worker takes {verdict!r} for a commit")
-        if self.now >= FAULTS and {*comm.names} == {worker.name for worker in self.living}:
+        if (
+            self.now >= FAULTS
+            and self.finish > FAULTS
+            and {*comm.names} == {worker.name for worker in self.living}
+        ):
             self.end()
 
 
@@ -337,13 +368,14 @@ class SimulatedStore:
         world, rng = self.world, self.world.rng
         if self.at_once:
             return task()
+        lateness = 1.0 if world.starved and world.now < FAULTS else 10.0
         if rng.random() < 0.1:
-            world.sleep(rng.expovariate(10.0))
+            world.sleep(rng.expovariate(lateness))
         result, fate = None, rng.choice(["never", "late", "in time"]) if world.limited else "in time"
         if world.reaches(self.worker):
             result, fate = task(), "done"
             if rng.random() < 0.1:
-                world.sleep(rng.expovariate(10.0))  # the answer is late
+                world.sleep(rng.expovariate(lateness))  # the answer is late
         deadline = world.now + LIMIT if world.limited else math.inf
         while not world.reaches(self.worker):
             world.sleep(POLL)
@@ -397,6 +429,9 @@ class SimulatedStore:
             self.world.groups[int(parts[2])] = [name for name, _ in json.loads(desired)]
         return desired
 
+    def list_keys(self) -> list[str]:
+        return self._do(lambda: [*self.world.values])
+
     def delete_key(self, key: str) -> bool:
         return self._do(lambda: self.world.values.pop(key, None) is not None)
 
@@ -446,7 +481,7 @@ class SimulatedHeartbeat(Heartbeat):
 class SimulatedGroups:
     """What is used of `swarmstep.comm.process_groups`."""
 
-    FORM_TIMEOUT = 2.0
+    FORM_TIMEOUT, FORM_EACH = 2.0, 0.4
 
     def form(self, store: Any, name: str, place: tuple[int, int], limit: float, patience: float) -> None:
         world, (rank, size) = now_running(), place
@@ -526,10 +561,13 @@ def train(world: World, worker: Worker) -> None:
                 if {*comm.exchange(state)} != {state}:
                     raise Violation(f"epoch {comm.epoch}: members of one group hold different states")
                 following = (*state, (comm.epoch, number))
-                renew = comm.decide(following).renew
-                state = following
+                decision = comm.decide(following)
+                renew, state = decision.renew, following
                 world.landed(comm, number)
                 number += 1
+                if decision.finish:
+                    comm.decide(state)  # as `Rounds.finish` does
+                    return _conclude(world, member, comm, state)
         except PeerLost:
             pass
         comm = member.renew()
@@ -546,6 +584,22 @@ def _enter(world: World, comm: Group, state: State) -> State:
     comm.decide(base)
     world.landed(comm, 0)
     return base
+
+
+def _conclude(world: World, member: Membership, comm: Group, state: State) -> None:
+    """Do what a worker does whose run is over."""
+
+    def task() -> None:
+        world.sleep(STEP * world.rng.random())
+        world.point()
+        if state[: len(world.tip)] != world.tip:
+            raise Violation(f"worker {member.name} concludes the run with {state[-3:]}, not {world.tip[-3:]}")
+        world.concluded = state
+
+    with contextlib.suppress(PeerLost):
+        comm.exchange(0)  # the mean figures
+    member.conclude(task)
+    member.leave()
 
 
 class _Clock:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from swarmstep import Group
-from swarmstep.comm.background import Pending, T
+from swarmstep.comm.background import BackgroundTask, Pending, T
 from swarmstep.comm.group import Decision
 
 
@@ -71,6 +71,16 @@ class Wrapped(Group):
 
     def decide(self) -> Decision:
         return self.inner.decide()
+
+    def meets(self, number: int, wanted: bool) -> bool:
+        return self.inner.meets(number, wanted)
+
+    @property
+    def broken(self) -> bool:
+        return self.inner.broken
+
+    def renewal(self) -> BackgroundTask[Group]:
+        return self.inner.renewal()
 
     def renew(self) -> Group:
         return self.inner.renew()

@@ -24,17 +24,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarmstep.chaos import command_line, consistency, disk, recovery, trial, verdict_text
+from swarmstep.chaos import command_line, consistency, disk, etcd, memory, recovery, trial, verdict_text
 from swarmstep.chaos import schedule as schedule_
 from swarmstep.chaos.disk import Disk
 from swarmstep.chaos.event_log import FaultLog, InjectedFault, Joined, Landed, Saved, Tail, event, injected_faults
+from swarmstep.chaos.growth import SAMPLES
 from swarmstep.chaos.injector import Injector
+from swarmstep.chaos.means import Means, flip_a_bit
 from swarmstep.chaos.run_record import RunRecord
 from swarmstep.chaos.runner import RunContext, simulated_losses
-from swarmstep.chaos.schedule import KINDS, QUIET, SECONDS, ScheduledFault, schedule, victim
+from swarmstep.chaos.schedule import IMPOSSIBLE, KINDS, QUIET, SECONDS, TABLE, ScheduledFault, schedule, victim
 from swarmstep.chaos.settings import ChaosSettings
 from swarmstep.chaos.throughput import live_seconds, throughput, worker_steps
 from swarmstep.chaos.verdict import complaints, summarize
+from swarmstep.checkpoint.file import content_of, write
 from swarmstep.cli import main
 from swarmstep.cli.app import load
 from swarmstep.cli.options import fields_of
@@ -78,15 +81,15 @@ def test_a_schedule_is_even_exact_and_leaves_the_end_alone(
     counts = Counter(fault.kind for fault in faults)
     assert max(counts.values(), default=0) - min((counts[kind] for kind in kinds), default=0) <= 1
     assert set(counts) <= set(kinds)
-    slots = Counter(fault.slot for fault in faults if fault.kind != "disk")
+    slots = Counter(fault.slot for fault in faults if TABLE[fault.kind].strikes == "worker")
     assert max(slots.values(), default=0) - min(slots[slot] for slot in range(workers)) <= 1
-    assert all(fault.slot is None for fault in faults if fault.kind == "disk")
+    assert all((fault.slot is None) == (TABLE[fault.kind].strikes != "worker") for fault in faults)
 
 
 def test_what_the_issue_asks_for() -> None:
     faults = schedule(0, 300.0, 720.0, 8, KINDS)
     assert len(faults) == 56  # 60 in 5 minutes, less those of the quiet end
-    assert {fault.kind for fault in faults} == {"kill", "stop", "cut", "slow", "disk"}
+    assert {fault.kind for fault in faults} == {*KINDS}
     assert {fault.slot for fault in faults} == {None, *range(8)}
     assert faults != schedule(1, 300.0, 720.0, 8, KINDS)
     assert schedule(0, 300.0, 1.0, 8, KINDS) == []
@@ -273,7 +276,7 @@ def test_deaths_that_no_kill_explains() -> None:
 
 
 # The methods whose workers keep a common vector between the rounds; as their papers have it, not as the code says.
-COMMON = {"swarm", "diloco", "slowmo", "bmuf", "easgd", "edit"}
+COMMON = {"swarm", "diloco", "slowmo", "bmuf", "easgd", "edit", "sparta-diloco"}
 
 
 @pytest.mark.parametrize("name", sorted(n for n, kind in STRATEGIES.items() if kind.target == "weights"))
@@ -444,7 +447,7 @@ class Injection:
     ) -> None:
         (folder / "events").mkdir()
         self.folder, self.supervisor, self.log = folder, supervisor, FaultLog(folder)
-        self.injector = Injector(faults, supervisor, self.log, **means)
+        self.injector = Injector(faults, Means(supervisor, self.log, **means))
         self.until(lambda: len(supervisor.living) == supervisor.workers)
         self.epoch = 0
 
@@ -599,13 +602,103 @@ def test_a_link_is_cut_and_mended(injection: Any) -> None:
         assert reached(1)
 
 
+@pytest.mark.skipif(bool(lacks(check_rights)), reason=lacks(check_rights))
+def test_a_link_that_is_cut_one_way(injection: Any) -> None:
+    """Datagrams say who hears whom: with TCP both directions are needed for anything."""
+    listens = (
+        "import socket; s = socket.socket(type=2); s.bind(('', 9)); s.settimeout(20); print('ready', flush=True)"
+    )
+    listens += "\nwhile True: print(s.recv(9).decode(), flush=True)"
+    faults = [ScheduledFault(0.0, "mute", 1, 1.0), ScheduledFault(2.0, "deaf", 1, 1.0)]
+    with Network(3, Link(1e9)) as network, ExitStack() as stack:
+        there: Injection = injection(3, *faults, network=network)
+        there.group()
+        heard = list[subprocess.Popen[str]]()
+        for rank in (0, 1):
+            command = network.command(rank, [sys.executable, "-S", "-c", listens])
+            heard.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+            stack.callback(heard[rank].communicate)
+            stack.callback(heard[rank].kill)
+            assert heard[rank].stdout
+            assert heard[rank].stdout.readline() == "ready\n"
+
+        def say(word: str) -> None:
+            for rank in (0, 1):  # to the other, and last to itself over its own link
+                to = network.address(1 - rank)
+                asks = f"import socket; socket.socket(type=2).sendto(b'{word}', ('{to}', 9))"
+                subprocess.run(network.command(rank, [sys.executable, "-S", "-c", asks]), check=True)
+
+        for now, word in ((-1.0, "a"), (0.0, "mute"), (1.0, "b"), (2.0, "deaf"), (3.0, "c")):
+            there.injector.tick(now)
+            say(word)
+        for rank, words in ((0, ["a", "b", "deaf", "c"]), (1, ["a", "mute", "b", "c"])):
+            out = heard[rank].stdout
+            assert out
+            assert [out.readline().strip() for _ in words] == words
+
+
+@pytest.mark.skipif(bool(lacks(disk.check_rights)), reason=lacks(disk.check_rights))
+def test_a_disk_is_read_only_and_writable_again(tmp_path: Path) -> None:
+    with Disk(tmp_path / "checkpoints") as there:
+        there.lock()
+        with pytest.raises(OSError, match="Read-only"):
+            (tmp_path / "checkpoints" / "file").write_bytes(b"x")
+        there.unlock()
+        (tmp_path / "checkpoints" / "file").write_bytes(b"x")
+
+
+@pytest.mark.skipif(bool(lacks(memory.check_rights)), reason=lacks(memory.check_rights))
+def test_who_has_no_memory_is_ended_by_the_kernel() -> None:
+    grows = (
+        "import sys; print('ready', flush=True); sys.stdin.readline(); x = [bytearray(1 << 20) for _ in range(99)]"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, "-S", "-c", grows], **pipes)
+    assert process.stdout
+    assert process.stdout.readline() == "ready\n"
+    limit = memory.MemoryLimit(process.pid)
+    process.communicate("\n", timeout=LIMIT)
+    assert process.returncode == -signal.SIGKILL
+    limit.remove()
+    assert not [*memory.ROOT.glob(f"**/{memory.NAME}{process.pid}")]
+
+
+def test_a_changed_checkpoint_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "step-00000008" / "rank-00000.pt"
+    path.parent.mkdir()
+    write(path, content_of(8, {"x": torch.ones(100)}, 0, 1, "a"))
+    assert flip_a_bit(path)
+    assert flip_a_bit(tmp_path / "step-00000009" / "rank-00000.pt")  # the workers have removed it
+
+
+def test_a_worker_that_joins_and_leaves(injection: Any) -> None:
+    there: Injection = injection(3, ScheduledFault(0.0, "churn", 1, 60.0))
+    there.group()
+    for incarnation in range(4):
+        there.injector.tick(float(incarnation))
+        there.until(lambda n=incarnation: there.supervisor.living.get(1) == f"1.{n + 1}")
+        there.injector.tick(incarnation + 0.5)  # it is no member yet
+        assert there.supervisor.living[1] == f"1.{incarnation + 1}"
+        there.group()
+    there.injector.end()
+    assert [row["worker"] for row in there.log.rows if row["kind"] == "killed"] == ["1.1", "1.2", "1.3"]
+
+
+def test_faults_that_strike_together() -> None:
+    alone, some, all_ = (schedule(5, 620.0, 720.0, 8, KINDS, share) for share in (0.0, 0.3, 1.0))
+    assert len({fault.at for fault in alone}) == len(alone) == 120
+    assert 60 < len({fault.at for fault in some}) < 110
+    assert len({fault.at for fault in all_}) == 1
+    assert some == schedule(5, 620.0, 720.0, 8, KINDS, 0.3)
+
+
 def options(*given: str) -> ChaosSettings:
     context = load("chaos").make_context("chaos", ["digits", *given])
     return ChaosSettings(**fields_of(ChaosSettings, context.params))
 
 
 def text_of(summary: Mapping[str, Any]) -> str:
-    return verdict_text.verdict_text({**summary, "skipped": {"cut": "needs root"}, "complaints": []})
+    return verdict_text.verdict_text({**summary, "skipped": {"cut": "needs root"}, "complaints": [], "growth": {}})
 
 
 @pytest.mark.parametrize(
@@ -634,14 +727,17 @@ def test_options_out_of_range(given_: list[str], message: str) -> None:
 def test_kinds_that_are_not_possible_are_left_out_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     kinds, skipped = trial.possible(None)
-    assert kinds == ["kill", "stop", "slow"]
-    assert set(skipped) == {"cut", "disk"}
+    assert kinds == ["kill", "stop", "slow", "churn", "replay"]
+    assert set(skipped) == {*KINDS} - {*kinds}
+    assert skipped["leader"] == skipped["supervisor"] == "it needs --store etcd"
+    assert trial.possible("kill,leader,supervisor", "etcd") == (["kill", "leader", "supervisor"], {})
+    assert trial.possible("kill,slowdisk,clock") == (["kill"], IMPOSSIBLE)
     assert "root" in skipped["cut"]
     assert "root" in skipped["disk"]
     assert trial.possible("slow,kill") == (["slow", "kill"], {})
     with pytest.raises(UsageError, match=r"--kinds: none of them is possible: .*root"):
         trial.possible("cut")
-    with pytest.raises(UsageError, match="--kinds: expected some of kill, stop, cut, slow, disk, found 'kil'"):
+    with pytest.raises(UsageError, match=r"--kinds: expected some of kill, stop, cut, .*, found 'kil'"):
         trial.possible("kil")
 
 
@@ -713,6 +809,7 @@ def test_a_short_storm(
     given += ["--pace", "0.02", "--every", "8", "--baseline-seconds", "0", "--fault-free-runs", "0", "--json"]
     code = main([*given, "--out", str(tmp_path / "storm")])
     out, err = capsys.readouterr()
+    assert out, err
     summary = json.loads(out)
     assert (code, summary["complaints"]) == (0, []), err
     assert summary["scheduled"] == summary["faults"] == summary["survived"] == 3
@@ -724,7 +821,39 @@ def test_a_short_storm(
     written = (tmp_path / "storm" / "chaos.json").read_text()
     assert json.loads(written).items() >= summary.items()
     assert str(tmp_path) not in written + out
+    samples = [json.loads(line) for line in (tmp_path / "storm" / "storm" / SAMPLES).read_text().splitlines()]
+    assert {row["who"] for row in samples} >= {"supervisor", "store", "worker 0.0", "worker 1.0", "worker 2.0"}
+    for row in samples:
+        assert all(row[what] > 0 for what in row.keys() - {"time", "who"})
     assert "15 s with 3 faults, 3 workers" in err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(lacks(etcd.check_rights)), reason=lacks(etcd.check_rights))
+def test_a_storm_in_which_no_process_is_special(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An etcd whose leader is killed, supervisors of which one is, old messages, and rounds by time."""
+    given = ["chaos", "digits", "--workers", "4", "--supervisors", "2", "--store", "etcd", "--balance", "time"]
+    given += [
+        "--when",
+        "time:0.8",
+        "--pace",
+        "0.05",
+        "--silence",
+        "3",
+        "--minutes",
+        "1",
+        "--faults-per-hour",
+        "360",
+    ]
+    given += ["--kinds", "leader,supervisor,replay,churn", "--baseline-seconds", "0", "--fault-free-runs", "0"]
+    code = main([*given, "--json", "--out", str(tmp_path / "storm")])
+    out, err = capsys.readouterr()
+    assert out, err
+    summary = json.loads(out)
+    assert (code, summary["complaints"]) == (0, []), err
+    assert summary["scheduled"] == summary["faults"] == summary["survived"] == 4
+    assert set(summary["kinds"]) == {"leader", "supervisor", "replay", "churn"}
+    assert (summary["wiped_states"], summary["lost_rounds"], summary["unplanned_deaths"]) == (0, 0, [])
 
 
 @pytest.mark.slow

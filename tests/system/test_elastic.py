@@ -279,6 +279,43 @@ def test_one_worker_alone_goes_on_from_its_checkpoint(start: Callable[..., Run])
     assert summary(run.folder)["steps_taken"] == 120
 
 
+DIES_AT_THE_END = """
+import os, signal, traceback
+from pathlib import Path
+import torch
+from torch import nn
+from swarmstep.workloads import Defaults, Examples, Workload
+
+class Model(nn.Linear):
+    def forward(self, x):
+        marker = Path(__file__).with_suffix(".died")
+        concludes = "conclude" in {frame.name for frame in traceback.extract_stack()}
+        if concludes and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(x)
+
+def classes():
+    x = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
+    examples = Examples(x, x[:, :3].argmax(1))
+    defaults = Defaults(optimizer="sgd", lr=0.1, batch=4, every=4, steps=16, eval_every=1000)
+    return Workload("classes", examples, examples, {"linear": lambda: Model(4, 3)}, defaults, classes=3)
+"""
+
+
+@pytest.mark.slow
+def test_who_is_killed_while_it_evaluates_the_result_has_a_successor(
+    start: Callable[..., Run], tmp_path: Path
+) -> None:
+    """The run must not be over before: the command would end with 0, and without a result."""
+    (tmp_path / "own.py").write_text(DIES_AT_THE_END)
+    run = start(*ELASTIC, "--checkpoint-every", "8", workload=f"{tmp_path / 'own.py'}:classes", workers=1)
+    assert run.end() == 0, run.said()
+    assert "worker 0.0 is lost: worker 0.0 was ended by SIGKILL" in run.said()
+    assert summary(run.folder)["steps_taken"] == 16
+    assert (run.folder / "model.safetensors").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["small", "tied", "half"])  # BatchNorm and dropout; tied weights; bfloat16
 def test_a_model_of_ones_own_bears_a_kill(model: str, start: Callable[..., Run]) -> None:
@@ -337,6 +374,28 @@ def test_work_is_balanced_while_workers_are_lost_and_come(balance: str, start: C
     for members in (["0.0", "1.0", "2.0"], ["1.0", "2.0", "0.1"], ["2.0", "0.1", "1.1"]):
         row = [row for row in whole if row["members"] == members][-1]
         assert row["weights"][members.index("2.0")] < 8 * 16 * 0.8
+
+
+def test_rounds_by_time_go_on_while_workers_are_lost_and_come(start: Callable[..., Run]) -> None:
+    """Slot 2 is 4 times as slow; nobody waits for it, and none of its steps is counted twice."""
+    options = ("--balance", "time", "--when", "time:0.5", "--strategy", "local-sgd", "--speeds", "1,1,4")
+    run = start("--elastic", "local", "--steps", "100000", *options, "--pace", "0.02", "--batch", "16")
+    run.await_round("0.0", "1.0", "2.0", number=3)
+    for slot in (0, 1):
+        run.kill(slot)
+        last = run.told(f"{slot}.1", "round")[-1]["round"]
+        run.await_round("2.0", f"{slot}.1", number=last + 4)
+    assert run.end(signal.SIGINT) == 130, run.said()
+    told = [row for slot in "012" for row in events(run.folder, slot) if row["kind"] == "round"]
+    rounds = {row["round"]: row for row in told}
+    assert [*sorted(rounds)] == [*range(1, max(rounds) + 1)]
+    taken = 0
+    for _, row in sorted(rounds.items()):
+        taken += sum(row["done"])
+        assert row["step"] == taken // 3  # those of an equal worker of three
+    for members in (["0.0", "1.0", "2.0"], ["1.0", "2.0", "0.1"], ["2.0", "0.1", "1.1"]):
+        row = [row for _, row in sorted(rounds.items()) if row["members"] == members][-2]
+        assert row["done"][members.index("2.0")] < max(row["done"])
 
 
 @pytest.mark.slow

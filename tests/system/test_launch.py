@@ -381,4 +381,4 @@ def test_a_plan_is_measured_between_processes(start: Start, place: Path) -> None
     plan = json.loads((place / "plan.json").read_text())
     assert (plan["workers"], plan["work"]["parameters"]) == (3, 8970)
     assert plan["link"]["rate"] > 1e8, "loopback"
-    assert "smallest n with which 95 % of the time is spent computing" in out
+    assert "smallest n with 95 % of the speed without rounds" in out

@@ -49,8 +49,10 @@ def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 class Machine:
     """`swarmstep train` on one machine, which writes its errors to a file."""
 
-    def __init__(self, network: Network | None, host: int, *options: str, secret: str = SECRET) -> None:
-        command = [sys.executable, "-m", "swarmstep", "train", "digits", "--out", f"out-{host}", *options]
+    def __init__(
+        self, network: Network | None, host: int, *options: str, secret: str = SECRET, workload: str = "digits"
+    ) -> None:
+        command = [sys.executable, "-m", "swarmstep", "train", workload, "--out", f"out-{host}", *options]
         self.errors = Path(f"errors-{host}")
         with self.errors.open("wb") as file:
             self.process = subprocess.Popen(
@@ -145,7 +147,7 @@ def test_a_machine_joins_and_another_without_the_secret_does_not(
     code, said = stranger.end()
     assert code == 5
     (line,) = said.splitlines()
-    assert f"the proxy at {proxy} refused the secret" in line
+    assert f"the proxy at {proxy} does not know the secret" in line
     guest = start(network, 1, "--join", proxy, "--workers", "1", "--silence", "2")
     guest.until(lambda: "2.0" in with_events(first).members())
     assert listeners(network, 0, first.process.pid) == {"127.0.0.1", proxy}
@@ -225,7 +227,7 @@ def test_workers_of_an_asynchronous_run_come_from_another_machine(
     first = start(network, 0, *ASGRAD, "--steps", "600", "--listen", where)
     assert first.proxy() == where
     code, said = start(network, 1, "--join", where, "--workers", "2", secret=f"not {SECRET}").end()
-    assert (code, "refused the secret of this worker" in said) == (5, True)
+    assert (code, "does not know the secret of this worker" in said) == (5, True)
     guest = start(network, 1, "--join", where, "--workers", "2", "--pace", "0.01")
     rows = first.folder / "metrics.jsonl"
     first.until(lambda: rows.exists() and rows.read_text().count('"look"') > 1)

@@ -20,7 +20,7 @@ def test_every_field_describes_its_option(kind: type[Config | Invocation]) -> No
         assert (metavar is None) == ("bool" in str(field.type) or field.name in CHOICES), field.name
 
 
-CHOICES = ("method", "optimizer", "schedule", "sampling", "backend", "elastic", "balance")
+CHOICES = ("method", "optimizer", "schedule", "sampling", "backend", "elastic", "balance", "tunnel")
 
 
 @pytest.mark.parametrize(

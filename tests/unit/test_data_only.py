@@ -16,6 +16,7 @@ MODULES = {"pickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "she
 BUILTINS = {"eval", "exec", "compile", "__import__"}
 # The rest of a dotted name that loads objects, unless told otherwise.
 LOADS = {"torch.jit.load", "torch.hub.load", "torch.package", "torch.export.load", "torch.distributed.rpc"}
+LOADS |= {"torch.multiprocessing", "concurrent.futures.ProcessPoolExecutor", "xmlrpc", "logging.config.listen"}
 OBJECTS = re.compile(r"\w*(gather|broadcast|scatter|send|recv)_object(_list)?")  # the collectives that pickle
 ALLOWED: dict[str, str] = {}  # "module: source" and why it is no danger
 
@@ -95,6 +96,10 @@ BAD = [
     "dist.send_object_list(x)",
     "dist.scatter_object_list(x)",
     "torch.jit.load(path)",
+    "import torch.multiprocessing",
+    "from torch import multiprocessing",
+    "from concurrent.futures import ProcessPoolExecutor",
+    "concurrent.futures.ProcessPoolExecutor()",
     "eval(text)",
     "exec(text)",
     "subprocess.run(text, shell=True)",

@@ -14,6 +14,7 @@ from swarmstep.comm.heartbeat import PERIOD, Heartbeat
 from swarmstep.comm.process_groups import serve_store
 from swarmstep.comm.rendezvous import VARIABLES
 from swarmstep.errors import CommError, PeerLost, UsageError
+from swarmstep.runtime.program import MANY, run
 
 
 def test_an_address_that_this_machine_lacks_is_named() -> None:
@@ -39,6 +40,27 @@ def test_from_env_names_everything_that_is_missing(monkeypatch: pytest.MonkeyPat
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UsageError, match="RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT not set"):
         DistComm.from_env()
+
+
+def test_from_env_refuses_the_port_0_that_torchrun_does_not_resolve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its workers would wait for each other at a port that does not exist."""
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "0")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=r"MASTER_PORT=0: expected the port .*--standalone"):
+        DistComm.from_env()
+
+
+@pytest.mark.parametrize(("variable", "said"), [("SLURM_STEP_NUM_TASKS", True), ("SLURM_NTASKS", False)])
+def test_run_says_that_processes_without_a_rank_simulate_each(
+    variable: str, said: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`SLURM_NTASKS` also stands in the environment of a batch script's own commands, of which there is one."""
+    for name in ("SWARMSTEP_WORKER", "RANK", *MANY):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, "4")
+    assert run(lambda comm: comm.size, 2) == 2
+    expected = "swarmstep: run: RANK is not set, so this process, one of 4, simulates 2 workers by itself; "
+    assert capsys.readouterr().err.startswith(expected) == said
 
 
 def test_a_heartbeat_knows_nobody_is_silent_before_it_has_listened() -> None:

@@ -49,6 +49,7 @@ def test_without_a_secret_nobody_listens_or_joins(option: str, capfd: pytest.Cap
             "--listen: expected --elastic local or an asynchronous method, found none",
         ),
         (["--here", "1"], "--here: goes with --listen"),
+        (["--tunnel", "wireguard"], "--tunnel: goes with --listen"),
         (
             ["--strategy", "asgrad", "--backend", "gloo", "--listen", "127.0.0.1:0", "--here", "5"],
             "--here: expected 0 to 4, the workers, found 5",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -50,6 +52,18 @@ def until(condition: Callable[[], Any]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)
+
+
+def test_a_heartbeat_that_has_ended_lets_go_of_its_connection(store: tuple[Any, int]) -> None:
+    """A worker opens another one after each network cut."""
+    beats = Heartbeat(connect("127.0.0.1", store[1], SOON), "a", [], period=0.01)
+    beats.start()
+    until(lambda: store[0].check(["swarmstep/alive/a"]) and store[0].add("swarmstep/alive/a", 0) > 1)
+    beats.stop()
+    gone = weakref.ref(beats)
+    del beats
+    gc.collect()
+    assert gone() is None
 
 
 def votes_on(store: tuple[Any, int], size: int, key: str = "b") -> list[CommitVote]:
@@ -382,3 +396,19 @@ def test_an_answer_about_others_says_nothing_of_those_who_are_watched_by_now(sto
     assert heart.silent(0.5) == [0]
     heart.reset()
     assert heart.silent(0.5) == []
+
+
+def test_who_waits_for_the_conclusion_notices_that_its_heartbeats_have_ended(store: tuple[Any, int]) -> None:
+    """Found by the simulation: after a store that was away it waited for a first rank that was dead."""
+    served, port = store
+    served.add("swarmstep/alive/0.0", 1)
+    member = Membership(TcpAddress("127.0.0.1", port), "1.0", patience=SOON)
+    try:
+        member.formation.members = ["0.0", "1.0"]
+        member.link.heartbeat.watch(["0.0", "1.0"])
+        member.link.heartbeat.stop()
+        member.link.heartbeat.error = RuntimeError("no answer")
+        served.add("swarmstep/dead/0.0", 1)
+        assert member.conclude(lambda: 7) == 7
+    finally:
+        member.leave()

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import swarmstep
 from helpers import Momentum, Trainer, network, options, same
 from swarmstep import (
     BMUF,
@@ -33,7 +34,7 @@ from swarmstep import (
     Warmup,
     simulate,
 )
-from swarmstep.errors import CheckpointError, UsageError
+from swarmstep.errors import CheckpointError, CollectiveMismatch, UsageError
 from swarmstep.runtime.state_transfer import tensors_of
 from whole_runs import fast_ones
 
@@ -447,3 +448,16 @@ def test_arguments_of_the_average() -> None:
             EMA(sync, 0.9).load_state_dict(EMA(sync, 0.8).state_dict())
 
     simulate(train, 1)
+
+
+def test_a_program_says_in_a_line_what_its_workers_could_not_do_together(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def train(comm: Comm) -> None:
+        comm.gather(torch.zeros(1 + comm.rank))
+
+    with pytest.raises(SystemExit) as found:
+        swarmstep.run(train, 2)
+    assert isinstance(found.value.__cause__, CollectiveMismatch)
+    assert found.value.code == CollectiveMismatch.exit_code
+    assert capsys.readouterr().err == f"swarmstep: {found.value.__cause__}\n"

@@ -88,7 +88,7 @@ def waiting(outside: TCPStore) -> tuple[threading.Thread, Queue[BaseException]]:
 
 def lost(tunnel: Tunnel, proxy: Proxy) -> bool:
     """Whether the tunnel says that the proxy is gone; what it had not read yet turns the end into a reset."""
-    ends = "closed the connection", "is lost: Connection reset by peer"
+    ends = "closed the connection", "is lost: Connection "  # reset by peer; or lost, as asyncio has it
     return any(f"the proxy at 127.0.0.1:{proxy.port} {end}" in str(tunnel.error) for end in ends)
 
 

@@ -7,10 +7,11 @@ from collections.abc import Callable
 import pytest
 
 import simulated_membership as simulation
-from swarmstep.elastic import commit_vote, formation
+from swarmstep.elastic import commit_vote, formation, retention
 from swarmstep.elastic.commit_vote import COMMIT, CommitVote, first_verdict
 from swarmstep.elastic.formation import Formation
 from swarmstep.elastic.keys import vote_key
+from swarmstep.elastic.membership import Membership
 from swarmstep.errors import CommError, PeerLost
 
 
@@ -34,6 +35,21 @@ def test_a_seed_is_a_history() -> None:
     assert once.trace == again.trace
     assert (once.commits, once.now) == (again.commits, again.now)
     assert once.commits > 0
+
+
+def test_the_keys_of_the_store_do_not_grow_with_the_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stays are the last epochs, and for each worker that may live the last one that it was in."""
+    monkeypatch.setattr(simulation, "FAULTS", 60.0)
+    with simulation.simulated():
+        worlds = [simulation.play(seed) for seed in range(3, 7)]
+    for world in worlds:
+        assert not world.violation
+        perhaps = world.workers.keys() - world.told
+        epochs = {int(key.split("/")[2]) for key in world.values if key.startswith("swarmstep/epoch/")}
+        assert len(epochs) <= 2 + 2 * len(perhaps), (len(world.groups), sorted(epochs))
+        names = {key.split("/")[2] for key in world.values if key.startswith("swarmstep/alive/")}
+        assert len(names) <= 2 + 2 * len(perhaps), (len(world.workers), sorted(names))
+    assert sum(len(world.groups) for world in worlds) > 30
 
 
 def no_seal(patch: pytest.MonkeyPatch) -> None:
@@ -94,8 +110,32 @@ def word_counts(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Formation, "_candidates", believed)
 
 
+def over_too_soon(patch: pytest.MonkeyPatch) -> None:
+    """The run is over before one has concluded it, who may die. This one was in the code."""
+    conclude = Membership.conclude
+
+    def concluded(self: Membership, task: Callable[[], object]) -> object:
+        self.end()
+        return conclude(self, task)
+
+    patch.setattr(Membership, "conclude", concluded)
+
+
+def keeps_nothing(patch: pytest.MonkeyPatch) -> None:
+    """The keys of all earlier epochs are removed, also those that somebody needs."""
+    patch.setattr(retention, "_needed", lambda store, epochs, names: [])
+
+
+def decides_again(patch: pytest.MonkeyPatch) -> None:
+    """One who comes late decides an epoch whose keys were removed once more."""
+    patch.setattr(Formation, "_passed", lambda self, number: False)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("bug", [no_seal, silent_is_dead, gives_up_alone, asks_once, word_counts])
+@pytest.mark.parametrize(
+    "bug",
+    [no_seal, silent_is_dead, gives_up_alone, asks_once, word_counts, over_too_soon, keeps_nothing, decides_again],
+)
 def test_a_bug_is_found_within_1000_seeds(
     bug: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -211,6 +211,21 @@ def test_the_summary_holds_what_the_issue_asks_for(whole: Path) -> None:
     assert (kinds.count("round"), kinds.count("look"), kinds.count("evaluation")) == (15, 12, 12)
 
 
+def test_a_look_at_all_workers_waits_until_a_round_has_landed(tmp_path: Path) -> None:
+    """Each 25 steps, but behind what a round sends it would wait for the round; at the latest at the next one."""
+    fields = {"strategy": "local-sgd", "steps": 120, "every": 20, "delay": 8, "eval_every": 1000}
+
+    def looks(folder: Path) -> list[int]:
+        return [row["step"] for row in rows(folder) if row["kind"] == "look"]
+
+    train(fields, tmp_path / "whole")
+    assert looks(tmp_path / "whole") == [28, 50, 75, 108, 120]
+    stop_and_resume(fields, tmp_path / "parts", 27, 104)
+    assert looks(tmp_path / "parts") == [28, 50, 75, 108, 120]
+    train({**fields, "every": 60, "delay": 60}, tmp_path / "always")
+    assert looks(tmp_path / "always") == [25, 50, 100, 120]
+
+
 @pytest.mark.parametrize("workers", [1, 2, pytest.param(17, marks=pytest.mark.slow)])
 def test_bytes_are_the_formula(workers: int) -> None:
     """P = 6*3 + 3 elements of 4 bytes; every round calls the roll, 7 float64 from each worker."""

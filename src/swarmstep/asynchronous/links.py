@@ -19,6 +19,7 @@ from swarmstep.comm.interfaces import own_address
 from swarmstep.comm.pair import Pair, prove_to
 from swarmstep.comm.process_groups import FORM_TIMEOUT, brief
 from swarmstep.comm.secure.auth import secret_of
+from swarmstep.comm.store import TcpAddress, store_at
 from swarmstep.comm.torch_private import TCPStore
 from swarmstep.elastic.keys import candidates_key
 from swarmstep.errors import CommError, UsageError
@@ -128,10 +129,12 @@ class Links(Board):
                 f"each of the nodes {method.nodes}; found SWARMSTEP_WORKERS={started}"
             )
         store, worker = (os.environ[name] for name in VARIABLES)
-        host, _, port = store.rpartition(":")
+        address = store_at(store)
+        if not isinstance(address, TcpAddress):
+            raise UsageError(f"Links.from_env: expected the supervisor's own store, found --store {store}")
         node = method.nodes[int(worker.partition(".")[0])] if node is None else node
         secret = secret_of(os.environ)
-        links = cls(method, node, (host, int(port)), silence=silence, patience=patience, secret=secret)
+        links = cls(method, node, (address.host, address.port), silence=silence, patience=patience, secret=secret)
         with links.reaching():
             links.store.add(candidates_key(0), 0)  # the supervisor asks whether anybody has met the others
         return links

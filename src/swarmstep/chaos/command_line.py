@@ -32,6 +32,8 @@ def elastic(settings: ChaosSettings) -> list[str]:
     checkpoint_every = max(1, round(SAVED_EVERY / settings.pace)) if settings.pace else ENDLESS
     return [
         *_common(settings, ENDLESS),
+        *_rounds(settings),
+        *(["--fault", settings.fault] if settings.fault else []),
         *("--elastic", "local", "--seed", str(settings.seed), "--checkpoint-every", str(checkpoint_every)),
         *("--pace", str(settings.pace), "--silence", str(settings.silence)),
     ]
@@ -39,10 +41,37 @@ def elastic(settings: ChaosSettings) -> list[str]:
 
 def simulation(settings: ChaosSettings, steps: int) -> list[str]:
     """Return the command line of a simulated run without faults of `steps` steps."""
-    return [*_common(settings, steps), "--backend", "sim", "--shards", "dealt", "--checkpoint-every", str(steps)]
+    every = ["--every", str(_every(settings))]
+    return [
+        *_common(settings, steps),
+        *every,
+        "--backend",
+        "sim",
+        "--shards",
+        "dealt",
+        "--checkpoint-every",
+        str(steps),
+    ]
 
 
 def _common(settings: ChaosSettings, steps: int) -> list[str]:
-    words = ["train", settings.workload, "--strategy", settings.strategy, "--every", str(settings.every)]
+    words = ["train", settings.workload, "--strategy", settings.strategy]
+    for option in (settings.set_options or "").split(","):
+        words += ["--set", option] if option else []
     words += ["--workers", str(settings.workers), "--steps", str(steps), "--eval-every", str(steps)]
     return [*words, "--schedule", "constant", *(["--data", settings.data] if settings.data else [])]
+
+
+def _rounds(settings: ChaosSettings) -> list[str]:
+    return ["--balance", "time", "--when", settings.when] if settings.when else _by_steps(settings)
+
+
+def _by_steps(settings: ChaosSettings) -> list[str]:
+    return ["--every", str(settings.every), "--balance", settings.balance]
+
+
+def _every(settings: ChaosSettings) -> int:
+    """Return the steps between two rounds of an equal worker without faults."""
+    if not settings.when or not settings.pace:
+        return settings.every
+    return max(1, round(float(settings.when.removeprefix("time:")) / settings.pace))

@@ -7,6 +7,7 @@ from collections import defaultdict
 
 from swarmstep.chaos.event_log import Landed
 from swarmstep.chaos.run_record import RunRecord
+from swarmstep.chaos.schedule import TABLE
 
 
 def lost_rounds(run: RunRecord) -> int:
@@ -23,11 +24,12 @@ def lost_rounds(run: RunRecord) -> int:
             records[event.round].add((event.step, event.epoch, event.members))
             digests[event.round] |= set() if event.digest is None else {event.digest}
     first = {0: (0, 0)} | {landed.round: (landed.step, landed.epoch) for landed in run.rounds}
+    timed = any(landed.done for landed in run.rounds)  # a round may then be shorter than a step of all
     lost = 0
     for number in range(1, max(records, default=0) + 1):
         step, epoch = first.get(number, (0, 0))
         step_before, epoch_before = first.get(number - 1, (0, 0))
-        continues = step > step_before and epoch >= epoch_before
+        continues = step > step_before - timed and epoch >= epoch_before
         lost += not continues or len(records[number]) > 1 or len(digests[number]) > 1
     return lost
 
@@ -53,7 +55,8 @@ def wiped_states(run: RunRecord) -> int:
 
 def unplanned_deaths(run: RunRecord) -> list[str]:
     """Return the workers that died although no kill had hit them, each with how it ended."""
-    killed = {fault.worker for fault in run.faults if fault.kind == "kill"}
+    killed = {name for fault in run.faults if TABLE[fault.kind].kills for name in fault.hit}
+    killed |= {row["worker"] for row in run.rows if row["kind"] == "killed" and "worker" in row}
     ends = [(row["worker"], row["code"]) for row in run.rows if row["kind"] == "ended" and row["lost"]]
     return [
         f"{worker} ({signal.Signals(-code).name if code < 0 else f'exit code {code}'})"

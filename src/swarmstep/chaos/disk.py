@@ -1,4 +1,4 @@
-"""A small file system for the checkpoints of a run, which can be filled up."""
+"""A small file system for the checkpoints of a run, which can be filled up, and made read-only."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from swarmstep.errors import CommError, UsageError
@@ -16,6 +17,7 @@ NAME = "swarmstep-chaos-"  # of a mount; followed by the pid of the process that
 MOUNTS = Path("/proc/self/mounts")
 SIZE = 256 << 20  # bytes
 BLOCK = 1 << 20
+TRIES, PAUSE = 40, 0.05  # to make it read-only, which nobody may be writing to at that moment; seconds between
 
 
 class Disk:
@@ -51,6 +53,20 @@ class Disk:
     def free(self) -> None:
         """Release the space again."""
         self._filler.unlink(missing_ok=True)
+
+    def lock(self) -> None:
+        """Make it read-only; raise CommError where somebody writes all the time."""
+        error = ""
+        for _ in range(TRIES):
+            error = _error_of("mount", "-o", "remount,ro", str(self._folder))
+            if not error:
+                return
+            time.sleep(PAUSE)
+        raise CommError(f"{self._folder} cannot be made read-only: {error}")
+
+    def unlock(self) -> None:
+        """Make it writable again."""
+        _error_of("mount", "-o", "remount,rw", str(self._folder))
 
 
 def check_rights() -> None:

@@ -38,6 +38,7 @@ class Landed(NamedTuple):
     averaged: int  # number of workers whose weights were averaged
     loss: float | None  # mean training loss over the members
     digest: float | None  # of the common weights after the round
+    done: tuple[int, ...] = ()  # steps of each member in it, where they take different numbers
 
 
 class Saved(NamedTuple):
@@ -59,6 +60,12 @@ class InjectedFault(NamedTuple):
     slot: int | None
     worker: str | None  # the victim
     until: float  # when it ended
+    victims: tuple[str, ...] = ()  # all of them, where they are several
+
+    @property
+    def hit(self) -> tuple[str, ...]:
+        """The names of all victims."""
+        return self.victims or ((self.worker,) if self.worker else ())
 
 
 def slot_of(worker: str) -> int:
@@ -72,7 +79,7 @@ def event(line: str) -> WorkerEvent | None:
         row = json.loads(line)
         kind = {"joined": Joined, "round": Landed}.get(row["kind"])
         if kind:
-            row["members"] = tuple(row["members"])
+            row["members"], row["done"] = tuple(row["members"]), tuple(row.get("done", ()))
             return kind(*(row[name] for name in kind._fields))
         if row["kind"] in ("checkpoint", "checkpoint failed"):
             return Saved(row["time"], row["worker"], str(row.get("why", "")))
@@ -130,8 +137,16 @@ class FaultLog:
 def injected_faults(rows: Sequence[dict[str, Any]]) -> list[InjectedFault]:
     """Return the faults in the rows of a `FaultLog`; one that has no end lasts forever."""
     ends = {row["fault"]: row["time"] for row in rows if row["kind"] == "over"}
+    victims = {row["fault"]: tuple(row["victims"]) for row in rows if row["kind"] == "hit"}
     return [
-        InjectedFault(row["time"], row["what"], row["slot"], row["worker"], ends.get(row["fault"], float("inf")))
+        InjectedFault(
+            row["time"],
+            row["what"],
+            row["slot"],
+            row["worker"],
+            ends.get(row["fault"], float("inf")),
+            victims.get(row["fault"], ()),
+        )
         for row in rows
         if row["kind"] == "strike"
     ]

@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-import signal
 from collections.abc import Sequence
 
-from swarmstep.chaos.disk import Disk
-from swarmstep.chaos.event_log import FaultLog, Joined, Landed, Tail, slot_of
-from swarmstep.chaos.schedule import ScheduledFault, victim
-from swarmstep.elastic.supervisor import Supervisor
-from swarmstep.network.namespaces import Network
+from swarmstep.chaos.event_log import Joined, Landed, Tail, slot_of
+from swarmstep.chaos.means import ActiveFault, Means
+from swarmstep.chaos.schedule import TABLE, ScheduledFault, victim
+from swarmstep.errors import CommError
 
 READ_INTERVAL = 0.1  # seconds between two reads of the workers' files
-SLOW_INTERVAL = 0.15  # seconds for which a slow worker runs, then stops; far below any limit of silence
-
-
-@dataclasses.dataclass
-class _ActiveFault:
-    """A fault that has not ended."""
-
-    number: int
-    fault: ScheduledFault
-    worker: str | None
-    until: float  # seconds since the start of the injection
-    next_switch: float  # when a slow worker is stopped or continued
-    stopped: bool = False
 
 
 class Injector:
@@ -37,27 +21,15 @@ class Injector:
 
     Args:
         faults: of `schedule`.
-        supervisor: of the workers.
-        log: in the folder of the run.
-        network: of the workers, for "cut".
-        disk: of the checkpoints, for "disk".
+        means: what they are injected into.
     """
 
-    def __init__(
-        self,
-        faults: Sequence[ScheduledFault],
-        supervisor: Supervisor,
-        log: FaultLog,
-        network: Network | None = None,
-        disk: Disk | None = None,
-    ) -> None:
+    def __init__(self, faults: Sequence[ScheduledFault], means: Means) -> None:
         self._waiting = list(enumerate(faults))
-        self._supervisor = supervisor
-        self._tail = Tail(log.folder)
-        self._log = log
-        self._network = network
-        self._disk = disk
-        self._active: list[_ActiveFault] = []
+        self._means = means
+        self._supervisor, self._log = means.supervisor, means.log
+        self._tail = Tail(means.log.folder)
+        self._active: list[ActiveFault] = []
         self._epoch = -1
         self._members: tuple[str, ...] = ()
         self._postponed = False
@@ -96,9 +68,7 @@ class Injector:
             del self._waiting[0]
             self._postponed = False
         for active in self._active:
-            if active.fault.kind == "slow" and active.next_switch <= now:
-                active.stopped, active.next_switch = not active.stopped, now + SLOW_INTERVAL
-                self._signal(active, signal.SIGSTOP if active.stopped else signal.SIGCONT)
+            self._means.tick(active, now, self._members)
 
     def end(self) -> None:
         """End all active faults, and drop those that were not injected."""
@@ -109,49 +79,40 @@ class Injector:
         self._waiting.clear()
 
     def _inject(self, number: int, fault: ScheduledFault, now: float) -> bool:
-        """Inject a fault; return False if no worker may be hit now."""
+        """Inject a fault; return False if nobody may be hit now."""
         healthy = self.healthy
         slot = fault.slot
         if slot is not None:
             slot = victim(slot, fault.kind, healthy, self._supervisor.workers)
-        busy = fault.kind == "disk" and any(active.fault.kind == "disk" for active in self._active)
-        if busy or (slot is None and fault.slot is not None):
+        if self._busy(fault.kind) or (slot is None and fault.slot is not None):
             if not self._postponed:
                 self._log.write("postponed", fault=number, what=fault.kind, healthy=sorted(healthy))
             self._postponed = True
             return False
         worker = None if slot is None else healthy[slot]
-        active = _ActiveFault(number, fault._replace(slot=slot), worker, now + fault.seconds, now)
+        active = ActiveFault(number, fault._replace(slot=slot), worker, now + fault.seconds, now)
         planned = {"planned": fault.at, "meant": fault.slot, "seconds": fault.seconds}
         self._log.write("strike", fault=number, what=fault.kind, slot=slot, worker=worker, **planned)
         self.injected += 1
         self._active.append(active)
-        self._start(active)
+        try:
+            self._means.start(active)
+        except CommError as error:  # it goes on without this one, which does not count as survived
+            self._log.write("failed", fault=number, what=fault.kind, why=str(error))
+        if active.victims:
+            self._log.write("hit", fault=number, victims=active.victims)
+        if not fault.seconds:
+            self._end(active)
         return True
 
-    def _start(self, active: _ActiveFault) -> None:
-        kind, slot = active.fault.kind, active.fault.slot
-        if kind == "kill":
-            self._signal(active, signal.SIGKILL)
-            self._end(active)
-        elif kind == "stop":
-            self._signal(active, signal.SIGSTOP)
-        elif kind == "cut" and self._network and slot is not None:
-            self._network.cut(slot)
-        elif kind == "disk" and self._disk:
-            self._disk.fill()
+    def _busy(self, kind: str) -> bool:
+        """Return whether a fault that hits no single worker has to wait: for another like it, or for members."""
+        strikes = TABLE[kind].strikes
+        if strikes == "supervisor" and len(self.healthy) < self._supervisor.workers - 1:
+            return True  # all of its workers end at once; the others must be there
+        return strikes != "worker" and any(TABLE[one.fault.kind].strikes == strikes for one in self._active)
 
-    def _end(self, active: _ActiveFault) -> None:
-        kind, slot = active.fault.kind, active.fault.slot
-        if kind in ("stop", "slow"):
-            self._signal(active, signal.SIGCONT)
-        elif kind == "cut" and self._network and slot is not None:
-            self._network.mend(slot)
-        elif kind == "disk" and self._disk:
-            self._disk.free()
+    def _end(self, active: ActiveFault) -> None:
+        active.undo()
         self._active.remove(active)
-        self._log.write("over", fault=active.number, what=kind)
-
-    def _signal(self, active: _ActiveFault, number: int) -> None:
-        if active.worker:  # by name: if the worker is gone, its successor is not hit instead
-            self._supervisor.send_signal(active.worker, number)
+        self._log.write("over", fault=active.number, what=active.fault.kind)

@@ -13,10 +13,16 @@ from pathlib import Path
 from typing import IO, Any
 
 from swarmstep.chaos.disk import Disk
+from swarmstep.chaos.etcd import Cluster
 from swarmstep.chaos.event_log import FaultLog, Tail, injected_faults
+from swarmstep.chaos.growth import Growth
 from swarmstep.chaos.injector import Injector
+from swarmstep.chaos.means import Means
+from swarmstep.chaos.replay import Replay
 from swarmstep.chaos.run_record import RunRecord
-from swarmstep.chaos.schedule import ScheduledFault
+from swarmstep.chaos.schedule import TABLE, ScheduledFault
+from swarmstep.chaos.supervisors import Supervisors, Workers
+from swarmstep.comm.store import store_at
 from swarmstep.elastic.supervisor import Supervisor, SupervisorOptions
 from swarmstep.errors import CommError, Interrupted
 from swarmstep.launch.interpreter import module_command
@@ -40,12 +46,16 @@ class RunContext:
         network: of the workers; None for loopback.
         interrupts: the first one ends everything.
         report: called with a line of progress now and then.
+        store: an etcd that all runs use (None: each run has a store of its own).
+        supervisors: how many there are, where there is an etcd.
     """
 
     workers: int
     network: Network | None
     interrupts: list[int]
     report: Callable[[str], None]
+    store: Cluster | None = None
+    supervisors: int = 1
 
     def check(self) -> None:
         """Raise Interrupted if the user asked to stop."""
@@ -64,7 +74,7 @@ def run_supervised(
 
     Args:
         arguments: the workers' command line.
-        folder: of the run, new; with "disk" among the faults its checkpoints get a file system of their own.
+        folder: of the run, new; with faults of the disk its checkpoints get a file system of their own.
         seconds: how long.
         context: of all runs.
         faults: to inject.
@@ -80,31 +90,44 @@ def run_supervised(
     log = FaultLog(folder)
     with contextlib.ExitStack() as stack:
         stack.callback(run_folder.close)
-        needs_disk = any(fault.kind == "disk" for fault in faults)
+        needs_disk = any(TABLE[fault.kind].strikes == "disk" for fault in faults)
         disk = stack.enter_context(Disk(folder / "checkpoints")) if needs_disk else None
-        place = context.network.place() if context.network else None
         errors = folder / "errors"
         errors.mkdir()
-        options = SupervisorOptions(listen=log.add, errors=errors)
-        supervisor = stack.enter_context(Supervisor(arguments, context.workers, folder, place, options))
-        injector = Injector(faults, supervisor, log, context.network, disk)
+        supervisor, replays = _supervised(arguments, folder, context, log, stack)
+        injector = Injector(faults, Means(supervisor, log, context.network, disk, context.store, replays))
         outcome = _drive(injector, supervisor, seconds, context, log)
     return RunRecord(Tail(folder).new(), log.rows, injected_faults(log.rows), len(faults)), outcome
 
 
-def _drive(
-    injector: Injector, supervisor: Supervisor, seconds: float, context: RunContext, log: FaultLog
-) -> Outcome:
+def _supervised(
+    arguments: Sequence[str], folder: Path, context: RunContext, log: FaultLog, stack: contextlib.ExitStack
+) -> tuple[Workers, Replay]:
+    """Return what supervises the workers, by then entered, and what repeats messages in their store."""
+    network, cluster = context.network, context.store
+    if cluster:
+        several = Supervisors(arguments, context.workers, context.supervisors, folder, cluster, network, log.add)
+        address = store_at(cluster.address(folder.name))
+        replays = Replay(lambda task: cluster.call(lambda: task(address.connect(START_LIMIT))))
+        return stack.enter_context(several), replays
+    place = network.place() if network else None
+    options = SupervisorOptions(listen=log.add, errors=folder / "errors")
+    one = stack.enter_context(Supervisor(arguments, context.workers, folder, place, options))
+    return one, Replay(lambda task: task(one.store))
+
+
+def _drive(injector: Injector, supervisor: Workers, seconds: float, context: RunContext, log: FaultLog) -> Outcome:
     """Wait for the first round, inject faults for `seconds`, and let the workers finish; return how they ended."""
     deadline = time.monotonic() + START_LIMIT
     while not injector.round:
         injector.read_events()
         if outcome := _attend(supervisor, context, deadline, "the first committed round"):
             return outcome
-    started, last_report = time.monotonic(), 0.0
+    started, last_report, growth = time.monotonic(), 0.0, Growth(log.folder, supervisor)
     log.write("began")
     while (now := time.monotonic() - started) < seconds:
         injector.tick(now)
+        growth.sample()
         if _attend(supervisor, context):
             break
         if now - last_report >= PROGRESS_INTERVAL:
@@ -124,7 +147,7 @@ def _drive(
 
 
 def _attend(
-    supervisor: Supervisor, context: RunContext, deadline: float | None = None, awaited: str = ""
+    supervisor: Workers, context: RunContext, deadline: float | None = None, awaited: str = ""
 ) -> Outcome | None:
     context.check()
     if deadline is not None and time.monotonic() >= deadline:

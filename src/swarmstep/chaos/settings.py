@@ -10,7 +10,7 @@ from swarmstep.chaos.schedule import KINDS
 from swarmstep.errors import UsageError
 from swarmstep.network import link
 from swarmstep.settings import same_setting, setting
-from swarmstep.train.config import Config
+from swarmstep.train.config import Balance, Config
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,24 @@ class ChaosSettings:
         3, "simulated runs that the loss is compared with: 0, or at least 2", "K", "Comparison"
     )
     data: str | None = same_setting(Config, "data")
+    balance: Balance = same_setting(Config, "balance")
+    when: str | None = setting(
+        None, "rounds by time, with --balance time: time:SECONDS, in place of --every", "SPEC", "Run"
+    )
+    fault: str | None = same_setting(Config, "fault")
+    set_options: str | None = setting(None, "options of the strategy: NAME=VALUE,NAME=VALUE", "N=V,...", "Run")
+    store: str | None = setting(
+        None,
+        "etcd: the command starts one of three machines, and several supervisors (default: none)",
+        "etcd",
+        "Run",
+    )
+    supervisors: int = setting(
+        4, "how many supervisors share the workers, with --store etcd; one each at most", "S", "Run"
+    )
+    together: float = setting(
+        0.0, "share of the faults that strike at once with the one before, 0 to 1", "SHARE", "Faults"
+    )
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -53,6 +71,8 @@ class ChaosSettings:
             ("silence", 2, 1e6),
             ("baseline_seconds", 0, 1e5),
             ("fault_free_runs", 0, 100),
+            ("supervisors", 1, 200),
+            ("together", 0, 1),
         ):
             value = getattr(self, name)
             if not low <= value <= high:
@@ -68,3 +88,10 @@ class ChaosSettings:
                 "--fault-free-runs: expected 0, or at least 2, which have a standard deviation; found 1"
             )
         link.parse(self.link)
+        if self.store not in (None, "etcd"):
+            raise UsageError(f"--store: expected etcd, found {self.store!r}")
+        if (self.balance == "time") != bool(self.when):
+            raise UsageError(
+                f"--when and --balance time: expected both or neither, found --balance {self.balance} and "
+                f"--when {self.when or 'none'}"
+            )

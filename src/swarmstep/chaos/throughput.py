@@ -19,12 +19,12 @@ def live_seconds(run: RunRecord, start: float, end: float) -> float:
     """
     removing = [fault for fault in run.faults if fault.kind in REMOVING]
     ends = [(row["time"], row["slot"]) for row in run.rows if row["kind"] == "ended"]
-    ends += [(fault.time, fault.slot) for fault in removing]
+    ends += [(fault.time, slot_of(name)) for fault in removing for name in fault.hit]
     signs = [
         (event.time, slot_of(event.worker))
         for event in run.events
         if not isinstance(event, Saved)
-        and not any(f.worker == event.worker and f.time <= event.time <= f.until for f in removing)
+        and not any(event.worker in f.hit and f.time <= event.time <= f.until for f in removing)
     ]
     total = 0.0
     for slot in {slot for _, slot in signs}:
@@ -37,13 +37,16 @@ def live_seconds(run: RunRecord, start: float, end: float) -> float:
 def worker_steps(run: RunRecord) -> int:
     """Return the local steps of all workers in the committed rounds after the first.
 
-    A member's steps in a round are those since the round before, or since it joined.
+    A member's steps in a round are those since the round before, or since it joined; those that it has reported
+    where the members take different numbers of them.
     """
     joined_at = {(entry.epoch, entry.worker): entry.step for entry in run.joined if entry.newcomer}
     return sum(
-        landed.step - max(before.step, joined_at.get((landed.epoch, name), 0))
+        landed.done[place]
+        if landed.done
+        else landed.step - max(before.step, joined_at.get((landed.epoch, name), 0))
         for before, landed in itertools.pairwise(run.rounds)
-        for name in landed.members
+        for place, name in enumerate(landed.members)
     )
 
 
@@ -57,6 +60,6 @@ def throughput(run: RunRecord) -> float:
 def lost_steps(run: RunRecord) -> int:
     """Return an upper bound of the local steps that were lost: those since the last round of workers that left."""
     return sum(
-        (landed.step - before.step) * len(set(before.members) - set(landed.members))
+        max(landed.done, default=landed.step - before.step) * len(set(before.members) - set(landed.members))
         for before, landed in itertools.pairwise(run.rounds)
     )

@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from swarmstep.chaos import disk
+from swarmstep.chaos import disk, etcd, memory
 from swarmstep.chaos.command_line import command_line, elastic, own_settings, simulation
+from swarmstep.chaos.growth import SAMPLES, growth_of
 from swarmstep.chaos.runner import RunContext, loss_of, run_supervised, simulated_losses
-from swarmstep.chaos.schedule import KINDS, ScheduledFault, schedule
+from swarmstep.chaos.schedule import IMPOSSIBLE, KINDS, TABLE, ScheduledFault, schedule
 from swarmstep.chaos.settings import ChaosSettings
 from swarmstep.chaos.verdict import complaints, summarize
 from swarmstep.errors import CheckpointError, UsageError
@@ -20,6 +21,8 @@ from swarmstep.launch.stopping import noting_interrupts
 from swarmstep.network import link, namespaces
 from swarmstep.train.run_folder import RunFolder
 from swarmstep.workloads import load
+
+LINKS = ("cut", "crash", "mute", "deaf", "loss", "delay")  # kinds of faults that need a network of namespaces
 
 
 def run_trial(settings: ChaosSettings, folder: Path | None) -> tuple[dict[str, Any], Path]:
@@ -38,10 +41,11 @@ def run_trial(settings: ChaosSettings, folder: Path | None) -> tuple[dict[str, A
         Interrupted: the user asked to stop.
     """
     load(settings.workload, Path(settings.data) if settings.data else None)
-    kinds, skipped = possible(settings.kinds)
+    kinds, skipped = possible(settings.kinds, settings.store)
     for kind, reason in skipped.items():
         _report(f"{kind} is skipped: {reason}")
-    faults = schedule(settings.seed, 60.0 * settings.minutes, settings.faults_per_hour, settings.workers, kinds)
+    amount = 60.0 * settings.minutes, settings.faults_per_hour, settings.workers
+    faults = schedule(settings.seed, *amount, kinds, settings.together)
     out = folder or _new_folder(settings)
     run_folder = RunFolder(out)
     try:
@@ -51,6 +55,7 @@ def run_trial(settings: ChaosSettings, folder: Path | None) -> tuple[dict[str, A
         if outcome.code:
             failures.append(f"the run ended with code {outcome.code}: {outcome.message}")
         summary |= {"skipped": skipped, "complaints": failures, "good": not failures}
+        summary["growth"] = growth_of(out / "storm" / SAMPLES)
         summary["command"] = command_line(settings)
         run_folder.write("chaos.json", {**own_settings(settings), **summary})
     finally:
@@ -65,10 +70,15 @@ def _carry_out(
     with contextlib.ExitStack() as stack:
         network = None
         if _missing_rights(namespaces.check_rights) is None:
+            hosts = settings.workers + (etcd.MACHINES if settings.store else 0)
+            switched = any(fault.kind in ("loss", "delay") for fault in faults)
             network = stack.enter_context(
-                namespaces.Network(settings.workers, link.parse(settings.link), settings.seed)
+                namespaces.Network(hosts, link.parse(settings.link), settings.seed, switched=switched)
             )
-        context = RunContext(settings.workers, network, interrupts, _report)
+        store = stack.enter_context(etcd.Cluster(network)) if settings.store else None
+        context = RunContext(
+            settings.workers, network, interrupts, _report, store, min(settings.supervisors, settings.workers)
+        )
         baseline = None
         if settings.baseline_seconds:
             _report(f"{settings.baseline_seconds:g} s without faults")
@@ -90,24 +100,37 @@ def _carry_out(
     return summarize(run, baseline, loss_of(out / "storm"), losses), outcome
 
 
-def possible(kinds: str | None) -> tuple[list[str], dict[str, str]]:
+def possible(kinds: str | None, store: str | None = None) -> tuple[list[str], dict[str, str]]:
     """Return the kinds of faults that this process can inject, and for the others why it cannot.
 
     Args:
         kinds: names separated by commas; None for all.
+        store: "etcd" where the command starts one.
 
     Raises:
         UsageError: a name is unknown, or none of the kinds is possible.
     """
     wanted = [*dict.fromkeys(kinds.split(","))] if kinds else [*KINDS]
-    unknown = [kind for kind in wanted if kind not in KINDS]
+    unknown = [kind for kind in wanted if kind not in KINDS and kind not in IMPOSSIBLE]
     if unknown:
         raise UsageError(f"--kinds: expected some of {', '.join(KINDS)}, found {unknown[0]!r}")
-    rights = {"cut": namespaces.check_rights, "disk": disk.check_rights}
-    skipped = {kind: reason for kind in wanted if kind in rights and (reason := _missing_rights(rights[kind]))}
+    skipped = {kind: reason for kind in wanted if (reason := _reason_against(kind, store))}
     if len(skipped) == len(wanted):
         raise UsageError(f"--kinds: none of them is possible: {'; '.join(skipped.values())}")
     return [kind for kind in wanted if kind not in skipped], skipped
+
+
+def _reason_against(kind: str, store: str | None) -> str | None:
+    """Return why a kind of faults cannot be injected here; None if it can."""
+    if kind in IMPOSSIBLE:
+        return IMPOSSIBLE[kind]
+    if TABLE[kind].strikes in ("store", "supervisor") and not store:
+        return "it needs --store etcd"
+    if TABLE[kind].strikes == "disk":
+        return _missing_rights(disk.check_rights)
+    if kind in LINKS:
+        return _missing_rights(namespaces.check_rights)
+    return _missing_rights(memory.check_rights) if kind == "memory" else None
 
 
 def _missing_rights(check_rights: Callable[[], None]) -> str | None:

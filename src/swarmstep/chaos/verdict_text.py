@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from swarmstep.chaos.growth import growth_text
 from swarmstep.chaos.recovery import PHASES
 
 
@@ -34,6 +35,7 @@ def verdict_text(summary: Mapping[str, Any]) -> str:
         mean, deviation = summary["fault_free_loss"], summary["fault_free_deviation"]
         reference = "" if mean is None else f"; without faults {mean:.4f}, standard deviation {deviation:.4f}"
         lines.append(f"test loss {summary['final_loss']:.4f}{reference}")
+    lines += growth_text(summary["growth"])
     verdict = "; ".join(summary["complaints"]) or "nothing was lost"
     return "\n".join([*lines, f"verdict: {verdict}"])
 

@@ -25,6 +25,7 @@ from swarmstep.comm.background import BackgroundTask, TaskRegistry
 from swarmstep.comm.base import Comm
 from swarmstep.comm.gather_text import gather_text
 from swarmstep.errors import CheckpointError
+from swarmstep.waiting import Wait
 
 _MORE = 8  # steps that stay beyond `keep` where hardly any is ever completed
 PATIENCE = 600.0  # seconds for one file; a slower disk counts as stuck
@@ -110,7 +111,8 @@ class Saver:
         """
         if not self._task:
             return
-        self._task.wait(PATIENCE)
+        with Wait(f"{self._writing or self._folder} to be written"):
+            self._task.wait(PATIENCE)
         if self._writing:
             raise CheckpointError(f"{self._writing}: still being written after {PATIENCE:g} s; check the disk")
         task, self._task = self._task, None

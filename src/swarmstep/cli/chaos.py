@@ -15,7 +15,7 @@ from swarmstep.cli.text import examples
 
 app = typer.Typer(add_completion=False)
 
-_KINDS = "\n".join(f"  {kind:5} {about}" for kind, about in ABOUT.items())
+_KINDS = "\n".join(f"  {kind:10} {about}" for kind, about in ABOUT.items())
 HELP = f"""Train with real processes while a seeded schedule of faults strikes them, and say what was lost.
 
 Kinds of faults:
@@ -26,14 +26,16 @@ healthy member strikes the next healthy one; one that would leave fewer than two
 the same run goes without faults for a while; after it, simulated runs without faults take as many steps. Both are
 what it is compared with.
 
-DIR holds everything: storm/storm.jsonl the faults, storm/events/ what each worker did. Only the checkpoints of a
-run with full disks are not kept: they are on a file system of their own, which is removed after the run.
+DIR holds everything: storm/storm.jsonl the faults, storm/events/ what each worker did, storm/growth.jsonl what
+each process and the store hold, from which a longer run says whether they grow. Only the checkpoints of a run
+with faults of disks are not kept: they are on a file system of their own, which is removed after the run.
 
 Exits with 0 if nothing was lost, and with 1 otherwise.
 """
 EPILOG = examples(
     "swarmstep chaos digits --workers 4 --minutes 2",
     "sudo swarmstep chaos mnist --faults-per-hour 600 --kinds kill,cut",
+    "sudo swarmstep chaos mnist --store etcd --balance time --when time:1.6 --together 0.2",
 )
 
 

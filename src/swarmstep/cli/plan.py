@@ -77,34 +77,33 @@ def _planned(settings: PlanSettings, *, in_group: bool) -> tuple[Plan, int] | No
 
     torch.set_num_threads(threads())
     link = parse(settings.link) if settings.link else None
-    comm = DistComm.from_env("gloo") if in_group else None
+    comm = DistComm.from_env("gloo", exact=True) if in_group else None
     try:
         config = dataclasses.replace(settings.config, workers=comm.size if comm else settings.workers)
         workload = load(config.workload, Path(config.data) if config.data else None)
         config = resolve(config, workload)
         work = None if comm and comm.rank else measured(config, workload, (settings.codec,))
         if comm:
-            step, between = measured_among(comm, config, workload, work.parameters if work else 0)
-            work, link = work and dataclasses.replace(work, step_seconds=step), link or between
+            work, link = measured_among(comm, config, workload, link, work)
         if work is None:
             return None
         assert link is not None
-        return planned(work, config.workers, link, config.strategy, settings.everies), config.training.steps
+        steps = config.training.steps
+        return planned(work, config.workers, link, config.strategy, settings.everies, steps), steps
     finally:
         if comm:
             comm.close()
 
 
 def _as_json(found: Plan) -> dict[str, Any]:
-    advised = found.advised
-    return {**dataclasses.asdict(found), "advised": dataclasses.asdict(advised) if advised else None}
+    return dataclasses.asdict(found)
 
 
 def _described(found: Plan, settings: PlanSettings, steps: int) -> str:
     from swarmstep.network.link import in_words
-    from swarmstep.planner.prices import GOAL
+    from swarmstep.planner.prices import FEWEST, GOAL
 
-    work = found.work
+    work, advised = found.work, found.advised
     lines = [
         f"{work.parameters:,} parameters, {1000 * work.step_seconds:.3g} ms a step, {found.workers} workers, "
         f"each at {', '.join(in_words(found.link, 3))}",
@@ -112,21 +111,19 @@ def _described(found: Plan, settings: PlanSettings, steps: int) -> str:
         "",
         *aligned([("method", "n", "codec", "overlap", "ms a step", "computing"), *map(_row, found.prices)]),
         "",
-        f"smallest n with which {100 * GOAL:.0f} % of the time is spent computing:",
+        f"smallest n with {100 * GOAL:.0f} % of the speed without rounds:",
         *aligned([(name, f"n = {p.every}" if p else "none") for name, p in found.smallest.items()]),
+        "",
     ]
-    if (advised := found.advised) is None:
-        return "\n".join([*lines, "", "No n reaches that: a round's own work is too much. Use a larger batch."])
-    return "\n".join(
-        [
-            *lines,
+    if not any(found.smallest.values()):
+        lines += [
+            f"n = 1 to {found.most} do not reach that, and of a larger n {steps:,} steps have fewer than {FEWEST} "
+            "rounds.",
+            f"The fastest takes {1000 * advised.seconds:.3g} ms a step: train longer, or use a larger batch.",
             "",
-            "start it with",
-            f"  {_command(advised, settings, found.workers)}",
-            "",
-            *_against(advised, steps),
         ]
-    )
+    command = _command(advised, settings, found.workers)
+    return "\n".join([*lines, "start it with", f"  {command}", "", *_against(advised, steps)])
 
 
 def _row(price: Price) -> tuple[str, ...]:
@@ -154,11 +151,9 @@ def _command(advised: Price, settings: PlanSettings, workers: int) -> str:
 
 def _against(advised: Price, steps: int) -> list[str]:
     """Return what speaks against a large n in a run of so many steps."""
-    rounds = steps // advised.every
-    few = "; fewer than 20 are too few for the swarm to find its reach" if rounds < 20 else ""
     return [
         "What speaks against a larger n than you need:",
-        f"  {steps:,} steps have {rounds} rounds of n = {advised.every}{few}.",
+        f"  {steps:,} steps have {steps // advised.every} rounds of n = {advised.every}.",
         "  The result gets worse with n (docs/results.md, the paper's question: n = 1 to 256).",
         "  A worker that is lost takes its steps since the last round with it.",
     ]

@@ -11,6 +11,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
+from swarmstep.waiting import Wait
+
 T = TypeVar("T")
 
 LAST_WAIT = 10.0  # seconds that `settle` waits, and the program's end
@@ -77,8 +79,14 @@ class BackgroundTask(Pending[T]):
         """Wait until the task has ended, successfully or not, at most so many seconds (None: no limit)."""
         self._thread.join(seconds if seconds is None else max(0.0, seconds))
 
+    @property
+    def done(self) -> bool:
+        """Whether the task has ended, successfully or not."""
+        return not self._thread.is_alive()
+
     def result(self) -> T:
-        self.wait()
+        with Wait("a task in the background"):
+            self.wait()
         if self._error:
             raise self._error
         return self._returned[0]
@@ -107,8 +115,9 @@ class TaskRegistry:
             deadline: until when, by `time.monotonic` (default: `LAST_WAIT` seconds from now).
         """
         deadline = time.monotonic() + LAST_WAIT if deadline is None else deadline
-        for task in list(self.running):
-            task.wait(deadline - time.monotonic())
+        with Wait("tasks in the background to end"):
+            for task in list(self.running):
+                task.wait(deadline - time.monotonic())
 
 
 class TaskQueue:

@@ -7,7 +7,7 @@ import gc
 from collections.abc import Generator
 
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
@@ -30,6 +30,12 @@ def data_parallel(module: nn.Module, *, bfloat16: bool = False) -> nn.Module:
         # Wrapped: torch accepts the hook itself only with NCCL, though gloo adds bfloat16 as well.
         wrapped.register_comm_hook(None, lambda state, bucket: bf16_compress_hook(state, bucket))
     return wrapped
+
+
+def reduce_gradient(gradient: Tensor) -> None:
+    """Sum a flat gradient over all ranks as torch's DistributedDataParallel does, in place. Collective."""
+    with limited("all-reduce"):
+        dist.all_reduce(gradient)
 
 
 def inside_data_parallel(module: nn.Module) -> bool:

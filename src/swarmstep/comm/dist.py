@@ -30,6 +30,7 @@ from swarmstep.comm.rendezvous import find
 from swarmstep.comm.secure.auth import prove
 from swarmstep.comm.torch_private import groups_made, set_timeout
 from swarmstep.errors import UsageError
+from swarmstep.waiting import Wait
 
 
 class DistComm(Collectives, Group):
@@ -153,7 +154,20 @@ class DistComm(Collectives, Group):
     def decide(self) -> Decision:
         if self._vote is None:
             return KEPT
-        return self._vote.decide(lambda waited: self._watch.check("the vote", waited))
+        with Wait(f"the vote of {self._watch.awaited}"):
+            return self._vote.decide(lambda waited: self._watch.check("the vote", waited))
+
+    def meets(self, number: int, wanted: bool) -> bool:
+        return self._epoch.membership.meets(number, wanted) if self._epoch else wanted
+
+    @property
+    def broken(self) -> bool:
+        return self._epoch is not None and self._epoch.membership.trouble() is not None
+
+    def renewal(self) -> BackgroundTask[Group]:
+        if self._epoch is None:
+            raise not_elastic(self)
+        return TaskRegistry().start(self.renew)
 
     def renew(self) -> Group:
         if self._epoch is None:
@@ -217,9 +231,10 @@ class DistComm(Collectives, Group):
             options: dict[str, Any] = {"timeout": limit, "use_local_synchronization": not everyone}
             fault_points.reach(fault_points.CONNECTING_PART)
             try:
-                groups = [dist.new_group(members, **options)]
-                if self._control is not self._data:
-                    groups.append(dist.new_group(members, backend="gloo", **options))
+                with Wait(f"connections of a part of {self._watch.awaited}"):
+                    groups = [dist.new_group(members, **options)]
+                    if self._control is not self._data:
+                        groups.append(dist.new_group(members, backend="gloo", **options))
             except RuntimeError as error:
                 raise self._watch.lost("split", error) from error
             if other == color:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
+from swarmstep.comm.etcd_access import Access
 from swarmstep.comm.torch_private import Store
 
 ATTEMPT = 1.5  # seconds that one machine has to answer; then the next one is asked
@@ -20,7 +21,7 @@ PAUSE, LONGEST_PAUSE = 2e-3, 0.05  # seconds between two looks for a key, and be
 WAIT = 300.0  # seconds to wait for a key, as torch's stores do
 LEASE, RENEWED = 900, 300.0  # seconds that a connection's own key lives, and after which it takes another one
 AT_ONCE = 100  # keys in one request; etcd allows 128
-NOT_FOUND = 5  # the codes of gRPC
+NOT_FOUND, UNAUTHENTICATED = 5, 16  # the codes of gRPC
 AGAIN = (1, 2, 4, 8, 14)  # cancelled, unknown, deadline exceeded, too many requests, unavailable: say, no leader
 
 
@@ -42,13 +43,18 @@ class EtcdStore(Store):
         endpoints: HOST:PORT of each machine.
         prefix: of all keys.
         patience: seconds for the first answer.
+        access: how etcd is reached.
 
     Raises:
         RuntimeError: there was none. Each call raises it after LIMIT seconds without an answer.
     """
 
-    def __init__(self, endpoints: Sequence[str], prefix: str, patience: float) -> None:
+    def __init__(
+        self, endpoints: Sequence[str], prefix: str, patience: float, access: Access | None = None
+    ) -> None:
         super().__init__()
+        self._access = access or Access()
+        self._headers: dict[str, str] = {}  # that show who asks
         self._connection: http.client.HTTPConnection | None = None
         self._endpoints, self._prefix = list(endpoints), prefix
         self._lock = threading.RLock()
@@ -108,6 +114,12 @@ class EtcdStore(Store):
     def delete_prefix(self, prefix: str) -> None:
         """Remove all keys that begin like this."""
         self._call("kv/deleterange", {"key": self._named(prefix), "range_end": self._named(prefix, 1)})
+
+    def list_keys(self) -> list[str]:
+        """Return all keys, apart from those of connections."""
+        body = {"key": self._named(""), "range_end": self._named("", 1), "keys_only": True}
+        rows = self._call("kv/range", body).get("kvs", ())
+        return [base64.b64decode(row["key"]).decode().removeprefix(f"{self._prefix}/") for row in rows]
 
     def num_keys(self) -> int:
         """Return how many keys there are, apart from those of connections."""
@@ -211,20 +223,31 @@ class EtcdStore(Store):
                     time.sleep(LONGEST_PAUSE)
 
     def _ask(self, what: str, content: str) -> Any:
+        if self._access.user and not self._headers:
+            name, password = self._access.user
+            said = self._post("auth/authenticate", json.dumps({"name": name, "password": password}))
+            self._headers = {"Authorization": said["token"]}
+        return self._post(what, content)
+
+    def _post(self, what: str, content: str) -> Any:
         if self._connection is None:
-            host, _, port = self._endpoints[0].rpartition(":")
-            self._connection = http.client.HTTPConnection(host.strip("[]"), int(port), timeout=ATTEMPT)
-        self._connection.request("POST", f"/v3/{what}", content)
+            self._connection = self._access.connection(self._endpoints[0], ATTEMPT)
+        self._connection.request("POST", f"/v3/{what}", content, self._headers)
         response = self._connection.getresponse()
         text = response.read()
-        if response.status == http.client.OK:
-            return json.loads(text)
         try:
             said = json.loads(text)
         except ValueError:
-            raise _NotNow(f"{response.status} {response.reason}") from None
+            said = None
+        if not isinstance(said, dict):  # of a proxy in between, or of another program
+            found = text[:200].decode(errors="replace").strip()
+            raise _NotNow(f"{response.status} {response.reason}: expected a JSON object, found {found!r}")
+        if response.status == http.client.OK:
+            return said
         message = said.get("message") or said.get("error") or text.decode(errors="replace")
-        if said.get("code") in AGAIN:
+        if said.get("code") == UNAUTHENTICATED:
+            self._headers = {}  # what showed who asks has expired: it is taken anew
+        if said.get("code") in (*AGAIN, UNAUTHENTICATED):
             raise _NotNow(message)
         if said.get("code") == NOT_FOUND:
             self._expired()

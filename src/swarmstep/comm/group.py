@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import NamedTuple
 
-from swarmstep.comm.background import Pending, T
+from swarmstep.comm.background import BackgroundTask, Pending, T
 from swarmstep.comm.base import Comm
 from swarmstep.errors import UsageError
 
@@ -76,6 +76,31 @@ class Group(Comm):
         """
 
     @abstractmethod
+    def meets(self, number: int, wanted: bool) -> bool:
+        """Return whether a round begins now that each member may want at another time.
+
+        In an elastic group: once all members have wanted it; this member's wish is made known and stays. Else
+        where this member wants it. Waits for nobody.
+
+        Args:
+            number: of the round.
+            wanted: whether this member wants it.
+        """
+
+    @property
+    @abstractmethod
+    def broken(self) -> bool:
+        """Whether a member of an elastic group is known to be lost, or others have left it for the next."""
+
+    @abstractmethod
+    def renewal(self) -> BackgroundTask[Group]:
+        """Start `renew` in the background. Until it is done no verb of this group may be called.
+
+        Raises:
+            UsageError: this group is not elastic.
+        """
+
+    @abstractmethod
     def renew(self) -> Group:
         """Wait for the background tasks, and return the next group: the survivors, and those waiting to join.
 
@@ -126,6 +151,16 @@ class InProcessGroup(Group):
 
     def decide(self) -> Decision:
         return KEPT
+
+    def meets(self, number: int, wanted: bool) -> bool:
+        return wanted
+
+    @property
+    def broken(self) -> bool:
+        return False
+
+    def renewal(self) -> BackgroundTask[Group]:
+        raise not_elastic(self)
 
     def renew(self) -> Group:
         raise not_elastic(self)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from swarmstep.comm.interfaces import own_address
 from swarmstep.comm.store import Store
 from swarmstep.comm.witness import Witness, vouched
+from swarmstep.waiting import Wait
 
 PERIOD = 0.5  # seconds between two heartbeats
 
@@ -56,9 +57,8 @@ class Heartbeat:
         self._names, self._flag = list[str](), ""
         self._counts, self._seen = list[bytes](), list[float]()
         self._dead, self._flagged = set[str](), False
-        self._existing = set[str]()  # keys that exist: `multi_get` would wait for others
         self.watch(names)
-        store.add(_alive_key(name), 1)
+        store.add(alive_key(name), 1)
 
     def watch(self, names: Sequence[str], flag: str = "") -> None:
         """Watch these processes from now on, instead of those before; and a counter in the store, for `flagged`.
@@ -87,7 +87,7 @@ class Heartbeat:
         if self._host:
             with contextlib.suppress(OSError):  # without one, this process is lost while it cannot send
                 self._witness = Witness(own_address(self._host))
-                self._store.set(_witness_key(self._name), self._witness.address)
+                self._store.set(witness_key(self._name), self._witness.address)
         self.reset()
         self._thread.start()
         atexit.register(self.stop)  # no thread may be inside the store while the interpreter ends
@@ -95,21 +95,24 @@ class Heartbeat:
     def _run(self) -> None:
         try:
             while not self._stop.wait(self.period):
-                self._beat()
+                with Wait("the store, to answer a heartbeat"):
+                    self._beat()
         except Exception as error:
             self.error = error
+        finally:
+            atexit.unregister(self.stop)  # which holds the connection
 
     def _beat(self) -> None:
         """Send a heartbeat, and look for those of the others."""
         self._asked = time.monotonic()
-        self._store.add(_alive_key(self._name), 1)
+        self._store.add(alive_key(self._name), 1)
         with self._lock:
             names, flag = self._names, self._flag
         counters = [dead_key(name) for name in names] + ([flag] if flag else [])
-        for key in set(counters) - self._existing:
-            self._store.add(key, 0)
-        self._existing |= set(counters)
-        keys = [_alive_key(name) for name in names] + counters
+        keys = [alive_key(name) for name in names] + counters
+        if not self._store.check(keys):  # not yet, or no longer: `multi_get` would wait for them
+            for key in keys:
+                self._store.add(key, 0)
         self._record(names, self._store.multi_get(keys) if keys else [])
         self._ask_for(names)
 
@@ -135,7 +138,7 @@ class Heartbeat:
             late = [name for name, seen in zip(names, self._seen, strict=False) if seen < limit]
             late = [name for name in late if name not in self._dead and name != self._name]
         for name in late:
-            key = _witness_key(name)
+            key = witness_key(name)
             if name not in self._witnesses and self._store.check([key]):
                 self._witnesses[name] = self._store.get(key).decode()
         asked = [self._witnesses[name] for name in late if name in self._witnesses]
@@ -194,11 +197,13 @@ class Heartbeat:
             self._thread.join(wait)
 
 
-def _witness_key(name: str) -> str:
+def witness_key(name: str) -> str:
+    """Return the key of the address of a process's witness."""
     return f"swarmstep/witness/{name}"
 
 
-def _alive_key(name: str) -> str:
+def alive_key(name: str) -> str:
+    """Return the key of the count of a process's heartbeats."""
     return f"swarmstep/alive/{name}"
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from swarmstep.arguments import check_type
-from swarmstep.comm.background import Pending, T
+from swarmstep.comm.background import BackgroundTask, Pending, T
 from swarmstep.comm.group import Decision, Group
 
 
@@ -140,6 +140,16 @@ class Metered(Group):
 
     def decide(self) -> Decision:
         return self._comm.decide()
+
+    def meets(self, number: int, wanted: bool) -> bool:
+        return self._comm.meets(number, wanted)
+
+    @property
+    def broken(self) -> bool:
+        return self._comm.broken
+
+    def renewal(self) -> BackgroundTask[Group]:
+        return self._comm.renewal()
 
     def renew(self) -> Group:
         return self._comm.renew()

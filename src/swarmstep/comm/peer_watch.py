@@ -15,6 +15,7 @@ from swarmstep.comm.heartbeat import PERIOD, Heartbeat
 from swarmstep.comm.process_groups import brief, close_connections
 from swarmstep.comm.torch_private import leak
 from swarmstep.errors import CommError, PeerLost
+from swarmstep.waiting import Wait
 
 
 class PeerWatch:
@@ -30,6 +31,7 @@ class PeerWatch:
 
     Attributes:
         background: whether training goes on during the waits, which then cost it less processor time.
+        awaited: the members, by their names.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class PeerWatch:
         self._silence, self._patience = silence, patience
         name = f" ({epoch.names[rank]})" if epoch else ""
         self._own, self._who = members[rank], f"rank {members[rank]}{name}"
+        self.awaited = f"workers {', '.join(epoch.names)}" if epoch else _ranks(members)
         self.background = False
 
     def run(self, verb: str, collective: Any, *args: Any, group: Any) -> None:
@@ -69,20 +72,22 @@ class PeerWatch:
         try:
             work = collective(*args, group=group, async_op=True)
             fault_points.reach(fault_points.COLLECTIVE_STARTED)
-            while not work.is_completed():
-                time.sleep(pause)
-                waited = time.monotonic() - started
-                # Polling takes processor time from other workers, or from the training meanwhile.
-                pause = min(max(shortest, waited / share), longest, 1.5 * pause if pause < shortest else longest)
-                if waited > self._grace:
-                    self.check(verb, waited)
+            with Wait(f"{verb} among {self.awaited}"):
+                while not work.is_completed():
+                    time.sleep(pause)
+                    waited = time.monotonic() - started
+                    # Polling takes processor time from other workers, or from the training meanwhile.
+                    following = min(max(shortest, waited / share), longest)
+                    pause = min(following, 1.5 * pause if pause < shortest else longest)
+                    if waited > self._grace:
+                        self.check(verb, waited)
             work.wait()
-        except RuntimeError as error:
-            raise self.lost(verb, error) from error
-        except BaseException:
-            if self._epoch:  # the operation under way ends, and the group can be destroyed
+        except BaseException as error:
+            if self._epoch:  # what is under way ends here and at the peers, and the group can be destroyed
                 close_connections(group, self._members)
-            else:
+            if isinstance(error, RuntimeError):
+                raise self.lost(verb, error) from error
+            if not self._epoch:
                 leak(group)
             raise
         finally:

@@ -15,8 +15,10 @@ import torch.distributed as dist
 
 from swarmstep.comm.torch_private import PrefixStore, TCPStore, all_groups, reset_group_count, set_timeout
 from swarmstep.errors import CommError
+from swarmstep.waiting import Wait
 
 FORM_TIMEOUT = 5.0  # seconds, at least, that the members of a new group have to connect
+FORM_EACH = 0.6  # the same for each of them: every pair of members makes a connection
 LOOPBACK = "lo" if sys.platform.startswith("linux") else "lo0"  # the interface
 UNUSED_TAG = (1 << 20) - 1  # of a message that nobody sends; next to the tags of `p2p`
 
@@ -79,9 +81,10 @@ def form(store: Any, name: str, place: tuple[int, int], limit: float, patience: 
 def dissolve() -> None:
     """End the default process group and all others of this process at once, with operations under way."""
     if dist.is_initialized():
-        for group in all_groups():
-            close_connections(group, dist.get_process_group_ranks(group))
-        dist.destroy_process_group()
+        with Wait("what is under way in the last group to end"):
+            for group in all_groups():
+                close_connections(group, dist.get_process_group_ranks(group))
+            dist.destroy_process_group()
     reset_group_count()
 
 

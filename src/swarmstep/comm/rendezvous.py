@@ -48,8 +48,8 @@ def find(backend: str | None, patience: float) -> Rendezvous:
         patience: seconds for the group to form, and for each operation.
 
     Raises:
-        UsageError: a variable of VARIABLES is not set, or a group exists that it does not describe, or the workers
-            are on several machines and there is no secret.
+        UsageError: a variable of VARIABLES is not set, or names no port, or a group exists that it does not
+            describe, or the workers are on several machines and there is no secret.
         CommError: the group could not be formed.
     """
     missing = [name for name in VARIABLES if name not in os.environ]
@@ -57,6 +57,11 @@ def find(backend: str | None, patience: float) -> Rendezvous:
         raise UsageError(
             f"DistComm.from_env: {', '.join(missing)} not set in the environment; start the program with "
             "torchrun, or use simulate(train, workers)"
+        )
+    if os.environ["MASTER_PORT"] == "0":
+        raise UsageError(
+            "MASTER_PORT=0: expected the port at which the workers meet; torchrun --master-port 0 takes a free "
+            "one and does not tell them which: give a port, or torchrun --standalone"
         )
     secret = secret_of(os.environ)
     host, port = _meeting_place(secret), os.environ["MASTER_PORT"]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol
 
 from swarmstep.comm import process_groups
 from swarmstep.comm.etcd import EtcdStore
+from swarmstep.comm.etcd_access import Access, tls_access
 from swarmstep.errors import UsageError
 
-ETCD = "etcd://"
+ETCD, SECURED = "etcd://", "etcds://"  # without and with TLS
+ABSENT = "\0"  # is never a value
 
 
 class Store(Protocol):
@@ -47,6 +51,10 @@ class Store(Protocol):
 
     def delete_key(self, key: str, /) -> bool:
         """Remove a key; return whether it had a value."""
+        ...
+
+    def num_keys(self) -> int:
+        """Return how many keys there are."""
         ...
 
 
@@ -93,13 +101,15 @@ class EtcdAddress(NamedTuple):
     Args:
         endpoints: HOST:PORT of each of etcd's machines.
         run: the name of the run.
+        secured: by TLS, with what the environment gives (`etcd_access.tls_access`).
     """
 
     endpoints: tuple[str, ...]
     run: str
+    secured: bool = False
 
     def __str__(self) -> str:
-        return f"{ETCD}{','.join(self.endpoints)}/{self.run}"
+        return f"{SECURED if self.secured else ETCD}{','.join(self.endpoints)}/{self.run}"
 
     @property
     def host(self) -> str:
@@ -112,31 +122,51 @@ class EtcdAddress(NamedTuple):
         return "see that a majority of etcd's machines is up (etcdctl endpoint status)"
 
     def connect(self, patience: float) -> EtcdStore:
-        """Return a new connection; raise RuntimeError if there is none within `patience` seconds."""
-        return EtcdStore(self.endpoints, self.run, patience)
+        """Return a new connection; raise RuntimeError if there is none within `patience` seconds.
+
+        Raises:
+            UsageError: the environment does not say how TLS is to be used.
+        """
+        access = tls_access(os.environ) if self.secured else Access()
+        return EtcdStore(self.endpoints, self.run, patience, access)
 
 
-def forget(store: Store, prefix: str) -> None:
-    """Remove all keys that begin like this, where a store can do that: an etcd can, torch's TCPStore cannot."""
+def peek(store: Store, key: str) -> str:
+    """Return the value of a key, without waiting for one; "" if there is none."""
+    return store.compare_set(key, ABSENT, ABSENT).decode().removeprefix(ABSENT)
+
+
+def keys_of(store: Store) -> list[str]:
+    """Return the keys that there are; none where a store cannot list them, as the TCPStore of an older torch."""
+    listed: Callable[[], list[str]] | None = getattr(store, "list_keys", None)
+    return listed() if listed else []
+
+
+def forget(store: Store, keys: Iterable[str], prefix: str) -> None:
+    """Remove those of a store's keys that begin like this; an etcd does it at once."""
     if isinstance(store, EtcdStore):
         store.delete_prefix(prefix)
+        return
+    for key in keys:
+        if key.startswith(prefix):
+            store.delete_key(key)
 
 
 def store_at(text: str) -> TcpAddress | EtcdAddress:
-    """Return the address that a text describes: HOST:PORT, or etcd://HOST:PORT,HOST:PORT/RUN.
+    """Return the address that a text describes: HOST:PORT, or etcd://HOST:PORT,HOST:PORT/RUN, or etcds://...
 
     Raises:
         UsageError: it is none.
     """
-    places, _, run = text.removeprefix(ETCD).partition("/")
+    places, _, run = text.removeprefix(ETCD).removeprefix(SECURED).partition("/")
     endpoints = tuple(places.split(","))
     for place in endpoints:
         host, _, port = place.rpartition(":")
         if not _is_name(host.strip("[]")) or not port.isdecimal() or int(port) > 65535:
             example = f"{ETCD}10.0.0.1:2379,10.0.0.2:2379,10.0.0.3:2379/RUN, or HOST:PORT"
             raise UsageError(f"the store {text!r}: expected {example}, found {place!r}")
-    if text.startswith(ETCD):
-        return EtcdAddress(endpoints, run or "swarmstep")
+    if text.startswith((ETCD, SECURED)):
+        return EtcdAddress(endpoints, run or "swarmstep", text.startswith(SECURED))
     host, _, port = text.rpartition(":")
     return TcpAddress(host, int(port))
 

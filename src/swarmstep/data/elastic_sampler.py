@@ -68,6 +68,11 @@ class ElasticSampler:
         """
         return self._draws(rank, step)[:, 1]
 
+    def draw(self, rank: int, step: int, places: tuple[int, int] | None) -> Tensor:
+        """Return the examples of a step, int64: those at these places of `batch`, or all of it."""
+        indices = self.batch(rank, step)
+        return indices[slice(*places)] if places else indices
+
     def pass_of(self, rank: int, step: int) -> int:
         """Return the pass (0-based) of the first example of that batch; raises as `batch` does."""
         return int(self._draws(rank, step)[0, 0])

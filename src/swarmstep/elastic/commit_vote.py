@@ -11,6 +11,7 @@ from swarmstep.comm.group import Decision
 from swarmstep.comm.process_groups import brief
 from swarmstep.comm.store import Store
 from swarmstep.errors import CommError, PeerLost
+from swarmstep.waiting import Wait
 
 LONGEST_PAUSE = 5e-3  # seconds between two looks at the verdict
 COMMIT, ABORT = "commit", "abort"
@@ -83,7 +84,7 @@ class CommitVote:
         """
         verdict: list[str] = []
         for _ in range(ATTEMPTS):
-            with contextlib.suppress(PeerLost):
+            with Wait(f"the store, to tell the verdict {key}"), contextlib.suppress(PeerLost):
                 verdict = self._abort(self._connected(), key)
             if verdict or not self._store:
                 break

@@ -12,6 +12,7 @@ Below "swarmstep/":
     concluded                         above 0: one worker has done what one does for all at the end
     run                               an identifier of this run
     slots                             how many slots all supervisors have
+    kept                              the epochs whose keys are still there (retention.py)
     epoch/E/candidates, candidates/I  who wants to be in the group of epoch E, in the order in which they
     registered epoch/E/forming                   above 0: members of the previous group have begun to form this
     one epoch/E/members                   the group, decided by one compare-and-set epoch/E/group/...
@@ -25,31 +26,42 @@ from __future__ import annotations
 STOP, FINISH, OVER = "swarmstep/stop", "swarmstep/finish", "swarmstep/over"
 RUN = "swarmstep/run"
 CONCLUDED = "swarmstep/concluded"
+KEPT = "swarmstep/kept"
+
+
+def epoch_key(number: int | str) -> str:
+    """Return the beginning of all keys of an epoch."""
+    return f"swarmstep/epoch/{number}"
 
 
 def candidates_key(number: int) -> str:
     """Return the key of the count of candidates for the group of an epoch; the prefix of their own keys."""
-    return f"swarmstep/epoch/{number}/candidates"
+    return f"{epoch_key(number)}/candidates"
 
 
 def forming_key(number: int) -> str:
     """Return the key of the counter that is above 0 once a member of the previous group forms this one."""
-    return f"swarmstep/epoch/{number}/forming"
+    return f"{epoch_key(number)}/forming"
 
 
 def members_key(number: int) -> str:
     """Return the key of the members of the group of an epoch."""
-    return f"swarmstep/epoch/{number}/members"
+    return f"{epoch_key(number)}/members"
 
 
 def group_key(number: int) -> str:
     """Return the prefix under which the members of a group meet."""
-    return f"swarmstep/epoch/{number}/group"
+    return f"{epoch_key(number)}/group"
 
 
 def vote_key(number: int, part: str = "") -> str:
     """Return the prefix of the decisions of a group, or of a part of it."""
-    return f"swarmstep/epoch/{number}/vote{part}"
+    return f"{epoch_key(number)}/vote{part}"
+
+
+def wanted_key(number: int, round_number: int) -> str:
+    """Return the key of the count of members of a group that want a round."""
+    return f"{group_key(number)}/wanted/{round_number}"
 
 
 def saved_key(name: str) -> str:

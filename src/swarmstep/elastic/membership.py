@@ -14,7 +14,7 @@ from swarmstep.comm import process_groups
 from swarmstep.comm.dist import DistComm
 from swarmstep.comm.epoch import Epoch
 from swarmstep.comm.secure.auth import prove, secret_of
-from swarmstep.comm.store import Address, forget, store_at
+from swarmstep.comm.store import Address, store_at
 from swarmstep.elastic.commit_vote import CommitVote
 from swarmstep.elastic.formation import POLL, Formation
 from swarmstep.elastic.keys import (
@@ -27,9 +27,13 @@ from swarmstep.elastic.keys import (
     group_key,
     saved_key,
     vote_key,
+    wanted_key,
 )
+from swarmstep.elastic.retention import remove_old
 from swarmstep.elastic.store_link import StoreLink
+from swarmstep.elastic.wishes import Wishes
 from swarmstep.errors import CommError, PeerLost, UsageError
+from swarmstep.waiting import Wait
 
 T = TypeVar("T")
 
@@ -78,6 +82,7 @@ class Membership:
         self._votes: list[CommitVote] = []
         self.link = StoreLink(address, name, patience)
         self.formation = Formation(self.link, start, silence, self._admitted)
+        self._wishes = Wishes(self.link, patience)
 
     @classmethod
     def from_env(cls, *, silence: float = 5.0, patience: float = 1800.0, exact: bool = False) -> Membership:
@@ -140,9 +145,13 @@ class Membership:
         """
         fault_points.reach(fault_points.LEAVING)
         deadline = time.monotonic() + self.patience
+        with Wait(f"a group after group {self.epoch}"):
+            return self._renewed(deadline)
+
+    def _renewed(self, deadline: float) -> DistComm:
         votes, self._votes = self._votes, []
         for vote in votes:
-            with contextlib.suppress(PeerLost):  # the store does not answer, so nobody learns of it
+            with Wait("the store, to give up a vote"), contextlib.suppress(PeerLost):  # nobody learns of it, then
                 vote.close()
         process_groups.dissolve()
         while time.monotonic() < deadline:
@@ -173,12 +182,14 @@ class Membership:
         names = self.formation.members
         if self.name not in names:
             return None  # this worker came too late, or was taken for lost
-        rank, limit = names.index(self.name), max(process_groups.FORM_TIMEOUT, self.silence)
+        rank, size = names.index(self.name), len(names)
+        limit = max(process_groups.FORM_TIMEOUT, process_groups.FORM_EACH * size, self.silence)
         store, heartbeat = self.link.store, self.link.heartbeat
         store.add(candidates_key(number + 1), 0)
         heartbeat.watch(names, forming_key(number + 1))
         fault_points.reach(fault_points.FORMING)
-        process_groups.form(store, group_key(number), (rank, len(names)), limit, self.patience + 60)
+        with Wait(f"the members of group {number} to connect: {', '.join(names)}"):
+            process_groups.form(store, group_key(number), (rank, size), limit, self.patience + 60)
         fault_points.reach(fault_points.FORMED)
         heartbeat.reset()
         self._prove(limit)
@@ -203,6 +214,10 @@ class Membership:
         """Return why waiting for the present group makes no sense, or None if it does."""
         return self.link.trouble(self.silence)
 
+    def meets(self, number: int, wanted: bool) -> bool:
+        """Return whether all members of the present group want a round; as `Group.meets`."""
+        return wanted and self._wishes.meet(wanted_key(self.epoch, number), len(self.formation.members))
+
     def vote(self, part: str, size: int, *, first: bool) -> CommitVote:
         """Return what decides in the present group, or a part of it.
 
@@ -211,13 +226,14 @@ class Membership:
             size: of the part.
             first: whether its first decision is that the group has begun.
         """
-        number, rank = self.epoch, self.formation.members.index(self.name)
+        number, members = self.epoch, self.formation.members
+        rank = members.index(self.name)
 
         def entered() -> None:
             self.formation.held = number, rank
             if rank == 0:
                 with contextlib.suppress(RuntimeError):  # it stays, then
-                    forget(self.link.store, group_key(number - 1))
+                    remove_old(self.link.store, number, members)
 
         requests = [candidates_key(number + 1), STOP, FINISH]
         vote = CommitVote(self.link.connect, vote_key(number, part), size, requests, *([entered] if first else []))
@@ -247,26 +263,34 @@ class Membership:
     def conclude(self, task: Callable[[], T]) -> T | None:
         """Run what one member does for all at the end; return its result on that member, None on the others.
 
-        The first rank runs it; if it is lost before it is done, the next one does.
+        The first rank runs it; if it is lost before it is done, the next one does. Once it is done the run is
+        over, as after `end`; if all are lost before, those who are started again begin as after any loss of all.
 
         Raises:
             CommError: it is not done within `patience` seconds, or the store cannot be reached.
         """
         link, deadline = self.link, time.monotonic() + self.patience
-        while not link.reached(lambda: link.store.add(CONCLUDED, 0)):
-            if self.leads():
-                result = task()
-                link.reached(lambda: link.store.add(CONCLUDED, 1))
-                return result
-            if time.monotonic() > deadline:
-                raise CommError(
-                    f"worker {self.name}: waited {self.patience:g} s for the first rank to conclude the run; "
-                    "to wait longer, raise patience (--patience SECONDS)"
-                )
-            time.sleep(POLL)
-        return None
+        with Wait(f"the first of {', '.join(self.formation.members)} to conclude the run"):
+            while not link.reached(lambda: link.store.add(CONCLUDED, 0)):
+                if link.heartbeat.error:  # nothing is learnt any more of those before this one
+                    link.reopen_if_silent(self.formation.members)
+                if self.leads():
+                    break
+                if time.monotonic() > deadline:
+                    raise CommError(
+                        f"worker {self.name}: waited {self.patience:g} s for the first rank to conclude the run; "
+                        "to wait longer, raise patience (--patience SECONDS)"
+                    )
+                time.sleep(POLL)
+            else:
+                return None
+        result = task()
+        self.end()
+        link.reached(lambda: link.store.add(CONCLUDED, 1))
+        return result
 
     def leave(self) -> None:
         """Leave for good; the others, if there are any, go on."""
+        self._wishes.end()
         self.link.heartbeat.stop()
         process_groups.dissolve()

@@ -11,6 +11,7 @@ from swarmstep.comm.heartbeat import Heartbeat
 from swarmstep.comm.store import Address, Store
 from swarmstep.elastic.keys import FINISH, OVER, RUN, STOP
 from swarmstep.errors import CommError
+from swarmstep.waiting import Wait
 
 T = TypeVar("T")
 
@@ -70,7 +71,8 @@ class StoreLink:
     def reached(self, task: Callable[[], T]) -> T:
         """Run a task that uses the store; raise CommError, which says so, where the store cannot be reached."""
         try:
-            return task()
+            with Wait(f"the store at {self._address}"):
+                return task()
         except RuntimeError as error:
             raise CommError(
                 f"worker {self.name}: the store at {self._address} cannot be reached: "

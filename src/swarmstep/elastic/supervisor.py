@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 import os
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from swarmstep.comm.heartbeat import dead_key
 from swarmstep.comm.store import Store, store_at
 from swarmstep.elastic.formation import begun
-from swarmstep.elastic.keys import OVER, STOP, candidates_key
+from swarmstep.elastic.keys import KEPT, OVER, STOP, candidates_key
 from swarmstep.elastic.slot import HOPELESS, Slot
+from swarmstep.elastic.stall import StallWatch
+from swarmstep.elastic.supervisor_options import SupervisorOptions
 from swarmstep.errors import CommError, Interrupted, ResultNotFinite
 from swarmstep.launch.fork_server import ForkServer, ProcessSpec
 from swarmstep.launch.processes import (
@@ -35,30 +36,6 @@ LAST_WAIT = 60.0  # seconds that workers have to end once one has reported that 
 LEAVE_WAIT = 10.0  # seconds that they have to end where the run goes on elsewhere
 STOPPED_ELSEWHERE = "the run was stopped after a round; resume it on its first machine, with all checkpoints"
 UNBEGUN = "stopped on request before the training had begun; nothing was trained, and nothing is lost"
-
-
-@dataclasses.dataclass(frozen=True)
-class SupervisorOptions:
-    """How a supervisor works.
-
-    Args:
-        restart: whether a worker that dies is replaced.
-        shown: whether workers write to this process's output; else their output is discarded.
-        program: what a worker runs, as in a `ProcessSpec`.
-        errors: an existing folder for the workers' error messages and standard error (None: a temporary one).
-        listen: called with each start and end of a worker: "kind" ("started", "ended"), "time", "worker", "slot";
-            at a start "pid"; at an end "code" (an exit code, or -signal), "error" (its message) and "lost"
-            (whether it died before the run was over).
-        trouble: where the run is another machine's, called at each `attend`: returns why the run is over for this
-            machine, None as long as it is not. An interrupt then means to leave the run, not to stop it.
-    """
-
-    restart: bool = True
-    shown: bool = False
-    program: str = "swarmstep"
-    errors: Path | None = None
-    listen: Callable[[dict[str, Any]], None] = lambda event: None
-    trouble: Callable[[], str | None] | None = None
 
 
 class Supervisor:
@@ -85,6 +62,7 @@ class Supervisor:
 
     Attributes:
         outcome: how the run has ended (None: it goes on).
+        stalls: tells what the workers wait for.
 
     Raises:
         CommError: a worker could not be started.
@@ -107,7 +85,7 @@ class Supervisor:
         self._slots = list[Slot]()
         self._interrupts = 0  # that have been acted on
         self._over: Outcome | None = None  # as a worker has reported; the others are about to end
-        self._deadline = math.inf  # for them
+        self._over_since = self._deadline = math.inf  # when it was over; until when they have to end
         self._stopping = False
         self._last_error = ""  # of the last worker that died
         self._unsaid = set[str]()  # keys to set, while the store does not answer
@@ -115,10 +93,13 @@ class Supervisor:
     def __enter__(self) -> Supervisor:
         with contextlib.ExitStack() as stack:
             self._store, self._address = self._opened()
-            slots = self._store.add("swarmstep/slots", self.workers)
-            self._slots = [Slot(number) for number in range(slots - self.workers, slots)]
+            follows = self._options.follows
+            slots = 0 if follows else self._store.add("swarmstep/slots", self.workers)
+            last = follows or dict.fromkeys(range(slots - self.workers, slots), -1)
+            self._slots = [Slot(number, incarnation) for number, incarnation in last.items()]
             self._errors = self._options.errors or Path(stack.enter_context(_temporary_folder()))
             self._server = stack.enter_context(ForkServer(worker_environment()))
+            self.stalls = StallWatch(self._errors, self._folder, self.send_signal)
             self._stack = stack.pop_all()
         return self
 
@@ -143,9 +124,18 @@ class Supervisor:
         return {slot.number: slot.pid for slot in self._slots if slot.pid is not None}
 
     @property
+    def store(self) -> Store:
+        """A connection to the store."""
+        return self._store
+
+    @property
     def joined(self) -> bool:
         """Whether a worker has asked to be in a group."""
-        return self._store.check([candidates_key(0)])
+        return self._store.check([candidates_key(0)]) or self._store.check([KEPT])
+
+    def keys(self) -> int:
+        """Return how many keys the store has; raise RuntimeError if it does not answer."""
+        return self._store.num_keys()
 
     def send_signal(self, worker: str, number: int) -> bool:
         """Send a signal to the worker of this name; return whether it was still running."""
@@ -189,6 +179,7 @@ class Supervisor:
                     self._start(slot)
         for pid, code in self._server.ended(min([seconds, *(s.wait for s in self._slots if s.wait > 0)])):
             self._note_end(next(slot for slot in self._slots if slot.pid == pid), code)
+        self.stalls.look(self.living, self._over_since)
         self.outcome = self.outcome or self._ending()
         return self.outcome
 
@@ -209,6 +200,7 @@ class Supervisor:
 
     def _end_within(self, seconds: float, outcome: Outcome) -> None:
         self._over = self._over or outcome
+        self._over_since = min(self._over_since, time.monotonic())
         self._deadline = time.monotonic() + seconds
 
     def _start(self, slot: Slot) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import gc
 import importlib
 import json
@@ -20,6 +21,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from swarmstep import waiting
 from swarmstep.errors import RunOver, SwarmstepError
 from swarmstep.launch.fork_server import ProcessSpec
 from swarmstep.launch.interpreter import run_from
@@ -124,6 +126,8 @@ def _set_up(spec: ProcessSpec) -> None:
         enter_namespace.enter(spec.namespace)
     os.environ.clear()
     os.environ.update(spec.environment)
+    if says := spec.environment.get("SWARMSTEP_SAYS"):
+        waiting.report(says.removesuffix(".says"))
     sys.argv = [spec.program, *spec.arguments]
 
 
@@ -141,6 +145,7 @@ def _run_file(program: str) -> None:
 
 def main() -> None:
     """Be the fork server and, after a fork, a worker; arguments: the socket's file descriptor, then modules."""
+    faulthandler.register(waiting.STACKS, 2)  # also for a worker that cannot do more yet
     descriptor, *modules = sys.argv[1:]
     for name in modules:
         importlib.import_module(name)

@@ -20,6 +20,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import TypeVar
 
 from swarmstep.comm.process_groups import serve_store
 from swarmstep.errors import CommError, UsageError
@@ -41,6 +42,7 @@ MIN_QUEUE = 1 << 20  # bytes that can wait before packets are dropped
 MIN_WINDOW = 1 << 25  # bytes of TCP's buffers
 _serial = itertools.count()
 
+T = TypeVar("T")
 SignalHandler = Callable[[int, FrameType | None], object] | int | None
 
 
@@ -55,14 +57,16 @@ class Network:
         workers: 1 to 200.
         link: between each worker and the switch; delay and loss apply from one worker to another.
         seed: of the losses.
+        switched: whether a process is the switch even where the link has neither delay nor loss, for `impair`.
     """
 
-    def __init__(self, workers: int, link: Link, seed: int = 0) -> None:
+    def __init__(self, workers: int, link: Link, seed: int = 0, *, switched: bool = False) -> None:
         if not 1 <= workers <= 200:
             raise UsageError(f"Network: workers must be 1 to 200, found {workers}")
         self.workers = workers
         self.link = link
         self.seed = seed
+        self.switched = switched or link.delay > 0 or link.loss > 0
         self.store_host = "10.0.0.254"  # the switch's own address
         self._secret = secrets.token_hex(32)  # of all groups here: the store is not on loopback
         self._name = f"{PREFIX}{os.getpid()}-{next(_serial)}-"
@@ -85,7 +89,7 @@ class Network:
         self._remove()
 
     def _create(self) -> None:
-        needs_switch = self.link.delay > 0 or self.link.loss > 0
+        needs_switch = self.switched
         run("ip", "netns", "add", self._switch_namespace)
         run("ip", "-n", self._switch_namespace, "link", "set", "lo", "up")
         kind = ("veth", "peer", "name", UPLINK) if needs_switch else ("bridge",)
@@ -181,6 +185,40 @@ class Network:
     def mend(self, rank: int) -> None:
         """Bring a worker's link up again."""
         run("ip", "-n", self.namespace(rank), "link", "set", INTERFACE, "up")
+
+    def block(self, rank: int, *, sends: bool) -> None:
+        """Drop all that a worker sends, or all that is sent to it, until `unblock`; connections stay open."""
+        self._limit_queue(rank, sends, "1b")
+
+    def unblock(self, rank: int, *, sends: bool) -> None:
+        """Let what `block` drops pass again."""
+        self._limit_queue(rank, sends, self._tbf_options()[-1])
+
+    def _limit_queue(self, rank: int, sends: bool, limit: str) -> None:
+        # A queue too short for a packet drops each; no kernel module more is needed.
+        interface = INTERFACE if sends else f"port{rank}"
+        there = self.namespace(rank) if sends else self._switch_namespace
+        options = [*self._tbf_options()[:-1], limit]
+        run("tc", "-n", there, "qdisc", "change", "dev", interface, "root", "tbf", *options)
+
+    def impair(self, rank: int, delay: float, loss: float) -> None:
+        """Let packets to a worker take so much longer, and those to and from it be lost with this probability.
+
+        Both 0: as before. Only where the network is `switched`.
+        """
+        assert self._switch
+        assert self._switch.stdin
+        self._switch.stdin.write(f"{rank + 1} {delay} {loss}\n")
+        self._switch.stdin.flush()
+
+    def inside(self, function: Callable[[], T]) -> T:
+        """Call a function in a thread of this process that is on the switch, and reaches all workers."""
+        return inside(self._switch_namespace, function)
+
+    @property
+    def switch_namespace(self) -> str:
+        """The name of the switch's namespace."""
+        return self._switch_namespace
 
     def namespace(self, rank: int) -> str:
         """Return the name of a worker's namespace."""

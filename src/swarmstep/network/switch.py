@@ -2,13 +2,14 @@
 
 Runs as a program of its own in the namespace of its ports: ``python -I switch.py DELAY LOSS SEED PORT...``. It
 prints ``ready`` on standard output and exits when its standard input ends, and so with the process that started
-it. It imports neither swarmstep nor torch, to start at once and stay small.
+it. A line ``PORT DELAY LOSS`` there makes a port worse than the others. It imports neither swarmstep nor torch, to
+start at once and stay small.
 """
 
 from __future__ import annotations
 
-import collections
 import contextlib
+import heapq
 import os
 import random
 import select
@@ -46,23 +47,35 @@ class Switch:
         self._loss = loss
         self._random = random.Random(seed).random
         self._known: dict[bytes, tuple[int]] = {}
-        self._held: collections.deque[tuple[float, tuple[int, ...], bytes]] = collections.deque()
+        self._worse: dict[int, tuple[float, float]] = {}  # port -> delay towards it, loss in both directions
+        self._held: list[tuple[float, int, tuple[int, ...], bytes]] = []  # a heap, by time and order of arrival
+        self._received = 0
+
+    def impair(self, port: int, delay: float, loss: float) -> None:
+        """Let frames to a port take so much longer, and those to and from it be lost this often, too."""
+        self._worse[port] = delay, loss
 
     def receive(self, port: int, frame: bytes, now: float) -> None:
         """Take in a frame from a port at the time `now` in seconds, which never decreases."""
         self._known[frame[SOURCE]] = (port,)
-        if self._random() >= self._loss:
-            self._held.append((now + self._delay, self._known.get(frame[DESTINATION], self._others[port]), frame))
+        ports = self._known.get(frame[DESTINATION], self._others[port])
+        loss, delay = self._loss, self._delay
+        if self._worse:
+            own, there = (self._worse.get(number, (0.0, 0.0)) for number in (port, ports[0]))
+            loss, delay = 1.0 - (1.0 - loss) * (1.0 - own[1]) * (1.0 - there[1]), delay + there[0]
+        if self._random() >= loss:
+            self._received += 1
+            heapq.heappush(self._held, (now + delay, self._received, ports, frame))
 
     def wait(self, now: float) -> float | None:
         """Return the seconds until the next frame is due; None if there is none."""
         return max(0.0, self._held[0][0] - now) if self._held else None
 
     def due(self, now: float) -> list[tuple[int, bytes]]:
-        """Return the ports and frames to be sent now, in the order of arrival."""
+        """Return the ports and frames to be sent now, in the order of their times, then of arrival."""
         due: list[tuple[int, bytes]] = []
         while self._held and self._held[0][0] <= now:
-            _, ports, frame = self._held.popleft()
+            _, _, ports, frame = heapq.heappop(self._held)
             due += [(port, frame) for port in ports]
         return due
 
@@ -74,7 +87,11 @@ def serve(switch: Switch, ports: list[socket.socket], end: int) -> None:
         # Not epoll, which only waits for whole milliseconds.
         readable = select.select([end, *numbers], [], [], switch.wait(time.monotonic()))[0]
         if end in readable:
-            return
+            line = os.read(end, 4096).decode()  # whole lines: they are shorter than a pipe's least buffer
+            if not line:
+                return
+            for port, delay, loss in (words.split() for words in line.splitlines()):
+                switch.impair(int(port), float(delay), float(loss))
         for number in (numbers[file] for file in readable):
             now = time.monotonic()
             with contextlib.suppress(BlockingIOError):  # no more frames

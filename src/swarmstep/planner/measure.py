@@ -8,7 +8,7 @@ import statistics
 import time
 from typing import Any
 
-from swarmstep.comm.metered import Call
+from swarmstep.errors import UsageError
 from swarmstep.network.trace import Trace
 from swarmstep.planner.prices import RoundWork, Work
 from swarmstep.train.build import resolve
@@ -17,7 +17,8 @@ from swarmstep.train.in_process import simulated
 from swarmstep.train.job import Job
 from swarmstep.workloads import Workload
 
-ROUNDS, STEPS = 5, 4  # of the trial: rounds, and steps between them
+ROUNDS, STEPS = 8, 4  # of the trial: rounds, and steps between them
+FIRST = 4  # rounds of it that may be longer: all workers are tested, or none of them has led yet
 MOST = 500  # rounds of a longer one
 
 
@@ -30,12 +31,12 @@ def measured(config: Config, workload: Workload, codecs: tuple[str, ...] = ("int
         codecs: to measure besides no codec.
 
     Raises:
-        UsageError: as a training with these settings does.
+        UsageError: as a training with these settings does, or the method chooses by itself when to synchronize.
     """
     trials = {codec: _trial(config, workload, codec) for codec in ("", *codecs)}
     parameters = int(trials[""][1]["parameters"])
     step = statistics.median(seconds for events, _ in trials.values() for seconds in _step_seconds(events))
-    rounds = {codec: _round(events) for codec, (events, _) in trials.items()}
+    rounds = {codec: _round(config, events) for codec, (events, _) in trials.items()}
     return Work(step, parameters, rounds, _bytes_kept(config, parameters))
 
 
@@ -75,18 +76,22 @@ def _step_seconds(events: list[dict[str, Any]]) -> list[float]:
     return [seconds / STEPS for event in rounds for seconds in event["compute_seconds"]]
 
 
-def _round(events: list[dict[str, Any]]) -> RoundWork:
-    """Return a round as it is when the first ones, which are longer, are over."""
-    trace = Trace([event["folded"] for event in events if event["kind"] == "trace"][-1])
+def _round(config: Config, events: list[dict[str, Any]]) -> RoundWork:
+    """Return a round as it is when the first ones are over: the one that sends most.
+
+    In some rounds a worker has no partner, or nothing to tell, while others have.
+    """
+    trace = [*Trace([event["folded"] for event in events if event["kind"] == "trace"][-1])]
+    if [round_.started for round_ in trace] != [STEPS * (k + 1) for k in range(ROUNDS)]:
+        raise UsageError(
+            f"plan: {config.strategy} does not synchronize in each n-th step, and has no n to plan; "
+            "give another --strategy"
+        )
     rounds = [event for event in events if event["kind"] == "round"]
-    plain = [event["seconds"] - event["probe_seconds"] for event in rounds[1:]]
+    plain = [event["seconds"] - event["probe_seconds"] for event in rounds[FIRST:]]
     tests = [event["probe_seconds"] for event in rounds[1:] if event["probe_seconds"] > 0]
-    calls = min((round_.calls for round_ in trace), key=_bytes)
+    calls = max((round_.calls for round_ in trace[FIRST:]), key=lambda calls: sum(call.bytes for call in calls))
     return RoundWork(calls, max(0.0, statistics.median(plain)), statistics.median(tests) if tests else 0.0)
-
-
-def _bytes(calls: tuple[Call, ...]) -> int:
-    return sum(call.bytes for call in calls)
 
 
 def _bytes_kept(config: Config, parameters: int) -> int:

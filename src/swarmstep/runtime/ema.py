@@ -55,7 +55,11 @@ class EMA:
         sync.attach("ema", self)
 
     def update(self, event: Event | None) -> None:
-        """Take note of what `Synchronizer.step` or `events` returned; a `Round` moves the average."""
+        """Take note of what `Synchronizer.step` or `events` returned; a `Round` moves the average.
+
+        Where rounds of several fragments land in one step, `step` returns the first: hand over those of `events`,
+        too, before the next step moves the weights.
+        """
         if isinstance(event, Round):
             x, average = self._flat.read(event.fragment), self._averages[event.fragment]
             average.lerp_(x, 1.0 - self._decay if self._updates[event.fragment] else 1.0)

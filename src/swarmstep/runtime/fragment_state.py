@@ -163,7 +163,10 @@ def carry_over(fragment: Fragment, saved: Mapping[str, Any], sources: Sequence[i
     for tensor, value in pairs:
         tensor.copy_(value)
     window = fragment.window.load(fields.field(saved, "window"))
-    fragment.window.weight = window.weight  # a newcomer counts as much as the member whose state it takes
+    if fragment.context.strategy.when.timed:  # it counts by its own steps, and goes on by the clock of that member
+        fragment.window.seconds = window.seconds
+    else:
+        fragment.window.weight = window.weight  # a newcomer counts as much as the member whose state it takes
     fragment.rounds = int(fields.field(saved, "rounds"))
     if sources[rank] is not None:
         fragment.window = window

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 
 from swarmstep.arguments import check_type
 from swarmstep.comm.background import T
@@ -15,11 +15,14 @@ from swarmstep.console import say
 from swarmstep.elastic.membership import Membership
 from swarmstep.errors import CommError, RunOver
 
+MANY = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")  # how many srun, Open MPI, MPICH have started
+
 
 def run(train: Callable[[Group], T], workers: int = 4, *, exact: bool = False) -> T | None:
     """Call `train(comm)` for each worker of the group that this program was started in.
 
-    - ``python PROGRAM.py``: `workers` workers inside this process (`simulate`).
+    - ``python PROGRAM.py``: `workers` workers inside this process (`simulate`). So does each process that srun or
+      mpirun starts without setting RANK, and says so.
     - ``torchrun --nproc-per-node W PROGRAM.py``, or whatever else sets RANK and its like: W processes
       (`DistComm.from_env`).
     - ``swarmstep run --workers W PROGRAM.py``: W processes of an elastic group, which are replaced when they die
@@ -35,19 +38,32 @@ def run(train: Callable[[Group], T], workers: int = 4, *, exact: bool = False) -
         worker that is left stands in for a lost one.
 
     Raises:
-        SystemExit: in an elastic group where this worker cannot go on with the others, and is to be replaced.
+        SystemExit: what the workers do together has failed, as is said in a line, with the error as its cause. A
+            worker of an elastic group is to be replaced then.
     """
     check_type("run: workers", workers, int)
     if not callable(train):
         check_type("run: train", train, Callable)
     if "SWARMSTEP_WORKER" in os.environ:
         return _elastic(train, exact)
-    if "RANK" not in os.environ:
-        return simulate(train, workers)[0]
-    comm = DistComm.from_env(exact=exact)
-    result = train(comm)
-    comm.close()
-    return result if comm.rank == 0 else None
+    with _in_a_line():
+        if "RANK" not in os.environ:
+            _say_if_one_of_many(workers)
+            return simulate(train, workers)[0]
+        comm = DistComm.from_env(exact=exact)
+        result = train(comm)
+        comm.close()
+        return result if comm.rank == 0 else None
+
+
+def _say_if_one_of_many(workers: int) -> None:
+    """Say that the processes of srun or mpirun do not train together by themselves."""
+    size = next((os.environ[name] for name in MANY if os.environ.get(name, "1") != "1"), "")
+    if size:
+        say(
+            f"run: RANK is not set, so this process, one of {size}, simulates {workers} workers by itself; to "
+            "train together, start it with torchrun, or set RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT"
+        )
 
 
 def _elastic(train: Callable[[Group], T], exact: bool) -> T | None:
@@ -55,13 +71,19 @@ def _elastic(train: Callable[[Group], T], exact: bool) -> T | None:
         members = Membership.from_env(exact=exact)
         stack.callback(members.leave)
         stack.enter_context(contextlib.suppress(RunOver))  # the run has ended without this worker
-        try:
+        with _in_a_line():
             result = train(members.join())
-            members.end()
             return members.conclude(lambda: result)
-        except RunOver:
-            raise
-        except CommError as error:
-            say(str(error))
-            raise SystemExit(error.exit_code) from error
     return None
+
+
+@contextlib.contextmanager
+def _in_a_line() -> Generator[None]:
+    """End the program where workers cannot go on together, and say why in a line."""
+    try:
+        yield
+    except RunOver:
+        raise
+    except CommError as error:
+        say(str(error))
+        raise SystemExit(error.exit_code) from error

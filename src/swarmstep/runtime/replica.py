@@ -13,7 +13,7 @@ from swarmstep.runtime.flat import Flat
 from swarmstep.runtime.fragment import Fragment
 from swarmstep.runtime.gradients import Gradients
 from swarmstep.runtime.module_tensors import check_wrappers, module_tensors, sharded
-from swarmstep.runtime.optimizer_state import LOCAL, OptimizerStates, described
+from swarmstep.runtime.optimizer_state import LOCAL, OptimizerStates, Rule, described
 from swarmstep.runtime.options import Options, Stateful
 from swarmstep.runtime.probe import Probe
 from swarmstep.runtime.round_context import RoundContext
@@ -61,11 +61,7 @@ class Replica:
                 f"{given[0]}: {name} synchronizes gradients, which the optimizer waits for in one piece; expected "
                 "none of delay, mix, fragments and island"
             )
-        if options.optimizer_state != LOCAL and not averages(strategy):
-            raise UsageError(
-                f"optimizer_state: {name} does not take the plain mean of the workers' weights, so that a mean of "
-                "their optimizers' states would belong to other weights; take 'local'"
-            )
+        check_states(options.optimizer_state, strategy)
         if options.eager and type(strategy).alone is Strategy.alone:
             raise UsageError(f"eager: {name} has no step that a worker could take before the others'; take DiLoCo")
         if strategy.needs_probe and options.probe is None:
@@ -184,6 +180,16 @@ class Replica:
             inner=OptimizerStates(options.optimizer_state, options.optimizers, self.model, self.flat.dtype),
         )
         return [Fragment(context, i, self.flat.read(i)) for i in range(options.fragments)]
+
+
+def check_states(rule: Rule, strategy: Strategy) -> None:
+    """Raise UsageError where a rule averages optimizers' states, and the strategy not the weights with them."""
+    if rule != LOCAL and not averages(strategy):
+        name = type(strategy).__name__
+        raise UsageError(
+            f"optimizer_state: {name} does not take the plain mean of the workers' weights, so that a mean of "
+            "their optimizers' states would belong to other weights; take 'local'"
+        )
 
 
 def averages(strategy: Strategy) -> bool:

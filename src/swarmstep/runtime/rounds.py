@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from swarmstep import fault_points
+from swarmstep.comm.background import BackgroundTask
 from swarmstep.comm.group import Group
 from swarmstep.errors import CommError, PeerLost
 from swarmstep.runtime.averaged import with_means
@@ -40,6 +41,9 @@ class Rounds:
         self.counts = Counts()
         self.events: list[Event] = []
         self.over = False
+        self._renewal: tuple[float, BackgroundTask[Group]] | None = (
+            None  # since when, and what forms the next group
+        )
         options = replica.options
         trained = replica.strategy.target == "weights" and options.fragments == 1 and not options.delay
         self._suspicions = Suspicions(replica.flat if trained else None)
@@ -47,13 +51,43 @@ class Rounds:
         self.attend(self.group.enter(comm, None, comm.clock()))
         self.admit_newcomers()
 
+    @property
+    def _meets(self) -> bool:
+        """Whether rounds begin when all members want them, and are what the count of steps counts."""
+        return self._replica.strategy.when.timed and self.group.comm.elastic
+
+    def count_step(self) -> None:
+        """Count a local step; where the members take different numbers of them, all are at the same round."""
+        counts = self.counts
+        when, trigger = self._replica.strategy.when, self.group.fragments[0].trigger
+        counts.steps = counts.rounds + 1 if self._meets else counts.steps + when.count(trigger)
+
     def step(self, step: int, lr: LearningRate) -> None:
         """Ask the trigger of each fragment, and do what is due at this step."""
         for index in range(self._replica.options.fragments):
             requested = self.group.fragments[index].wants_round(step, lr.highest)
+            if self._meets:
+                if not self._is_in_a_group():
+                    return
+                requested = self.group.comm.meets(self.counts.rounds + 1, requested)
             if not self.attend(Attempt(index, StepContext(step, lr.highest, requested, rates=lr.each))):
                 break  # this worker is elsewhere now, where the others have done what is due at this step
         self.admit_newcomers()
+
+    def _is_in_a_group(self) -> bool:
+        """Return whether there is a group for a round; where it is being formed, steps go on meanwhile."""
+        comm, present = self.group.comm, self._renewal
+        if present is None and (comm.broken or self.group.newcomers_wait):
+            self._renewal = comm.clock(), comm.renewal()
+        elif present is not None and present[1].done:
+            self._enter_next()
+        return self._renewal is None
+
+    def _enter_next(self) -> None:
+        """Enter the group that is being formed, once it is."""
+        if self._renewal:
+            (began, formed), self._renewal = self._renewal, None
+            self.group.enter(formed.result(), None, began)
 
     def attend(self, attempt: Attempt | None) -> bool:
         """Do what is due, in this group or, if it loses a worker meanwhile, in the next.
@@ -64,6 +98,8 @@ class Rounds:
         stayed = True
         while attempt:
             try:
+                if self._meets and attempt.now.requested and attempt.now.step >= self.group.level:
+                    self.group.comm.meets(self.counts.rounds + 1, True)  # in this group, too, if one was lost
                 self._take_step(self.group.fragments[attempt.fragment], attempt.now)
                 break
             except PeerLost:
@@ -75,7 +111,7 @@ class Rounds:
 
     def admit_newcomers(self) -> None:
         """Form the next group if newcomers wait: at the step at which all have learnt of it, and not later."""
-        while self.group.newcomers_wait:
+        while self.group.newcomers_wait and not self._meets:
             self.attend(self._regroup(None))
 
     def _regroup(self, attempt: Attempt | None) -> Attempt | None:
@@ -127,6 +163,7 @@ class Rounds:
         """Land what is under way, answer the others' rounds until all have finished, and return the result."""
         while True:
             try:
+                self._enter_next()
                 return self._finish_together()
             except PeerLost:
                 if not self.group.comm.elastic:

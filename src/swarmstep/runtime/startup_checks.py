@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from swarmstep.comm.base import Comm
 from swarmstep.errors import Disagreement, NotFinite, UsageError
 from swarmstep.runtime.module_tensors import local_shard, module_tensors
+from swarmstep.runtime.options import Options
 from swarmstep.strategies.base import Strategy
 
 
@@ -100,9 +101,14 @@ def _equal(tensors: list[Tensor], comm: Comm) -> list[bool]:
     return (rows == rows[0]).view(len(rows), len(tensors), -1).all(dim=2).all(dim=0).tolist()
 
 
-def check_elastic(strategy: Strategy) -> None:
-    """Raise UsageError where an elastic group cannot run a strategy."""
-    if strategy.when.per_rank:
+def check_elastic(strategy: Strategy, options: Options) -> None:
+    """Raise UsageError where an elastic group cannot run a strategy, or not with these options."""
+    if strategy.when.timed and (options.delay or options.fragments > 1):
+        raise UsageError(
+            f"{strategy.when}: an elastic group begins its rounds by time when all have come; expected no delay "
+            f"and 1 fragment, found {options.delay} and {options.fragments}"
+        )
+    if strategy.when.per_rank and not strategy.when.timed:
         raise UsageError(
             f"{strategy.when}: in an elastic group all workers take the same number of steps between rounds; "
             "expected one number for all"

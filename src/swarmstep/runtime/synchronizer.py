@@ -52,7 +52,7 @@ class Synchronizer(SavedSynchronizer):
     def __init__(self, model: nn.Module, strategy: Strategy, comm: Group, options: Options | None = None) -> None:
         _check_arguments(model, strategy, comm, options)
         if comm.elastic:
-            check_elastic(strategy)
+            check_elastic(strategy, options or Options())
         super().__init__(Replica(model, strategy, options or Options()), comm)
         self._finished = False
         self._returned = self._clock()  # when the last call of `step` or `reduce` ended
@@ -116,7 +116,7 @@ class Synchronizer(SavedSynchronizer):
         rate = learning_rate(lr, self._replica.model, "Synchronizer.step")
         spent, self._reduced = self._clock() - self._returned if seconds is None else seconds, None
         rounds, self._unfinished.steps = self._rounds, 0  # if it fails, there is an error instead of a warning
-        rounds.counts.steps += self.strategy.when.count(self.triggers[0])
+        rounds.count_step()
         for fragment in rounds.group.fragments:
             fragment.window.add(loss, 0.0 if gradients else weight, spent)
         if not gradients:

@@ -79,10 +79,6 @@ def _check_max_batch(config: Config) -> None:
 
 
 def _check_elastic(config: Config, option: str) -> None:
-    if config.balance == "time":
-        raise UsageError(
-            f"{option}: nobody knows which examples a lost worker took; with --elastic expected batch or steps"
-        )
     if config.delay or config.fragments > 1:
         raise UsageError(
             f"{option}: --elastic measures the workers in each round; expected no --delay and no --fragments"

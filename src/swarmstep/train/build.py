@@ -12,7 +12,7 @@ from swarmstep.errors import UsageError
 from swarmstep.runtime import optimizer_state
 from swarmstep.runtime.optimizer_state import Rule
 from swarmstep.runtime.options import Options
-from swarmstep.runtime.replica import averages
+from swarmstep.runtime.replica import check_states
 from swarmstep.strategies import STRATEGIES, Strategy
 from swarmstep.strategies.base import check_choice
 from swarmstep.strategies.diloco import DiLoCo
@@ -140,11 +140,16 @@ def _check_control_variates(config: Config, strategy: Strategy) -> None:
         )
     if config.optimizer not in ("sgd", "momentum"):
         raise UsageError(f"--control-variates correct SGD; expected --optimizer sgd, found {config.optimizer}")
-    rounds = strategy.then if isinstance(strategy, Warmup) else strategy
+    rounds = _warmed_up(strategy)
     if rounds.target == "gradients" or not rounds.card.weighted:
         raise UsageError(
             f"--control-variates need rounds that average the weights of all workers; {config.strategy} has none"
         )
+
+
+def _warmed_up(strategy: Strategy) -> Strategy:
+    """Return the strategy that follows a warm-up, if there is one."""
+    return strategy.then if isinstance(strategy, Warmup) else strategy
 
 
 def _check_ddp(config: Config) -> None:
@@ -200,8 +205,7 @@ def title_of(config: Config) -> str:
     """Return what a run is, in a line, with settings that follow from the number of workers."""
     if config.layerwise or config.strategy != DiLoCo.card.name:
         return config.title
-    strategy = build_strategy(config)
-    strategy = strategy.then if isinstance(strategy, Warmup) else strategy
+    strategy = _warmed_up(build_strategy(config))
     if not isinstance(strategy, DiLoCo) or None not in (strategy.lr, strategy.momentum):
         return config.title
     return f"{config.title}; outer step for {config.workers}: {outer_settings(config.workers)}"
@@ -236,8 +240,7 @@ def _check_states(config: Config, strategy: Strategy) -> None:
             f"--optimizer-state {config.optimizer_state}: --optimizer {config.training.optimizer} remembers "
             f"{', '.join(known) or 'nothing'}; expected local" + (", mean or those names" if known else "")
         )
-    if not averages(strategy):
-        raise UsageError(f"--optimizer-state: {config.strategy} does not average the workers' weights; take local")
+    check_states(rule, strategy)
 
 
 def build_strategy(config: Config) -> Strategy:

@@ -18,6 +18,7 @@ Backend = Literal["sim", "gloo", "nccl"]
 ElasticMode = Literal["local", "torchft", "torchrun"]
 Balance = Literal["off", "batch", "steps", "time"]
 Method = Literal["gradient", "ssfn"]
+Tunnel = Literal["wireguard"]
 Group = Literal["Method", "Data and model", "Training", "Communication", "Run"]
 
 SYNCHRONOUS = "synchronous"  # averages the gradients at every step
@@ -369,6 +370,16 @@ class Invocation:
         ),
     )
 
+    tunnel: Tunnel | None = field(
+        default=None,
+        metadata=_about(
+            "Run",
+            None,
+            "with --listen: encrypt what the machines send each other; root on each, and wireguard-tools "
+            "(docs/security.md)",
+        ),
+    )
+
     def __post_init__(self) -> None:
         for name, low in (("silence", 2.0), ("patience", 1.0), ("pace", 0.0)):  # a heartbeat comes every 0.5 s
             value = getattr(self, name)
@@ -378,8 +389,9 @@ class Invocation:
             raise UsageError("--resume and --out: a resumed run stays in its folder; give one of them")
         if self.no_files and (self.out or self.resume or self.track):
             raise UsageError("--no-files: goes with neither --out, --resume nor --track")
-        if self.here is not None and not self.listen:
-            raise UsageError("--here: goes with --listen, which lets other machines bring the other workers")
+        if not self.listen and (self.here is not None or self.tunnel):
+            option = "--tunnel" if self.here is None else "--here"
+            raise UsageError(f"{option}: goes with --listen, which lets other machines bring the other workers")
         if self.store and (self.join or self.listen):
             raise UsageError("--store: goes with neither --listen nor --join; give --store on each machine")
         if self.join and (self.resume or self.listen):

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from swarmstep import waiting
 from swarmstep.checkpoint import loader, saver
 from swarmstep.comm.group import Group
 from swarmstep.elastic.membership import Membership
@@ -46,11 +47,13 @@ def run(config: Config, workload: Workload, membership: Membership, job: Job) ->
         stack.callback(membership.leave)
         stack.callback(logger.close)
         stack.enter_context(contextlib.suppress(RunOver))  # the run has ended without this worker
+        events = WorkerEvents(job.out, membership.name)
+        stack.enter_context(waiting.listening(lambda wait: events.write("waiting", what=wait.what)))
         began = time.monotonic()
         slot = int(membership.name.partition(".")[0])
         fault = stack.enter_context(faults.injected(config.fault, config.workers, config.seed, slot))
         trainer = Trainer(config, workload, membership.join(), job, fault)
-        return trainer.train(Elastic(trainer, logger, job, membership, began))
+        return trainer.train(Elastic(trainer, logger, job, membership, began, events))
     return None
 
 
@@ -66,14 +69,20 @@ class Elastic(Coordinator):
         job: how the run is carried out.
         membership: of this worker.
         began: when this worker wanted to join, by `time.monotonic`.
+        events: of this worker.
     """
 
     def __init__(
-        self, trainer: Trainer, logger: RunLogger, job: Job, membership: Membership, began: float
+        self,
+        trainer: Trainer,
+        logger: RunLogger,
+        job: Job,
+        membership: Membership,
+        began: float,
+        events: WorkerEvents,
     ) -> None:
         super().__init__(trainer, logger, job)
-        self.membership, self._began = membership, began
-        self.events = WorkerEvents(logger.path, membership.name)
+        self.membership, self._began, self.events = membership, began, events
         self._before = 0  # the step of the round before the latest; the same on all workers
         self._writing = False  # a checkpoint
         self._over = False
@@ -90,7 +99,7 @@ class Elastic(Coordinator):
             return
         if self.logger.path:
             self._load()
-        self.logger.rewind(self.trainer.sync.steps)
+        self.logger.rewind(self.trainer.taken)
         self.logger.begin(self.trainer.config)
         sync, comm = self.trainer.sync, self.comm
         self._record_joined(
@@ -120,7 +129,7 @@ class Elastic(Coordinator):
         loader.check_same_step(folder, step, self.comm)
         if states:
             restore(self.trainer, dict(enumerate(states)), folder)
-            self._before = self.trainer.sync.committed
+            self._before = self.trainer.share.committed
 
     def membership_changed(self, change: MembershipChange) -> None:
         """Record that this worker is in another group."""
@@ -128,7 +137,7 @@ class Elastic(Coordinator):
             return
         self.logger.lead(change.rank == 0)
         if change.newcomer:
-            self._before = change.committed
+            self._before = self.trainer.share.committed
         self._record_joined(change)
 
     def _record_joined(self, change: MembershipChange) -> None:
@@ -166,6 +175,7 @@ class Elastic(Coordinator):
             members=list(report.members),
             averaged=report.participants,
             loss=tally.train_loss,
+            done=list(trainer.share.done),
             digest=shared_digest(trainer.sync.states) if present else None,
         )
         self.record_round(report)
@@ -178,7 +188,7 @@ class Elastic(Coordinator):
     def _follow(self, report: Round) -> None:
         """Show, evaluate, save and stop, each where it is due; due is the same on all workers."""
         trainer, config = self.trainer, self.trainer.config
-        step = trainer.sync.steps
+        step = trainer.taken
         self.logger.show(trainer.progress(list(report.losses)))
         evaluates, saves = (
             report.step // every > self._before // every
@@ -228,11 +238,10 @@ class Elastic(Coordinator):
     def conclude(self) -> dict[str, Any] | None:
         """Let one worker, the first that is left, evaluate its model; return the summary there."""
         means = self._means()
-        self.membership.end()
         self._settle()
         summary = self.membership.conclude(lambda: self._summarize(means))
         result = {"loss": summary["test_loss"], "accuracy": summary["test_accuracy"]} if summary else {}
-        self.events.write("done", step=self.trainer.sync.steps, round=self.trainer.sync.rounds, **result)
+        self.events.write("done", step=self.trainer.taken, round=self.trainer.sync.rounds, **result)
         return summary
 
     def _means(self) -> dict[str, float]:

@@ -13,6 +13,7 @@ from swarmstep.data.elastic_sampler import ElasticSampler
 from swarmstep.data.sampler import BalancedSampler, Batch, Sampler
 from swarmstep.data.sharding import Shard, hold_out, shard
 from swarmstep.data.stream import Stream
+from swarmstep.data.timed_ledger import TimedLedger
 from swarmstep.errors import UsageError
 from swarmstep.seeding import generator
 from swarmstep.signal import MembershipChange
@@ -44,8 +45,11 @@ class Feed:
         held = hold_out(len(workload.train), config.seed)
         self._train, self._targets = held.train, workload.train.targets[held.train]
         self._batch = config.training.batch
-        self.ledger: ElasticSampler | None = None
-        self._before: tuple[ElasticSampler, int]  # what was drawn from before the last deal, as which rank
+        self._kind = TimedLedger if config.balance == "time" else ElasticSampler
+        self.ledger: ElasticSampler | TimedLedger | None = None
+        self._before: tuple[
+            ElasticSampler | TimedLedger, int
+        ]  # what was drawn from before the last deal, as which rank
         if config.balance in ("batch", "steps") and not members:
             self._stream = Stream(len(self._train), config.seed)
         elif members or config.shards == "dealt":
@@ -58,8 +62,8 @@ class Feed:
         self._probes = min(max(low, 4 * self._batch), high, len(held.probe))
         self.probe_cost = self._probes / (2 * self._batch)  # in local steps
 
-    def _ledger(self, members: int) -> ElasticSampler:
-        return ElasticSampler(len(self._train), self._batch, self._seed, members)
+    def _ledger(self, members: int) -> ElasticSampler | TimedLedger:
+        return self._kind(len(self._train), self._batch, self._seed, members)
 
     def _samplers(self, config: Config) -> list[Sampler] | list[BalancedSampler]:
         """Return those of all ranks, so that what is wrong with one is an error on all."""
@@ -86,8 +90,7 @@ class Feed:
         if self.ledger:
             step = number if step is None else step
             ledger, rank = (self.ledger, self._rank) if step > self.ledger.step else self._before
-            indices = ledger.batch(rank, step)
-            indices = indices[slice(*places)] if places else indices
+            indices = ledger.draw(rank, step, places)
             batch = Batch(indices, self._targets[indices])
         elif places:
             indices = self._stream.draw(*places)
@@ -98,6 +101,11 @@ class Feed:
         if self._workload.augment:
             inputs = self._workload.augment(inputs, generator(self._seed, number, self._rank, "augment"))
         return inputs.to(self._device), batch.targets.to(self._device)
+
+    @property
+    def counts(self) -> bool:
+        """Whether what this worker draws now is in the books."""
+        return not isinstance(self.ledger, TimedLedger) or self.ledger.counts(self._rank)
 
     def deal(self, change: MembershipChange, shares: tuple[list[int], int] | None = None) -> None:
         """Go on with other members; see `ElasticSampler.deal`.
@@ -112,7 +120,10 @@ class Feed:
         self._rank = change.rank
 
     def share_out(self, step: int, shares: tuple[list[int], int] | None) -> None:
-        """Go on with other shares of the same members, after a round at `step`; None: nothing changes."""
+        """Go on with other shares of the same members, after a round at `step`; None: nothing changes.
+
+        With --balance time these are the steps that each has taken in that round.
+        """
         if self.ledger and shares:
             self._deal(step, step, range(self.ledger.workers), shares)
 

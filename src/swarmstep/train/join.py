@@ -13,15 +13,17 @@ from typing import Any, NamedTuple
 
 from swarmstep.comm import process_groups
 from swarmstep.comm.heartbeat import Heartbeat, dead_key
-from swarmstep.comm.interfaces import interface_towards
+from swarmstep.comm.interfaces import interface_towards, own_address
 from swarmstep.comm.secure.auth import LEAST, secret_of
 from swarmstep.comm.secure.proxy import Proxy
 from swarmstep.comm.secure.tunnel import open_tunnel
+from swarmstep.comm.store import Store
 from swarmstep.console import say
 from swarmstep.elastic.formation import begun
 from swarmstep.elastic.supervisor import LAST_WAIT
 from swarmstep.errors import CommError, UsageError
 from swarmstep.launch.processes import Place
+from swarmstep.network.wireguard import PrivateNetwork, check_means
 from swarmstep.train.config import Config
 from swarmstep.train.environment import SETTINGS
 from swarmstep.workloads import Workload
@@ -64,11 +66,16 @@ def address(option: str, text: str) -> tuple[str, int]:
 
 @contextlib.contextmanager
 def listening(
-    where: tuple[str, int], config: Config, workload: Workload, here: int | None = None
+    where: tuple[str, int],
+    config: Config,
+    workload: Workload,
+    here: int | None = None,
+    tunnel: str | None = None,
 ) -> Generator[Place]:
     """Serve the store of a run, and a proxy for it on `where`; yield the place of this machine's workers.
 
-    `here` is how many workers of an asynchronous run are on this machine.
+    `here` is how many workers of an asynchronous run are on this machine. With a `tunnel` what workers send each
+    other goes through a private network.
 
     At the end the other machines are waited for, as long as they give signs of life.
 
@@ -76,9 +83,15 @@ def listening(
         UsageError: there is no secret, or the address is not free or not of this machine.
     """
     secret, interface = needed_secret("--listen"), interface_towards(where[0])
+    if tunnel:
+        check_means()
     store, port = process_groups.serve_store()
-    store.set(PUBLISHED, json.dumps({**published(config, workload), "here": here}))
-    with contextlib.closing(Proxy(port, secret, where, say)) as proxy:
+    store.set(PUBLISHED, json.dumps({**published(config, workload), "here": here, "tunnel": tunnel}))
+    with contextlib.ExitStack() as stack:
+        proxy = stack.enter_context(contextlib.closing(Proxy(port, secret, where, say)))
+        if tunnel:
+            own = process_groups.connect("127.0.0.1", port, LAST_WAIT)
+            interface = stack.enter_context(PrivateNetwork(secret, 0, where[0], own, _machines)).interface
         shown = f"[{proxy.host}]" if ":" in proxy.host else proxy.host
         join = f"swarmstep train {shlex.quote(config.workload)} --join {shown}:{proxy.port} --workers N"
         say(f"on other machines, with the same secret: {join}")
@@ -115,7 +128,7 @@ def joined(where: tuple[str, int], patience: float) -> Generator[Guest]:
     secret, interface = needed_secret("--join"), interface_towards(where[0])
     at = f"the run at {where[0]}:{where[1]}"
     over = f"{at}: the process that started it has ended, or is out of reach; resume it there, or join it again"
-    with contextlib.closing(open_tunnel(where, secret)) as tunnel:
+    with contextlib.closing(open_tunnel(where, secret)) as tunnel, contextlib.ExitStack() as stack:
         try:
             store = process_groups.connect(tunnel.host, tunnel.port, patience)
             beats = process_groups.connect(tunnel.host, tunnel.port, patience)
@@ -123,8 +136,13 @@ def joined(where: tuple[str, int], patience: float) -> Generator[Guest]:
             config = read_settings(text)
             if not config.asynchronous:  # else it begins when all have come
                 _await_begin(store, at, patience)
-            name = _guest(store.add(GUESTS, 1))
+            number = store.add(GUESTS, 1)
+            name = _guest(number)
             heart = Heartbeat(beats, name, [])
+            if json.loads(text).get("tunnel"):
+                own = process_groups.connect(tunnel.host, tunnel.port, patience)
+                private = PrivateNetwork(secret, number, own_address(where[0]), own, _machines)
+                interface = stack.enter_context(private).interface
         except RuntimeError as error:
             raise CommError(over) from error
         heart.start()
@@ -213,6 +231,11 @@ def needed_secret(option: str) -> bytes:
             "all machines, that only its owner can read; make one with: (umask 077; openssl rand -hex 32 > FILE)"
         )
     return secret
+
+
+def _machines(store: Store) -> int:
+    """Return how many machines have come, the first one included."""
+    return 1 + store.add(GUESTS, 0)
 
 
 def _guest(number: int) -> str:

@@ -90,7 +90,7 @@ class Lockstep(Coordinator):
         self.comm = trainer.sync.comm
         self._window = torch.zeros((), device=trainer.device)  # sum of the losses since the last look
         self._looked = 0  # this worker's step at the last look
-        self._evaluated = 0  # the step of the last evaluation
+        self._met, self._evaluated = 0, 0  # the steps of the run at the last look, and at the last evaluation
         self._bytes_sent = 0.0  # mean over the workers, at the last look
 
     def begin(self) -> None:
@@ -110,6 +110,7 @@ class Lockstep(Coordinator):
         state = restore(self.trainer, loader.load_own_or_all(folder, self.comm), folder)["lockstep"]
         self._window.copy_(state["window"])
         self._looked, self._evaluated = state["looked"], state["evaluated"]
+        self._met = state.get("met", self.trainer.taken)  # earlier versions lack it
         self.logger.rewind(self.trainer.taken)
 
     @property
@@ -141,8 +142,8 @@ class Lockstep(Coordinator):
             return
         last, stride = step == trainer.steps, trainer.share.stride
         stop = self.job.stop_at is not None and step >= self.job.stop_at
-        evaluates = not last and self._evaluation_is_due()
-        if step % LOOK_EVERY < stride or last or evaluates or trainer.share.unmeasured:
+        evaluates = not last and self._is_due(trainer.config.training.eval_every, self._evaluated)
+        if self._is_due(LOOK_EVERY, self._met) or last or evaluates or trainer.share.unmeasured:
             with trainer.timed():  # so that an evaluation does not begin with a wait for the slowest worker
                 stop = self._look() or stop
         if last:
@@ -159,11 +160,13 @@ class Lockstep(Coordinator):
             hint = self.logger.resume_hint() if self.saver else ""
             raise Interrupted(f"stopped at step {step} of {trainer.steps}, on all ranks{hint}")
 
-    def _evaluation_is_due(self) -> bool:
-        """Return whether to evaluate now: not during a round, whose transfer would not cost time then."""
-        sync, every = self.trainer.sync, self.trainer.config.training.eval_every
-        due = self.trainer.taken // every - self._evaluated // every
-        return due > 1 or (due == 1 and not sync.under_way)
+    def _is_due(self, every: int, before: int) -> bool:
+        """Return whether to do now what comes each `every` steps and came at the step `before`.
+
+        Not during a round: an evaluation would hide its transfer, and a look would wait behind it.
+        """
+        due = self.trainer.taken // every - before // every
+        return due > 1 or (due == 1 and not self.trainer.sync.under_way)
 
     def _look(self) -> bool:
         """Gather the losses, show them, and return whether any rank was asked to stop. Collective."""
@@ -171,7 +174,7 @@ class Lockstep(Coordinator):
         own, tally = trainer.sync.steps, trainer.tally
         loss = float(self._window) / max(1, own - self._looked)
         self._window.zero_()
-        self._looked = own
+        self._looked, self._met = own, trainer.taken
         row = [loss, self.job.stopping(), tally.bytes_sent, trainer.share.measurement(), *trainer.done()]
         rows = self.comm.gather(torch.tensor(row, dtype=torch.float64))
         losses = rows[:, 0].tolist()
@@ -203,7 +206,7 @@ class Lockstep(Coordinator):
 
     def _save(self, writer: saver.Saver) -> None:
         self._agree(writer)
-        own = {"window": self._window, "looked": self._looked, "evaluated": self._evaluated}
+        own = {"window": self._window, "looked": self._looked, "met": self._met, "evaluated": self._evaluated}
         state = {**self.trainer.checkpoint(), "lockstep": own}
         writer.start(self.trainer.taken, state, self.comm.rank, self.comm.size)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from swarmstep.comm.secure.auth import is_loopback
@@ -29,7 +31,9 @@ def etcd_at(text: str) -> EtcdAddress:
     """
     address = store_at(text)
     if not isinstance(address, EtcdAddress):
-        raise UsageError(f"--store {text}: expected etcd://HOST:PORT,HOST:PORT,HOST:PORT or etcd://.../RUN")
+        raise UsageError(
+            f"--store {text}: expected etcd://HOST:PORT,HOST:PORT,HOST:PORT or etcd://.../RUN; with TLS: etcds://..."
+        )
     if not _is_here(address):
         needed_secret("--store")
     return address
@@ -76,6 +80,12 @@ def attached(text: str, settings: Mapping[str, Any]) -> Generator[Place]:
         with contextlib.suppress(RuntimeError):  # the etcd is gone: its keys stay
             if store.add(SUPERVISORS, -1) == 0 and (store.add(OVER, 0) or store.add(STOP, 0)):
                 store.delete_prefix("")
+
+
+def program_settings(program: Path, arguments: Sequence[str]) -> dict[str, Any]:
+    """Return what a program of the user's own has to have alike on all machines: its text, and its arguments."""
+    text = hashlib.sha256(program.read_bytes()).hexdigest()
+    return {"program": {"SHA-256": text, "arguments": [*arguments]}}
 
 
 def _check_same(address: EtcdAddress, run: dict[str, Any], own: dict[str, Any]) -> None:

@@ -43,7 +43,7 @@ def start(session: Session, arguments: Sequence[str]) -> int:
         place = Place()
         if session.call.listen:
             where = address("--listen", session.call.listen)
-            place = stack.enter_context(listening(where, config, workload))
+            place = stack.enter_context(listening(where, config, workload, tunnel=session.call.tunnel))
         if session.call.store:
             place = stack.enter_context(attached(session.call.store, published(config, workload)))
         place = dataclasses.replace(place, environment={**place.environment, **lighthouse})
@@ -63,7 +63,7 @@ def _start_nodes(session: Session, config: Config, workload: Workload, arguments
         place = None
         if session.call.listen:
             where = address("--listen", session.call.listen)
-            place = stack.enter_context(listening(where, config, workload, here))
+            place = stack.enter_context(listening(where, config, workload, here, session.call.tunnel))
         folder = _folder(session, config)
         return supervise(arguments, here + servers, folder, place, resume=session.job.resume)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import faulthandler
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from swarmstep import waiting
 from swarmstep.console import say
 from swarmstep.elastic.supervisor import Supervisor, SupervisorOptions
 from swarmstep.errors import UsageError
@@ -15,7 +18,7 @@ from swarmstep.train.run_folder import RunFolder
 
 NOBODY_JOINED = (
     "{program} has ended, and none of its {workers} processes has joined the others: each was alone; join them by "
-    "swarmstep.run(train), as examples/train.py does, or start the program with python"
+    "swarmstep.run(train), where train(comm) is your function, or start the program with python"
 )
 
 
@@ -58,6 +61,7 @@ def supervise(
             noting_interrupts() as interrupts,
             Supervisor(arguments, workers, folder, place, options) as supervisor,
         ):
+            _tell_on_request(supervisor)
             while (outcome := supervisor.attend(0.2, interrupts)) is None:
                 pass
             if outcome.code == 0 and program != "swarmstep" and not supervisor.joined:
@@ -70,6 +74,16 @@ def supervise(
         advice = "; go on from the last checkpoint with --resume DIR" if outcome.killed and saved else ""
         say(outcome.message + advice)
     return outcome.code
+
+
+def _tell_on_request(supervisor: Supervisor) -> None:
+    """Have a signal ask what the workers wait for; it also says where this process is."""
+
+    def request(*_: object) -> None:
+        supervisor.stalls.requested = True
+
+    signal.signal(waiting.STACKS, request)
+    faulthandler.register(waiting.STACKS, 2, chain=True)
 
 
 def _report_death(event: Mapping[str, Any]) -> None:

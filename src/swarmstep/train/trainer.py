@@ -166,7 +166,8 @@ class Trainer:
         began = comm.clock()
         seed_torch(mix(self.config.seed, step, comm.rank), self.device)  # dropout: a stop changes nothing
         inputs, targets = self.feed.batch(step, self.share.places, self.share.step)
-        lr, weight = learning_rate(self.config, self.share.step), self.share.weight
+        lr = learning_rate(self.config, self.share.step)
+        weight = self.share.weight if self.feed.counts else 0.0
         self.model.train()
         outputs = (self._ddp.module if self._ddp else self.model)(inputs)
         loss = measure_loss(self.model, self.workload, outputs, targets)
@@ -210,8 +211,8 @@ class Trainer:
             if self.sync.comm.elastic:
                 self.feed.share_out(event.step, self.share.dealt)
             if not name or name in event.members:  # else it was before this worker came
-                own.append(event)
-                report = dataclasses.replace(event, step=self.taken) if self.share.stride > 1 else event
+                report = dataclasses.replace(event, step=self.taken) if self.share.uneven else event
+                own.append(report)
                 self.tally.add_round(report, self.sync.comm.rank)
                 if report.followed:
                     self.trace.add(report.step - 1, self.taken, report.followed)

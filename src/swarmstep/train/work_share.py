@@ -29,6 +29,8 @@ class WorkShare:
         sync: of this worker.
     """
 
+    done: tuple[int, ...] = ()  # all take the same steps, or those of the shares
+
     def __init__(self, config: Config, sync: Synchronizer) -> None:
         self._sync, self._batch, self._steps = sync, config.training.batch, config.training.steps
         self._by_steps = config.balance == "steps"
@@ -76,6 +78,16 @@ class WorkShare:
     def taken(self) -> int:
         """The run's steps that all workers have taken."""
         return self._taken if self._by_steps else self._sync.steps
+
+    @property
+    def committed(self) -> int:
+        """The run's steps at the last round that counts."""
+        return self._sync.committed
+
+    @property
+    def uneven(self) -> bool:
+        """Whether workers take different numbers of steps between rounds."""
+        return self._by_steps
 
     @property
     def together(self) -> bool:

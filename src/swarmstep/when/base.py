@@ -42,6 +42,14 @@ class When(Checked, ABC, Generic[TriggerState]):
         """Whether the ranks may count different numbers of steps between rounds."""
         return False
 
+    @property
+    def timed(self) -> bool:
+        """Whether each worker opens a round by its own clock, after any number of its own steps.
+
+        An elastic group then counts its rounds as steps, and begins one when all members want it.
+        """
+        return False
+
     @abstractmethod
     def init(self, layout: Layout, size: int) -> TriggerState:
         """Return the state before step 1, for a group of `size` workers.

@@ -18,8 +18,9 @@ class EveryTime(When[NoState]):
 
     Together, that is a vote: the workers take the same steps, the roll is called at each of them, and the one that
     computes longest asks first. Otherwise each opens the round after as many of its own steps as fit into the
-    time, so that slow and fast ones arrive together; give `Synchronizer.step` the examples as its weight. Such a
-    group cannot be elastic.
+    time, so that slow and fast ones arrive together; give `Synchronizer.step` the examples as its weight. In an
+    elastic group who is early takes further steps until all have come, or one is lost; `Synchronizer.steps` then
+    counts rounds, and the data of a step are the loop's own affair.
 
     Where rounds start depends on measured time, by the group's clock: runs are not reproducible. In one process it
     is each worker's own processor time.
@@ -45,6 +46,10 @@ class EveryTime(When[NoState]):
 
     @property
     def per_rank(self) -> bool:
+        return not self.together
+
+    @property
+    def timed(self) -> bool:
         return not self.together
 
     def init(self, layout: Layout, size: int) -> NoState:

@@ -174,7 +174,7 @@ def test_what_does_not_go_with_it_is_refused_before_the_first_step() -> None:
     with pytest.raises(UsageError, match="fragments: GASLoC still sends after a round has landed"):
         made(GASLoC(overlapped="ring"), Options(fragments=2))
     with pytest.raises(UsageError, match="elastic group needs a round that is over when it lands"):
-        check_elastic(GASLoC(overlapped="ring"))
+        check_elastic(GASLoC(overlapped="ring"), Options())
     with pytest.raises(UsageError, match="needs a reference"):
         made(GASLoC(), Options(codec=TopK(0.1)))
 

@@ -9,10 +9,12 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator
 
-from swarmstep.comm.secure.channel import CHUNK, Channel
+from swarmstep.comm.secure.tls import Streams
 from swarmstep.errors import UsageError
 
+CHUNK = 1 << 16  # bytes that are read at once
 TIMEOUT = 5.0  # seconds that a peer has to authenticate, and that the last bytes have to leave
+PAUSE = 0.05  # seconds until the next try, where no connection could be accepted
 PENDING = 64  # peers that may be authenticating at once; for one more the oldest is dropped
 # Until a vanished machine is noticed: seconds of silence, seconds between probes, probes; ms without an answer.
 KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 30_000}
@@ -30,34 +32,28 @@ async def closing(writer: asyncio.StreamWriter) -> AsyncGenerator[None]:
         writer.transport.abort()
 
 
-async def relay(channel: Channel, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-    """Relay bytes in both directions until one of the connections ends; return whether it was the channel."""
+async def relay(outer: Streams, inner: Streams) -> bool:
+    """Relay bytes in both directions until one of the connections ends; return whether it was the outer one."""
 
-    async def outbound() -> None:
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(CHUNK):
-            await channel.send(data)
+            writer.write(data)
+            await writer.drain()
 
-    async def inbound() -> None:
-        with contextlib.suppress(asyncio.IncompleteReadError):
-            while True:
-                writer.write(await channel.receive())
-                await writer.drain()
-
-    directions = [asyncio.ensure_future(outbound()), asyncio.ensure_future(inbound())]
+    directions = [asyncio.ensure_future(copy(outer[0], inner[1])), asyncio.ensure_future(copy(inner[0], outer[1]))]
     try:
         done, _ = await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
         for direction in done:
             direction.result()
-        return directions[1] in done
+        return directions[0] in done
     finally:
         for direction in directions:
             direction.cancel()
         await asyncio.gather(*directions, return_exceptions=True)
 
 
-def keep_alive(writer: asyncio.StreamWriter) -> None:
+def keep_alive(connection: socket.socket) -> None:
     """Have the kernel notice when the machine at the other end is gone."""
-    connection: socket.socket = writer.get_extra_info("socket")
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in KEEPALIVE.items():
         if hasattr(socket, name):  # not on every system
@@ -81,7 +77,7 @@ class Listener(ABC):
     def __init__(self, address: tuple[str, int]) -> None:
         family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         try:
-            listener = socket.create_server(address, family=family)
+            listener = socket.create_server(address, family=family, backlog=16 * PENDING)
         except OSError as error:
             why = f"cannot listen on {spell(address)}: {error.strerror}"
             raise UsageError(f"{why}; give an address of this machine and a free port (0: any)") from None
@@ -107,21 +103,33 @@ class Listener(ABC):
             self._loop.close()
 
     async def _listen(self, listener: socket.socket) -> None:
-        server = await asyncio.start_server(self._begin, sock=listener, backlog=16 * PENDING)
-        await self._stop.wait()
-        server.close()
+        listener.setblocking(False)
+        accepting, stopped = (
+            asyncio.ensure_future(self._accept(listener)),
+            asyncio.ensure_future(self._stop.wait()),
+        )
+        await asyncio.wait([accepting, stopped], return_when=asyncio.FIRST_COMPLETED)
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        listener.close()
         await asyncio.sleep(0)  # the loop closes the sockets in its next iteration
 
-    async def _begin(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(asyncio.CancelledError):  # by `close`; asyncio would report it
-            await self._handle(reader, writer)
+    async def _accept(self, listener: socket.socket) -> None:
+        handlers = set[asyncio.Task[None]]()  # the loop itself holds them weakly
+        while True:
+            try:
+                connection, _ = await self._loop.sock_accept(listener)
+            except OSError:  # it is gone already, or there are too many open files
+                await asyncio.sleep(PAUSE)
+                continue
+            handler = asyncio.ensure_future(self._handle(connection))
+            handlers.add(handler)
+            handler.add_done_callback(handlers.discard)
 
     @abstractmethod
-    async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _handle(self, connection: socket.socket) -> None:
         """Handle one connection, and close it."""
 
 

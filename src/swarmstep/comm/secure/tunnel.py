@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
+import ssl
 
-from swarmstep.comm.secure.auth import checked_secret
-from swarmstep.comm.secure.channel import Channel, connect
 from swarmstep.comm.secure.listener import TIMEOUT, Listener, closing, keep_alive, relay, spell
+from swarmstep.comm.secure.tls import Streams, connect, contexts, dial
 from swarmstep.errors import CommError
 
 RETRY = 0.2  # seconds between two attempts to reach a proxy
@@ -29,7 +30,7 @@ class Tunnel(Listener):
 
     def __init__(self, address: tuple[str, int], secret: bytes, timeout: float) -> None:
         self._address = address
-        self._secret = checked_secret(secret, "the secret")
+        self._context = contexts(secret).worker
         self._timeout = timeout
         self.error: CommError | None = None
         super().__init__(("127.0.0.1", 0))
@@ -39,31 +40,27 @@ class Tunnel(Listener):
         asyncio.run_coroutine_threadsafe(self._try_out(), self._loop).result(self._timeout + 2 * TIMEOUT)
 
     async def _try_out(self) -> None:
-        _, writer = await self._connect()
-        async with closing(writer):
+        async with closing((await self._connect())[1]):
             pass
 
-    async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _handle(self, connection: socket.socket) -> None:
+        where = f"the proxy at {spell(self._address)}"
+        inner = await asyncio.open_connection(sock=connection)
         try:
-            async with closing(writer):
-                channel, outer = await self._connect()
-                async with closing(outer):
-                    await self._relay(channel, reader, writer)
+            async with closing(inner[1]):
+                outer = await self._connect()
+                async with closing(outer[1]):
+                    if await relay(outer, inner):
+                        self.error = CommError(f"{where} closed the connection; the host has ended, or its store")
+        except ssl.SSLError:
+            self.error = CommError(f"{where} sent what is not authentic: altered on the way, or out of order")
         except OSError as error:
-            where = spell(self._address)
-            self.error = CommError(f"the connection through the proxy at {where} is lost: {_why(error)}")
+            self.error = CommError(f"the connection through {where} is lost: {_why(error)}")
         except CommError as error:
             self.error = error
 
-    async def _relay(self, channel: Channel, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            if await relay(channel, reader, writer):
-                raise CommError("closed the connection; the host has ended, or its store")
-        except CommError as error:
-            raise CommError(f"the proxy at {spell(self._address)} {error}") from None
-
-    async def _connect(self) -> tuple[Channel, asyncio.StreamWriter]:
-        """Return a channel to the proxy and what closes it; raise CommError after the timeout."""
+    async def _connect(self) -> Streams:
+        """Return a connection to the store behind the proxy; raise CommError after the timeout."""
         where, progress = spell(self._address), ["no answer"]
         try:
             return await asyncio.wait_for(self._reach(progress), self._timeout)
@@ -75,22 +72,18 @@ class Tunnel(Listener):
             why = f"the proxy at {where} {error}"
         raise CommError(why)
 
-    async def _reach(self, progress: list[str]) -> tuple[Channel, asyncio.StreamWriter]:
+    async def _reach(self, progress: list[str]) -> Streams:
         """Connect, as often as it takes, and authenticate; note in `progress` how it goes."""
         while True:
             try:
-                reader, writer = await asyncio.open_connection(*self._address)
+                connection = await dial(self._address)
                 break
             except OSError as error:
                 progress.append(_why(error))
                 await asyncio.sleep(RETRY)
-        progress.append("connected, but no greeting")
-        try:
-            keep_alive(writer)
-            return await connect(reader, writer, self._secret), writer
-        except BaseException:
-            writer.transport.abort()
-            raise
+        progress.append("connected, but no answer")
+        keep_alive(connection)
+        return await connect(connection, self._context)
 
 
 def open_tunnel(address: tuple[str, int], secret: bytes, timeout: float = 30.0) -> Tunnel:
@@ -103,7 +96,7 @@ def open_tunnel(address: tuple[str, int], secret: bytes, timeout: float = 30.0) 
 
     Raises:
         CommError: there is no proxy, or it refused the secret, or does not know it itself.
-        UsageError: the secret is too short.
+        UsageError: the secret is too short, or the extra `secure` is not installed.
     """
     tunnel = Tunnel(address, secret, timeout)
     try:

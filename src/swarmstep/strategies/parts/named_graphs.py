@@ -77,24 +77,29 @@ _NAMED: Mapping[str, Callable[[int], Graph]] = {
 PAIRS, NONE = "pairs", "none"
 
 
+def _degree(spec: str) -> int | None:
+    """Return the DEGREE of ``ring:DEGREE``; None of another text."""
+    name, colon, degree = spec.partition(":")
+    return int(degree) if name == "ring" and colon and degree.isdecimal() else None
+
+
 def parse(spec: str, size: int) -> Graph:
     """Return the graph that `spec` names: of `spec_help.GRAPHS`.
 
     Raises:
         UsageError: another text, or a degree that does not go with `size` workers.
     """
-    name, colon, degree = spec.partition(":")
     if spec in _NAMED:
         return _NAMED[spec](size)
-    if name == "ring" and colon and degree.isdecimal():
-        return ring(size, int(degree))
+    if (degree := _degree(spec)) is not None:
+        return ring(size, degree)
     raise UsageError(f"unknown graph {spec!r}; expected one of {spec_help.GRAPHS}")
 
 
 @functools.lru_cache(maxsize=16)
 def _parsed(spec: str, size: int) -> Graph:
-    degree = spec.removeprefix("ring:")
-    return complete(size) if degree.isdecimal() and int(degree) >= size else parse(spec, size)
+    degree = _degree(spec)
+    return complete(size) if degree is not None and degree >= size else parse(spec, size)
 
 
 def check_spec(name: str, spec: str, *, changing: bool = False) -> None:
@@ -105,13 +110,8 @@ def check_spec(name: str, spec: str, *, changing: bool = False) -> None:
         spec: its value.
         changing: whether ``pairs`` is one, too.
     """
-    ring_of, colon, degree = spec.partition(":")
-    if (
-        spec in _NAMED
-        or spec == NONE
-        or (changing and spec == PAIRS)
-        or (ring_of == "ring" and colon and degree.isdecimal() and int(degree) and int(degree) % 2 == 0)
-    ):
+    degree = _degree(spec)
+    if spec in _NAMED or spec == NONE or (changing and spec == PAIRS) or (degree and degree % 2 == 0):
         return
     more = f"{PAIRS}, " if changing else ""
     raise UsageError(f"{name}: expected one of {NONE}, {more}{spec_help.GRAPHS}, found {spec!r}")
