@@ -395,7 +395,7 @@ def _ranked(workers: int) -> str:
     """Return in words how the methods were ranked, with so many workers."""
     runs = [row for row in read("ranking.json")["rows"] if row["workers"] == workers]
     cells = Counter((run["method"], run["every"]) for run in runs if run["seed"] != ranking.TUNING_SEED)
-    few = "One seed so far, which is an indication only." if min(cells.values()) == 1 else ""
+    few = "Fewer than three seeds so far, which is an indication only." if min(cells.values()) < 3 else ""
     tokens = f"{ranking.STEPS[workers]} steps of {ranking.BATCH} examples"
     many = f"{workers} workers" if workers > 1 else "One worker"
     return f"""{many} ({link("runs", "ranking.json")}), `{ranking.MODEL}` on text, {tokens} each, whatever the
@@ -414,7 +414,8 @@ def ranked() -> str:
     for workers in (4, 16, 1):
         shown = ranking_table.table(rows, workers)
         if len(shown) > 1:
-            parts += [paragraph(_ranked(workers)), table(*shown), _verdicts(rows, workers)]
+            tried = table(*ranking_table.tuning(rows, workers))
+            parts += [paragraph(_ranked(workers)), table(*shown), _verdicts(rows, workers), tried]
     return "\n\n".join(parts)
 
 

@@ -67,6 +67,19 @@ def _line(rows: Rows, name: str, workers: int, found: Mapping[int, Mapping[str, 
     return line
 
 
+def tuning(rows: Rows, workers: int) -> list[tuple[str, ...]]:
+    """Return a head and a line for each tuned method: MB, and the loss at each rate; the lowest first."""
+    of = [row for row in rows if row["seed"] == ranking.TUNING_SEED and row["workers"] == workers]
+    rates, losses = sorted({row["rate"] for row in of}), dict[str, dict[float, float]]()
+    for row in of:
+        losses.setdefault(row["method"], {})[row["rate"]] = row["test_loss"]
+    least = {name: min(found.values()) for name, found in losses.items() if len(found) > len(ranking.RATES)}
+    lines: list[tuple[str, ...]] = [("loss when tuned", *(f"rate {rate:g}" for rate in rates))]
+    for name in sorted(least, key=least.__getitem__):
+        lines.append((name, *(f"{losses[name][rate]:.3f}" if rate in losses[name] else "" for rate in rates)))
+    return lines
+
+
 def short(rows: Rows, workers: int) -> list[tuple[str, ...]]:
     """Return the table without rates, losses and numbers of seeds."""
     return [tuple(line[i] for i in (0, 2, 4, 6, 8)) for line in table(rows, workers)]
