@@ -8,7 +8,6 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from swarmstep.chaos.disk import Disk
 from swarmstep.chaos.etcd import Cluster
@@ -186,11 +185,9 @@ class Means:
         active.victims = tuple(self.supervisor.kill(fullest))
 
 
-def pid_of(supervisor: Any, worker: str) -> int | None:
+def pid_of(supervisor: Workers, worker: str) -> int | None:
     """Return the process of the worker of this name; None if it has ended."""
     slot = int(worker.partition(".")[0])
-    if isinstance(supervisor, Supervisors):
-        return supervisor.pid_of(worker)
     return supervisor.pids.get(slot) if supervisor.living.get(slot) == worker else None
 
 

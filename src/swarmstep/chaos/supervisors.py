@@ -152,10 +152,6 @@ class Supervisors:
         except (KeyError, ProcessLookupError):
             return False
 
-    def pid_of(self, worker: str) -> int | None:
-        """Return the process of a worker; None if it has ended."""
-        return self._living.get(worker)
-
     def kill(self, index: int) -> list[str]:
         """Kill a supervisor; another takes its place. Return the workers that end with it."""
         one = self._processes[index]

@@ -11,7 +11,7 @@ from torch import Tensor
 from swarmstep.checkpoint import fields
 from swarmstep.data.sampler import Sampler
 from swarmstep.data.sharding import Shard
-from swarmstep.data.stream import Stream
+from swarmstep.data.stream import Stream, earliest_first, of_pass
 from swarmstep.errors import CheckpointError, UsageError
 
 
@@ -95,11 +95,7 @@ class ElasticSampler:
 
     def _stream(self, start: int, stop: int) -> Tensor:
         """Return (pass, example) of the places from `start` up to `stop`, int64 [stop - start, 2]."""
-        parts = [self._returned[start:stop]]
-        start = max(start, len(self._returned)) - len(self._returned) + self._place
-        stop = stop - len(self._returned) + self._place
-        parts += [_of_pass(number, examples) for number, examples in self._passes.by_pass(start, stop)]
-        return torch.cat(parts)
+        return self._passes.after(self._returned, self._place, start, stop)
 
     def deal(
         self,
@@ -138,7 +134,7 @@ class ElasticSampler:
         drawn[:, 0] = ranks[drawn[:, 0]]
         lost = drawn[:, 0] < 0
         self._place += max(0, used - len(self._returned))
-        self._returned = _by_pass(torch.cat([self._returned[used:], drawn[lost, 2:]]))
+        self._returned = earliest_first(torch.cat([self._returned[used:], drawn[lost, 2:]]))
         self._drawn = drawn[~lost]
         self._workers, self._step, self._committed = len(sources), step, committed
         self._shares, self._length = [*shares], length
@@ -252,7 +248,7 @@ class ElasticSampler:
         for rank, shard in enumerate(shards):
             stream = Sampler(shard, len(shard), seed, rank)  # a batch is a pass
             begun, offset = divmod(step * batch, len(shard))
-            orders = [_of_pass(i, stream.batch(i + 1).indices) for i in range(begun, last + 1)]
+            orders = [of_pass(i, stream.batch(i + 1).indices) for i in range(begun, last + 1)]
             left += [orders[0][offset:], *orders[1:]]
             sampler = Sampler(shard, batch, seed, rank)
             for took in range(committed + 1, step + 1):
@@ -261,23 +257,13 @@ class ElasticSampler:
                 what = torch.stack([places // len(shard), sampler.batch(took).indices], 1)
                 drawn.append(torch.cat([who, what], 1))
         ledger._step, ledger._committed, ledger._place = step, committed, (last + 1) * examples
-        ledger._returned, ledger._drawn = _by_pass(torch.cat(left)), torch.cat(drawn)
+        ledger._returned, ledger._drawn = earliest_first(torch.cat(left)), torch.cat(drawn)
         ledger.deal(step, committed, [rank if rank < len(shards) else None for rank in range(workers)])
         return ledger
 
 
 def _rows(columns: int) -> Tensor:
     return torch.empty(0, columns, dtype=torch.int64)
-
-
-def _of_pass(number: int, examples: Tensor) -> Tensor:
-    """Return (pass, example) of `examples`, int64 [n, 2]."""
-    return torch.stack([torch.full_like(examples, number), examples], 1)
-
-
-def _by_pass(rows: Tensor) -> Tensor:
-    """Return rows of (pass, example), the earliest pass first."""
-    return rows[rows[:, 0].argsort(stable=True)]
 
 
 def _number(saved: Mapping[str, Any], name: str, low: int) -> int:

@@ -49,8 +49,31 @@ class Stream:
             yield number, part
             start += len(part)
 
+    def after(self, first: Tensor, place: int, start: int, stop: int) -> Tensor:
+        """Return rows of (pass, example): those of `first`, then the passes from `place` on.
+
+        Args:
+            first: what comes before, int64 [F, 2].
+            place: in the passes, laid end to end, where they go on.
+            start: of the rows, the first one that is returned.
+            stop: and the one after the last.
+        """
+        parts = [first[start:stop]]
+        start, stop = (max(number - len(first), 0) + place for number in (start, stop))
+        return torch.cat([*parts, *(of_pass(number, examples) for number, examples in self.by_pass(start, stop))])
+
     def _permutation(self, number: int) -> Tensor:
         if number != self._pass:
             source = generator(self._seed, self._name, number)
             self._pass, self._order = number, torch.randperm(self._examples, generator=source)
         return self._order
+
+
+def of_pass(number: int, examples: Tensor) -> Tensor:
+    """Return (pass, example) of `examples`, int64 [n, 2]."""
+    return torch.stack([torch.full_like(examples, number), examples], 1)
+
+
+def earliest_first(rows: Tensor) -> Tensor:
+    """Return rows of (pass, example), the earliest pass first."""
+    return rows[rows[:, 0].argsort(stable=True)]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from swarmstep.checkpoint import fields
-from swarmstep.data.stream import Stream
+from swarmstep.data.stream import Stream, earliest_first
 from swarmstep.errors import CheckpointError, UsageError
 
 
@@ -112,18 +112,11 @@ class TimedLedger:
         taken = torch.tensor([columns.get(column, 0) for column in range(self._count)])
         left = torch.arange(longest)[:, None] >= taken
         self._place += max(0, end - len(self._returned))
-        rows = torch.cat([blocks[left].view(-1, 2), self._returned[end:]])
-        self._returned = rows[rows[:, 0].argsort(stable=True)]
+        self._returned = earliest_first(torch.cat([blocks[left].view(-1, 2), self._returned[end:]]))
 
     def _stream(self, start: int, stop: int) -> Tensor:
         """Return (pass, example) of the places from `start` up to `stop`, int64 [stop - start, 2]."""
-        returned = self._returned[start:stop]
-        start, stop = (max(place - len(self._returned), 0) + self._place for place in (start, stop))
-        parts = [
-            torch.stack([torch.full_like(examples, number), examples], 1)
-            for number, examples in self._passes.by_pass(start, stop)
-        ]
-        return torch.cat([returned, *parts])
+        return self._passes.after(self._returned, self._place, start, stop)
 
     def state_dict(self) -> dict[str, Any]:
         """Return numbers and tensors: what a rank needs to draw as all others do."""
